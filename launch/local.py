@@ -1,0 +1,183 @@
+"""All ranks of a run on this machine: one process each, signals passed on, one exit code for all.
+
+A rank starts with TERM and USR2 ignored, because either would kill it while it imports; the trainer installs handlers
+as soon as it can. So that none is lost meanwhile, a signal that this process gets is repeated every second until
+the ranks have ended; for the trainer a repeated signal is the same wish.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from rxt_dist.errors import ExitCode
+from rxt_dist.train.ranks import free_port
+
+GRACE_SECONDS = 10.0
+_POLL_SECONDS = 0.05
+_REPEAT_SECONDS = 1.0
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+_IGNORED_AT_START = (signal.SIGTERM, signal.SIGUSR2)
+
+# Starting again cannot mend these: the same configuration, data or divergence would meet the next life.
+_FINAL = frozenset(
+    {
+        ExitCode.DONE,
+        ExitCode.CONFIG,
+        ExitCode.DATA,
+        ExitCode.DISK,
+        ExitCode.DIVERGED,
+        ExitCode.CRASH_LOOP,
+    }
+)
+
+
+@dataclass
+class _Signals:
+    """Signals that this process received; the last one is repeated to the ranks."""
+
+    last: signal.Signals | None = None
+    fresh: list[signal.Signals] = field(default_factory=list)
+    interrupted: bool = False
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Handler: remember only; the main loop passes on."""
+        received = signal.Signals(number)
+        self.fresh.append(received)
+        if received is signal.SIGINT:
+            self.interrupted = True
+        else:
+            self.last = received
+
+
+def launch(
+    command: Sequence[str], ranks: int, resume_attempts: int = 0, grace_seconds: float = GRACE_SECONDS
+) -> int:
+    """Run `command` as `ranks` ranks until all have ended, and again after a preemption or a crash.
+
+    Args:
+        command: what each rank executes; rank facts reach it by torchrun's environment variables.
+        ranks: how many.
+        resume_attempts: how often to start all ranks again after exit code 75 or a crash; never after Ctrl-C.
+        grace_seconds: how long the other ranks live on after one has failed.
+
+    Returns:
+        The exit code of the last life: 75 if a rank says preempted, else the first bad one, else 0.
+    """
+    with _received_signals() as signals:
+        code = _one_life(command, ranks, grace_seconds, signals)
+        for attempt in range(1, resume_attempts + 1):
+            if code in _FINAL or signals.interrupted:
+                break
+            print(f"ranks ended with exit code {code}; starting again ({attempt} of {resume_attempts})", flush=True)
+            signals.last = None
+            code = _one_life(command, ranks, grace_seconds, signals)
+    return code
+
+
+@contextmanager
+def _received_signals() -> Iterator[_Signals]:
+    signals = _Signals()
+    before = {number: signal.signal(number, signals.receive) for number in _FORWARDED}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _one_life(command: Sequence[str], ranks: int, grace_seconds: float, signals: _Signals) -> int:
+    port, processes = free_port(), list[subprocess.Popen[bytes]]()
+    try:
+        for rank in range(ranks):
+            environment = rank_environment(os.environ, rank, ranks, port)
+            processes.append(_start(command, environment))
+        return _wait(processes, grace_seconds, signals)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def rank_environment(base: Mapping[str, str], rank: int, ranks: int, port: int) -> dict[str, str]:
+    """The environment of one rank: torchrun's variables, its share of the cores, the CPU accelerator without a GPU."""
+    environment = dict(base)
+    environment.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(ranks),
+        LOCAL_WORLD_SIZE=str(ranks),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // ranks)))
+    if not _has_gpu(base):
+        environment.setdefault("DS_ACCELERATOR", "cpu")
+    return environment
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _has_gpu(environment: Mapping[str, str]) -> bool:
+    """Whether a GPU device exists and is not hidden; asking torch would cost its import."""
+    if environment.get("CUDA_VISIBLE_DEVICES", "any") in ("", "-1"):
+        return False
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+
+
+def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    # A session of its own: Ctrl-C on the terminal reaches the ranks once, through this process.
+    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_prepare_rank)  # noqa: PLW1509
+
+
+def _prepare_rank() -> None:
+    """In the new process, before the command: ignore what would kill an import; save and stop when the parent dies."""
+    for number in _IGNORED_AT_START:
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))
+
+
+def _wait(processes: list[subprocess.Popen[bytes]], grace_seconds: float, signals: _Signals) -> int:
+    """Wait for all ranks, passing signals on; end the others `grace_seconds` after the first failure."""
+    codes: list[int] = []
+    running = list(processes)
+    deadline, repeat_at = float("inf"), 0.0
+    while running:
+        now = time.monotonic()
+        if signals.last and now >= repeat_at:
+            signals.fresh.append(signals.last)
+            repeat_at = now + _REPEAT_SECONDS
+        while signals.fresh:
+            number = signals.fresh.pop(0)
+            for process in running:
+                process.send_signal(number)
+        for process in [process for process in running if process.poll() is not None]:
+            running.remove(process)
+            codes.append(_exit_code(process.returncode))
+        if deadline == float("inf") and any(codes):
+            deadline = now + grace_seconds
+        if running and now >= deadline:
+            for process in running:
+                process.kill()
+        time.sleep(_POLL_SECONDS)
+    if ExitCode.PREEMPTED in codes:
+        return ExitCode.PREEMPTED
+    return next((code for code in codes if code), ExitCode.DONE)
+
+
+def _exit_code(returncode: int) -> int:
+    """A shell's reading: 128 + n for a process ended by signal n."""
+    return returncode if returncode >= 0 else 128 - returncode

@@ -1,0 +1,349 @@
+"""The commit protocol of checkpoints: files in folders, without a process group and without an engine.
+
+A checkpoint is a folder of files and a manifest that names each of them with its size and sha256:
+
+    checkpoints/step-00000120.tmp/     being written; ignored by every load
+    checkpoints/step-00000120/         committed: the rename into this name is the moment of the commit
+    checkpoints/latest                 the name of the newest committed folder
+
+The order is files -> fsync -> manifest -> fsync -> rename -> fsync -> `latest` -> prune, so that a kill between any two
+operations leaves what was committed before untouched. Rank 0 calls `begin`, `commit` and the reading methods; every
+rank calls `record` for the files that it wrote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rxt_dist.errors import CheckpointError
+from rxt_dist.files import fsync_dir, require_free_space, sha256_file, write_atomic, write_json_atomic
+
+MANIFEST = "manifest.json"
+LATEST = "latest"
+MIN_KEEP = 2
+_FORMAT = 1
+_FINAL = re.compile(r"step-(\d{8,})")
+_UNFINISHED = re.compile(r"step-(\d{8,})\.tmp")
+# sha256 releases the interpreter lock; more threads than this only queue up at one disk.
+_HASH_THREADS = 4
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of a checkpoint: its path inside the folder (with `/`), its size in bytes and its hex sha256."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint as its manifest describes it."""
+
+    step: int
+    path: Path
+    meta: dict[str, Any]
+    files: tuple[FileRecord, ...]
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """One line of a listing.
+
+    `bytes` is what the folder occupies, `meta` holds the plain top-level values (numbers, texts) of the manifest's
+    meta, `problem` says why a folder with a final name is not readable; contents are not hashed for a listing.
+    """
+
+    step: int
+    path: Path
+    committed: bool
+    bytes: int
+    meta: dict[str, Any]
+    problem: str | None
+
+
+class _ManifestError(Exception):
+    """A manifest that cannot be believed; the text says why."""
+
+
+# Named here because inside the store `list` is the method.
+_Listing = list[CheckpointInfo]
+_Problems = list[str]
+_Folders = list[tuple[int, Path]]
+_Fingerprint = tuple[tuple[str, int, int], ...]
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        directory: the `checkpoints` folder of the run; created by the first `begin`.
+        keep: newest valid checkpoints that pruning leaves, at least 2 so that one damaged on disk costs one interval.
+    """
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        if keep < MIN_KEEP:
+            raise ValueError(f"keep is {keep}; at least {MIN_KEEP} checkpoints must stay")
+        self.directory = directory
+        self.keep = keep
+        self._begun: set[int] = set()
+        self._trusted: dict[int, _Fingerprint] = {}
+
+    def folder(self, step: int) -> Path:
+        """Where the committed checkpoint of `step` is, or would be."""
+        return self.directory / f"step-{step:08d}"
+
+    def unfinished_folder(self, step: int) -> Path:
+        """Where the files of `step` are written before the commit; the same on every rank."""
+        return self.directory / f"step-{step:08d}.tmp"
+
+    def require_space(self, needed_bytes: int) -> None:
+        """Raise `DiskError` when the disk cannot hold another checkpoint of `needed_bytes`.
+
+        Call it after `begin`, which frees what an interrupted save left behind.
+        """
+        require_free_space(self.directory, needed_bytes, "A checkpoint")
+
+    def begin(self, step: int) -> Path:
+        """Create the empty folder for the files of `step`, removing what interrupted saves left; rank 0, first."""
+        self._begun.discard(step)
+        for other, folder in self._folders(_UNFINISHED):
+            # A save of this process that is still being written in the background is not a leftover.
+            if other not in self._begun:
+                shutil.rmtree(folder)
+        folder = self.unfinished_folder(step)
+        folder.mkdir(parents=True)
+        self._begun.add(step)
+        return folder
+
+    def record(self, path: Path) -> FileRecord:
+        """Make a written file durable and describe it; called by the rank that wrote it. Reads the file once."""
+        folder = self.directory / path.relative_to(self.directory).parts[0]
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            size = os.fstat(file.fileno()).st_size
+        return FileRecord(path.relative_to(folder).as_posix(), size, sha256_file(path))
+
+    def commit(self, step: int, files: Sequence[FileRecord], meta: Mapping[str, Any]) -> Path:
+        """Turn the written files of `step` into a checkpoint; rank 0, after every rank has recorded its files.
+
+        Args:
+            files: the records of all ranks together.
+            meta: JSON values that a load needs (tokens, data position, hashes, topology, versions); no NaN.
+
+        Raises:
+            CheckpointError: a recorded file is absent or has another size, or a written file was not recorded.
+                Nothing has been committed or pruned then.
+        """
+        unfinished, final = self.unfinished_folder(step), self.folder(step)
+        _require_complete(unfinished, files)
+        for folder in {(unfinished / file.name).parent for file in files}:
+            fsync_dir(folder)
+        write_json_atomic(unfinished / MANIFEST, _manifest(step, files, meta))
+        if final.exists() and self.verify(step):
+            # Damaged, so no load would have taken it.
+            shutil.rmtree(final)
+        if final.exists():
+            shutil.rmtree(unfinished)
+        else:
+            os.rename(unfinished, final)
+            fsync_dir(self.directory)
+        self._begun.discard(step)
+        write_atomic(self.directory / LATEST, final.name + "\n")
+        self._trusted[step] = _fingerprint(final)
+        self._prune()
+        return final
+
+    def list(self) -> _Listing:
+        """Every checkpoint folder by ascending step, unfinished ones included; reads manifests, hashes nothing."""
+        found = [_describe(step, path, committed=True) for step, path in self._folders(_FINAL)]
+        found += [_describe(step, path, committed=False) for step, path in self._folders(_UNFINISHED)]
+        return sorted(found, key=lambda info: (info.step, info.committed))
+
+    def verify(self, checkpoint: int | Path, full: bool = True) -> _Problems:
+        """Problems of one checkpoint, each naming its file; empty when it is sound.
+
+        Args:
+            checkpoint: a step of this store, or the path of a checkpoint folder.
+            full: read and hash every file (about 1 GB/s and thread); otherwise compare names and sizes only.
+        """
+        folder = self.folder(checkpoint) if isinstance(checkpoint, int) else checkpoint
+        return _examine(folder, full)[1]
+
+    def latest_valid(self, report: Callable[[str], None]) -> Checkpoint | None:
+        """The newest checkpoint whose every file has the recorded hash, or None where there is none.
+
+        Args:
+            report: called with one sentence for each newer checkpoint that was rejected, and for a wrong `latest`.
+        """
+        pointer = self.directory / LATEST
+        if pointer.exists():
+            name = pointer.read_text(errors="replace").strip()
+            if not name or not (self.directory / name).is_dir():
+                report(f"{pointer} names '{name}', which does not exist; looking at the folders instead.")
+        for step, folder in reversed(self._folders(_FINAL)):
+            checkpoint, problems = _examine(folder, full=True)
+            if checkpoint is not None and not problems:
+                self._trusted[step] = _fingerprint(folder)
+                return checkpoint
+            report(f"Checkpoint {folder} is rejected: {'; '.join(problems)}.")
+        return None
+
+    def _folders(self, pattern: re.Pattern[str]) -> _Folders:
+        """(step, folder) of every folder whose name matches, by ascending step."""
+        if not self.directory.is_dir():
+            return []
+        matches = ((pattern.fullmatch(path.name), path) for path in self.directory.iterdir() if path.is_dir())
+        return sorted((int(match[1]), path) for match, path in matches if match)
+
+    def _prune(self) -> None:
+        """Remove what is older than the `keep` newest valid checkpoints; damaged ones do not count."""
+        valid = 0
+        for step, folder in reversed(self._folders(_FINAL)):
+            if valid >= self.keep:
+                # The manifest goes first: a kill in the middle leaves a folder that no load can mistake for whole.
+                (folder / MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(folder)
+                self._trusted.pop(step, None)
+            elif self._is_sound(step, folder):
+                valid += 1
+
+    def _is_sound(self, step: int, folder: Path) -> bool:
+        """Whether a checkpoint is valid, hashing its files only if they changed since this process last did.
+
+        Hashing every kept checkpoint at every save would read several times what is written.
+        """
+        if self._trusted.get(step) == _fingerprint(folder):
+            return not self.verify(step, full=False)
+        if self.verify(step):
+            return False
+        self._trusted[step] = _fingerprint(folder)
+        return True
+
+
+def _fingerprint(folder: Path) -> _Fingerprint:
+    """Name, size and time of change of every file, in nanoseconds: equal as long as nobody wrote to the files."""
+    stats = ((path.relative_to(folder).as_posix(), path.stat()) for path in _files_below(folder))
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _require_complete(folder: Path, files: Sequence[FileRecord]) -> None:
+    """Raise `CheckpointError` unless `files` are exactly the files in `folder`."""
+    problems = [problem for file in files if (problem := _size_problem(folder, file))]
+    names = {file.name for file in files}
+    if len(names) < len(files):
+        problems.append("two ranks recorded a file of the same name")
+    # Network file systems keep deleted but open files under dotted names.
+    written = {path.relative_to(folder).as_posix() for path in _files_below(folder) if not path.name.startswith(".")}
+    problems += [f"{name}: written but not recorded by any rank" for name in sorted(written - names - {MANIFEST})]
+    if problems or not files:
+        raise CheckpointError(
+            f"The checkpoint in {folder} is incomplete and was not committed: {'; '.join(problems) or 'no files'}. "
+            f"Check that every rank writes to the same shared folder and that the disk is not full; "
+            f"the checkpoints committed before are untouched."
+        )
+
+
+def _manifest(step: int, files: Iterable[FileRecord], meta: Mapping[str, Any]) -> dict[str, Any]:
+    body = {
+        "format": _FORMAT,
+        "step": step,
+        "meta": dict(meta),
+        "files": [asdict(file) for file in sorted(files, key=lambda file: file.name)],
+    }
+    # A round trip through text, so that the digest is over what a reader will see (tuples as lists, keys as text).
+    body = json.loads(json.dumps(body, allow_nan=False))
+    return {**body, "digest": _digest(body)}
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    """sha256 over the manifest itself: a flipped digit in `meta` would otherwise resume at the wrong data position."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(folder: Path) -> Checkpoint:
+    """Parse and check a manifest, without looking at the files that it names.
+
+    Raises:
+        _ManifestError: absent, empty, truncated, altered, of another format or another step.
+    """
+    try:
+        content = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise _ManifestError(error.strerror or str(error)) from error
+    if not content.strip():
+        raise _ManifestError("empty")
+    try:
+        body = json.loads(content)
+        digest = body.pop("digest")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise _ManifestError(f"truncated or not a manifest ({len(content)} bytes)") from error
+    if body.get("format") != _FORMAT:
+        raise _ManifestError(f"format {body.get('format')}, but this version reads format {_FORMAT}")
+    if digest != _digest(body):
+        raise _ManifestError("altered since it was written (its own sha256 differs)")
+    named = _FINAL.fullmatch(folder.name)
+    if named and int(named[1]) != body["step"]:
+        raise _ManifestError(f"describes step {body['step']}, not the step in the folder's name")
+    return Checkpoint(body["step"], folder, body["meta"], tuple(FileRecord(**file) for file in body["files"]))
+
+
+def _examine(folder: Path, full: bool) -> tuple[Checkpoint | None, list[str]]:
+    """A checkpoint folder and its problems; the checkpoint is None when its manifest cannot be believed."""
+    if not folder.is_dir():
+        return None, [f"{folder}: no such checkpoint"]
+    try:
+        checkpoint = _read_manifest(folder)
+    except _ManifestError as error:
+        return None, [f"{MANIFEST}: {error}"]
+    check = _content_problem if full else _size_problem
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        problems = list(pool.map(lambda file: check(folder, file), checkpoint.files))
+    return checkpoint, [problem for problem in problems if problem]
+
+
+def _size_problem(folder: Path, file: FileRecord) -> str | None:
+    path = folder / file.name
+    if not path.is_file():
+        return f"{file.name}: missing"
+    size = path.stat().st_size
+    return None if size == file.bytes else f"{file.name}: {size} bytes instead of {file.bytes}"
+
+
+def _content_problem(folder: Path, file: FileRecord) -> str | None:
+    """As `_size_problem`, and the content; a file that cannot be read is a problem too, not an error."""
+    if problem := _size_problem(folder, file):
+        return problem
+    try:
+        actual = sha256_file(folder / file.name)
+    except OSError as error:
+        return f"{file.name}: cannot be read ({error.strerror})"
+    if actual == file.sha256:
+        return None
+    return f"{file.name}: damaged (sha256 {actual[:12]} instead of {file.sha256[:12]})"
+
+
+def _describe(step: int, path: Path, committed: bool) -> CheckpointInfo:
+    occupied = sum(file.stat().st_size for file in _files_below(path))
+    meta: dict[str, Any] = {}
+    problem = None
+    if committed:
+        checkpoint, problems = _examine(path, full=False)
+        meta = checkpoint.meta if checkpoint else {}
+        problem = "; ".join(problems) or None
+    summary = {key: value for key, value in meta.items() if isinstance(value, str | int | float)}
+    return CheckpointInfo(step, path, committed, occupied, summary, problem)

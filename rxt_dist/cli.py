@@ -1,0 +1,43 @@
+"""The `rxt-dist` command line: verbs are listed here, each lives in a module of rxt_dist/commands.
+
+Importing this module costs no torch: a verb imports what it needs when it runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from rxt_dist.commands import checkpoint, config, data, doctor, launch, plan, train
+from rxt_dist.errors import ExitCode, UserError
+
+app = typer.Typer(
+    name="rxt-dist",
+    help="Distributed mixture-of-experts pre-training of Reactive Transformers.",
+    no_args_is_help=True,
+    add_completion=False,
+    # An error that is not the user's is a bug, and a bug's traceback is wanted whole.
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data.app, name="data")
+app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(config.app, name="config")
+app.add_typer(launch.app, name="launch")
+app.command()(train.train)
+app.command()(plan.plan)
+app.command()(doctor.doctor)
+
+# What typer exits with when a verb, an option or an argument is wrong.
+_USAGE = 2
+
+
+def main() -> None:
+    """Run the command line; errors that a person can act on end in one paragraph and their own exit code."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except SystemExit as end:
+        sys.exit(ExitCode.CONFIG if end.code == _USAGE else end.code)

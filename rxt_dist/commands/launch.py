@@ -1,0 +1,43 @@
+"""`rxt-dist launch`: start all ranks of a run."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from rxt_dist.commands.arguments import Overrides, RunFile
+
+app = typer.Typer(help="Start the ranks of a run.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `local` a verb of its own: typer runs the only verb of a group without its name."""
+
+
+@app.command()
+def local(
+    run: RunFile,
+    overrides: Overrides = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Ranks on this machine; default: cluster.gpus_per_node.")
+    ] = None,
+    resume_attempts: Annotated[
+        int, typer.Option(min=0, help="How often to start again after a preemption or a crash.")
+    ] = 0,
+) -> None:
+    """Start all ranks on this machine, pass signals on to them, and return what they return.
+
+    TERM and USR2 mean: save and stop. Ctrl-C is passed on too, and nothing is started again after it.
+    """
+    from launch.local import launch
+    from rxt_dist.config.load import load_run
+    from rxt_dist.config.validate import validate_run
+
+    config = load_run(run, overrides or [])
+    number = ranks or config.cluster.gpus_per_node
+    validate_run(config, number, None)
+    command = [sys.executable, "-m", "rxt_dist", "train", str(run), *(overrides or [])]
+    raise typer.Exit(launch(command, number, resume_attempts))

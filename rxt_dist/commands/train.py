@@ -1,0 +1,34 @@
+"""`rxt-dist train`: one rank of a training run."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from rxt_dist.commands.arguments import Overrides, RunFile
+
+
+def train(
+    run: RunFile,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, print the resolved config, and stop.")] = False,
+) -> None:
+    """Train. Start one process per rank, with torchrun, srun or `rxt-dist launch local`; alone it is the only rank."""
+    from rxt_dist.config.load import load_run, resolved_yaml
+    from rxt_dist.config.validate import validate_run
+    from rxt_dist.train.ranks import export_ranks, read_ranks
+
+    config = load_run(run, overrides or [])
+    ranks = read_ranks(os.environ)
+    if dry_run:
+        # On a login node there is one rank; the cluster that the run is meant for counts.
+        validate_run(config, ranks.world_size if ranks.world_size > 1 else config.cluster.ranks, None)
+        typer.echo(resolved_yaml(config), nl=False)
+        return
+    validate_run(config, ranks.world_size, None)
+    export_ranks(ranks, os.environ)
+    from rxt_dist.train.run import train as run_training
+
+    raise typer.Exit(int(run_training(config, ranks)))

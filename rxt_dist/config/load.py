@@ -1,0 +1,174 @@
+"""From YAML files and `a.b=c` overrides to validated configuration objects, with errors that name file and line.
+
+A run file joins others: the value of `model`, `data` or `cluster` may be a string, the path of a YAML file relative to
+the file it stands in. Overrides are applied after joining, in order; their values are YAML too. An override that gives
+one of the three a path (`model=configs/model/demo.yaml`) joins that file, relative to the current directory.
+
+All other paths (`data.path`, `output`) are relative to the current directory wherever they are written, so that one
+command started in one place means one thing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from rxt_dist.config.base import Config
+from rxt_dist.config.model import ModelConfig
+from rxt_dist.config.run import RunConfig
+from rxt_dist.config.source import KeyPath, Tree, dotted
+from rxt_dist.errors import ConfigError, nearest
+
+JOINED = ("model", "data", "cluster")
+
+# What may change when a run is resumed: where it runs and what it writes, and what changes speed and memory only.
+# The content of the data is compared by its fingerprint, so that its folder may move.
+RESUMABLE = (
+    "output",
+    "cluster",
+    "parallel",
+    "log",
+    "checkpoint",
+    "eval",
+    "data.path",
+    "train.micro_batch_rows",
+    "train.recompute",
+    "train.logit_chunk_tokens",
+)
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run file, join the files it names, apply `overrides`, validate.
+
+    Raises:
+        ConfigError: for anything wrong in the files or overrides, with file and line and what is allowed.
+    """
+    tree = Tree.read(path)
+    for key in JOINED:
+        if isinstance(tree.values, dict) and isinstance(tree.values.get(key), str):
+            tree.join(key, path.parent)
+    for override in overrides:
+        tree.override(override, joined=JOINED)
+    return _validated(RunConfig, tree)
+
+
+def load_model(path: Path, overrides: Sequence[str] = ()) -> ModelConfig:
+    """Read a model file alone; overrides count from the model (`vocab_size=4096`).
+
+    Raises:
+        ConfigError: as `load_run`.
+    """
+    tree = Tree.read(path)
+    for override in overrides:
+        tree.override(override, joined=())
+    return _validated(ModelConfig, tree)
+
+
+def is_model_file(path: Path) -> bool:
+    """Whether a file describes a model alone, and not a run."""
+    values = Tree.read(path).values
+    return isinstance(values, dict) and "decoder" in values
+
+
+def resolved_yaml(config: Config) -> str:
+    """The whole configuration with all defaults, as YAML that `load_run` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def config_hash(config: Config) -> str:
+    """Hex sha256 of the configuration's canonical JSON."""
+    return _hash(config.model_dump(mode="json"))
+
+
+def training_hash(config: RunConfig) -> str:
+    """Hex sha256 of what decides the sequence of losses: the configuration without `RESUMABLE`."""
+    values = config.model_dump(mode="json")
+    for name in RESUMABLE:
+        *parents, last = name.split(".")
+        parent = values
+        for key in parents:
+            parent = parent[key]
+        del parent[last]
+    return _hash(values)
+
+
+def _hash(values: Any) -> str:
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _validated(kind: type[ConfigT], tree: Tree) -> ConfigT:
+    """Validate strictly: a number is no text, a truth value no number; lists become tuples and texts paths."""
+    try:
+        return kind.model_validate_json(json.dumps(tree.values, default=str), strict=True)
+    except ValidationError as error:
+        problems = [_explain(kind, tree, dict(detail)) for detail in error.errors(include_url=False)]
+    raise ConfigError("\n".join(problems))
+
+
+def _explain(kind: type[Config], tree: Tree, detail: dict[str, Any]) -> str:
+    path: KeyPath = detail["loc"]
+    name, place = dotted(path), tree.place(path)
+    if detail["type"] == "extra_forbidden":
+        return f"{place}: unknown key '{name}'.{_guess(kind, path)}"
+    if detail["type"] == "missing":
+        return f"{place}: '{name}' is missing and has no default: set it{_hint(kind, path)}."
+    message = str(detail["msg"]).removeprefix("Input ")
+    if detail["type"] == "value_error":
+        inside = f"in '{name}', " if name else ""
+        return f"{place}: {inside}{message.removeprefix('Value error, ')}."
+    value = json.dumps(detail["input"], default=str, ensure_ascii=False)
+    value = value if len(value) <= 80 else value[:77] + "..."
+    subject = f"'{name}'" if name else "the configuration"
+    return f"{place}: {subject} cannot be {value}: it {_in_yaml_words(message)}{_hint(kind, path)}."
+
+
+def _guess(kind: type[Config], path: KeyPath) -> str:
+    """What the person may have meant by the unknown key at `path`: the same name elsewhere, or a like name here."""
+    elsewhere = [name for name in _all_keys(kind) if name.split(".")[-1] == path[-1]]
+    if elsewhere:
+        return f" Did you mean {' or '.join(repr(name) for name in elsewhere)}?"
+    here = {dotted((*path[:-1], key)): key for key in _class_at(kind, path[:-1]).model_fields}
+    return nearest(dotted(path), here) or f" Known here: {', '.join(here.values())}."
+
+
+def _all_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for key, description in kind.model_fields.items():
+        yield prefix + key
+        for inner in _classes_in(description.annotation):
+            yield from _all_keys(inner, f"{prefix}{key}.")
+
+
+def _in_yaml_words(message: str) -> str:
+    return message.replace("valid array", "list").replace("an object", "a mapping of keys to values")
+
+
+def _class_at(kind: type[BaseModel], path: KeyPath) -> type[BaseModel]:
+    """The configuration class whose fields stand at `path`."""
+    for part in path:
+        if part in kind.model_fields:
+            kind = next(_classes_in(kind.model_fields[str(part)].annotation), kind)
+    return kind
+
+
+def _classes_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _classes_in(argument)
+
+
+def _hint(kind: type[Config], path: KeyPath) -> str:
+    """The field's own description, in brackets."""
+    known = _class_at(kind, path[:-1]).model_fields
+    described = known[str(path[-1])].description if path and path[-1] in known else None
+    return f" ({described.rstrip('.')})" if described else ""

@@ -1,0 +1,202 @@
+"""A training run: which model, on which data, by which stage, over which ranks.
+
+Everything a person thinks of in tokens is given in tokens; rows follow from the data's row length.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from rxt_dist.config.base import Config
+from rxt_dist.config.model import ModelConfig
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class PhaseConfig(Config):
+    """One phase of the data mixture."""
+
+    tokens: PositiveInt | None = Field(None, description="Tokens this phase lasts; null: until the end of training.")
+    weights: dict[str, PositiveFloat] = Field(description="Share of each source, relative to the others.")
+
+
+class DataConfig(Config):
+    """Which shards are read, and in which mixture."""
+
+    path: Path = Field(description="Folder written by `rxt-dist data build`.")
+    seq_len: PositiveInt | None = Field(None, description="Row length in tokens; null: the data's own.")
+    mixture: tuple[PhaseConfig, ...] = Field((), description="Phases; empty: every source by its share of the rows.")
+    max_epochs: PositiveFloat = Field(4.0, description="Refuse a plan that repeats any source more often than this.")
+
+
+class LinearSchedule(Config):
+    """A value that moves linearly with the tokens trained, then stays."""
+
+    start: NonNegativeFloat
+    end: NonNegativeFloat
+    tokens: NonNegativeInt = Field(0, description="Tokens over which start becomes end; 0: `end` from the beginning.")
+
+    def at(self, tokens: int) -> float:
+        """The value after `tokens` trained tokens."""
+        if tokens >= self.tokens:
+            return self.end
+        return self.start + (self.end - self.start) * tokens / self.tokens
+
+
+class LossWeights(Config):
+    """Weights of the terms of the joint loss."""
+
+    ar: NonNegativeFloat = Field(1.0, description="Next-token cross-entropy of the decoder.")
+    mlm: NonNegativeFloat = Field(1.0, description="Masked-token cross-entropy of the encoder.")
+    balance: NonNegativeFloat = Field(0.01, description="Switch balance loss of the routers.")
+    z: NonNegativeFloat = Field(0.001, description="Router z-loss.")
+
+
+class StageConfig(Config):
+    """Joint pre-training with cheated context (docs/model.md, training)."""
+
+    kind: Literal["joint"] = "joint"
+    mlm_probability: Probability = Field(0.15, description="Share of ordinary tokens the encoder sees as [MASK].")
+    memory_noise: LinearSchedule = Field(
+        LinearSchedule(start=0.5, end=0.5), description="Standard deviation of the noise on the decoder's memory."
+    )
+    memory_masking: LinearSchedule = Field(
+        LinearSchedule(start=0.15, end=0.15), description="Probability that a memory position is zeroed."
+    )
+    weights: LossWeights = LossWeights()
+
+    @model_validator(mode="after")
+    def _probabilities(self) -> Self:
+        for name in ("start", "end"):
+            value = getattr(self.memory_masking, name)
+            if value > 1:
+                raise ValueError(f"memory_masking.{name} ({value}) is a probability and must not exceed 1")
+        return self
+
+
+class RampConfig(Config):
+    """Global batch ramp-up."""
+
+    start_tokens: PositiveInt = Field(description="Global batch at the beginning, in tokens.")
+    increment_tokens: PositiveInt = Field(description="Each enlargement, in tokens.")
+    over_tokens: PositiveInt = Field(description="Trained tokens after which the full global batch is reached.")
+
+
+class TrainConfig(Config):
+    """How much is trained, in which portions and precision."""
+
+    total_tokens: PositiveInt = Field(description="Token budget of the run (positions, padding included).")
+    global_batch_tokens: PositiveInt = Field(description="Tokens per optimizer step over all ranks.")
+    ramp: RampConfig | None = Field(None, description="Global batch ramp-up; null: full batch from the start.")
+    micro_batch_rows: PositiveInt = Field(1, description="Rows a rank computes at once; the rest is accumulated.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="Computation type; master weights and moments are float32 either way."
+    )
+    recompute: bool = Field(False, description="Recompute each layer in the backward pass instead of storing it.")
+    balancing: Literal["loss", "bias"] = Field(
+        "loss", description="Balance experts by the Switch loss, or by routing biases from the same counts."
+    )
+    bias_rate: PositiveFloat = Field(0.001, description="Step of the routing biases (balancing: bias).")
+    logit_chunk_tokens: PositiveInt = Field(2048, description="Positions whose logits exist at one time.")
+    max_skipped_steps: PositiveInt = Field(5, description="Non-finite steps in a row after which the run stops.")
+
+
+class OptimizerConfig(Config):
+    """AdamW."""
+
+    lr: PositiveFloat = Field(3e-4, description="Peak learning rate.")
+    beta1: Probability = 0.9
+    beta2: Probability = 0.95
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+    no_decay: tuple[str, ...] = Field(
+        (r"norm.*\.weight$", r"\.bias$"),
+        description="Regular expressions of parameter names without weight decay; each must match something.",
+    )
+    clip: PositiveFloat = Field(1.0, description="Bound of the global gradient norm.")
+
+
+class ScheduleConfig(Config):
+    """Learning rate as a function of trained tokens."""
+
+    kind: Literal["cosine", "wsd"] = Field("cosine", description="Cosine decay, or warm-up, stable, linear decay.")
+    warmup_tokens: NonNegativeInt = 0
+    decay_tokens: NonNegativeInt = Field(0, description="Length of the final decay (wsd only).")
+    min_ratio: Probability = Field(0.1, description="Final learning rate as a share of the peak.")
+
+
+class ParallelConfig(Config):
+    """How the model is spread over ranks."""
+
+    engine: Literal["deepspeed", "plain"] = Field(
+        "deepspeed", description="'plain' is one process of plain torch, without DeepSpeed."
+    )
+    zero: Literal[0, 1, 2, 3] = Field(1, description="ZeRO stage: 1 shards optimizer states, 2 gradients, 3 weights.")
+    expert_parallel: PositiveInt = Field(1, description="Ranks that share one set of routed experts.")
+
+
+class CheckpointConfig(Config):
+    """When checkpoints are written and how many stay."""
+
+    every_tokens: PositiveInt = Field(description="Trained tokens between checkpoints.")
+    keep: int = Field(3, ge=2, description="Newest committed checkpoints to keep.")
+
+
+class EvalConfig(Config):
+    """Evaluation per language, with true, zero and foreign memory."""
+
+    every_tokens: NonNegativeInt = Field(0, description="Trained tokens between evaluations; 0: only at the end.")
+    rows_per_source: PositiveInt = Field(64, description="Held-out rows of each source.")
+
+
+class LogConfig(Config):
+    """What is written while training."""
+
+    every_steps: PositiveInt = Field(10, description="Steps between log lines.")
+    wandb: Literal["offline", "online", "disabled"] = Field(
+        "offline", description="Weights & Biases is a copy; metrics.jsonl in the run directory is the truth."
+    )
+    wandb_project: str = "rxt-dist"
+
+
+class ClusterConfig(Config):
+    """The machine a run is planned for and launched on."""
+
+    name: str = "local"
+    nodes: PositiveInt = 1
+    gpus_per_node: PositiveInt = Field(1, description="Ranks per node.")
+    gpu_memory_gb: PositiveFloat = Field(80.0, description="Memory of one GPU in 10^9 bytes.")
+    peak_tflops: PositiveFloat = Field(312.0, description="Dense bfloat16 peak of one GPU (A100: 312, H100: 989).")
+    mfu: Probability = Field(0.25, description="Model FLOPs utilisation that plans assume.")
+
+    @property
+    def ranks(self) -> int:
+        """World size."""
+        return self.nodes * self.gpus_per_node
+
+
+class RunConfig(Config):
+    """A whole run, as read from configs/run/*.yaml with the files it names joined in."""
+
+    name: str = Field(description="Name of the run; its directory is output / name.")
+    output: Path = Field(Path("runs"), description="Parent of the run directory.")
+    seed: NonNegativeInt = Field(0, le=2**63 - 1)
+    model: ModelConfig
+    data: DataConfig
+    cluster: ClusterConfig = ClusterConfig()
+    stage: StageConfig = StageConfig()
+    train: TrainConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self.output / self.name

@@ -1,0 +1,208 @@
+"""Checks between the subjects of a run, made before anything is built: model, data, batch, ranks, schedule.
+
+Each check raises a ConfigError that names the values and the ones that would do. What a single class can check by
+itself is checked there (config/model.py, config/run.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rxt_dist.config.run import RunConfig
+from rxt_dist.errors import ConfigError, nearest
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a data set states about itself in its manifest, as far as a run must fit it."""
+
+    seq_len: int
+    vocab_size: int
+    sources: tuple[str, ...]
+    tokenizer_sha: str
+
+
+def validate_run(config: RunConfig, world_size: int, facts: DataFacts | None) -> None:
+    """Refuse a run that cannot work on `world_size` ranks; `facts` is None where the data is not there yet.
+
+    Raises:
+        ConfigError: for the first check that fails.
+    """
+    _check_experts(config, world_size)
+    _check_engine(config, world_size)
+    _check_stage(config)
+    _check_schedule(config)
+    _check_mixture(config, facts)
+    if facts is not None:
+        _check_data(config, facts)
+    seq_len = config.data.seq_len or (facts.seq_len if facts else None)
+    if seq_len is not None:
+        _check_batch(config, world_size, seq_len)
+
+
+def _check_experts(config: RunConfig, world_size: int) -> None:
+    moe, ranks = config.model.decoder.moe, config.parallel.expert_parallel
+    if ranks == 1:
+        return
+    if moe.experts % ranks:
+        raise ConfigError(
+            f"expert_parallel {ranks} does not divide {moe.experts} experts: use {_one_of(divisors(moe.experts))}."
+        )
+    if world_size % ranks:
+        common = [size for size in divisors(moe.experts) if world_size % size == 0]
+        raise ConfigError(
+            f"expert_parallel {ranks} does not divide {world_size} ranks: use {_one_of(common)}, or start a multiple "
+            f"of {ranks} ranks."
+        )
+    if moe.bias == "local":
+        raise ConfigError(
+            f"expert_parallel {ranks} needs experts without biases of their own, but model.decoder.moe.bias is "
+            f"'local': set parallel.expert_parallel=1, or train a model with bias 'global' or 'off'."
+        )
+
+
+def _check_engine(config: RunConfig, world_size: int) -> None:
+    parallel = config.parallel
+    if parallel.engine != "plain":
+        return
+    wrong = [
+        text
+        for text, bad in (
+            (f"{world_size} ranks", world_size != 1),
+            (f"zero {parallel.zero}", parallel.zero != 0),
+            (f"expert_parallel {parallel.expert_parallel}", parallel.expert_parallel != 1),
+        )
+        if bad
+    ]
+    if wrong:
+        raise ConfigError(
+            f"engine 'plain' is one process and shards nothing, but the run has {' and '.join(wrong)}: start one rank "
+            f"with parallel.zero=0 parallel.expert_parallel=1, or set parallel.engine=deepspeed."
+        )
+
+
+def _check_stage(config: RunConfig) -> None:
+    if config.model.encoder is None:
+        raise ConfigError(
+            f"stage 'joint' trains decoder and encoder together, but model '{config.model.name}' has no encoder: "
+            f"add model.encoder or take another model."
+        )
+    weights = config.stage.weights
+    if not weights.ar and not weights.mlm:
+        raise ConfigError("stage.weights.ar and stage.weights.mlm are both 0, so nothing is learnt: make one positive.")
+
+
+def _check_schedule(config: RunConfig) -> None:
+    train, schedule = config.train, config.schedule
+    if train.total_tokens < train.global_batch_tokens:
+        raise ConfigError(
+            f"train.total_tokens ({train.total_tokens:,}) is less than one step of train.global_batch_tokens "
+            f"({train.global_batch_tokens:,}): raise the first or lower the second."
+        )
+    if schedule.kind == "cosine" and schedule.decay_tokens:
+        raise ConfigError(
+            f"schedule.decay_tokens ({schedule.decay_tokens:,}) belongs to schedule.kind 'wsd'; a cosine decays from "
+            f"the warm-up to the end. Remove it or set schedule.kind=wsd."
+        )
+    if schedule.warmup_tokens + schedule.decay_tokens > train.total_tokens:
+        raise ConfigError(
+            f"schedule.warmup_tokens ({schedule.warmup_tokens:,}) and decay_tokens ({schedule.decay_tokens:,}) exceed "
+            f"train.total_tokens ({train.total_tokens:,}): together they may be at most as long as the training."
+        )
+
+
+def _check_mixture(config: RunConfig, facts: DataFacts | None) -> None:
+    phases = config.data.mixture
+    for index, phase in enumerate(phases):
+        if not phase.weights:
+            raise ConfigError(f"data.mixture.{index}.weights is empty: give at least one source a positive share.")
+        for source in phase.weights if facts else ():
+            if facts and source not in facts.sources:
+                known = ", ".join(facts.sources)
+                raise ConfigError(
+                    f"data.mixture.{index}.weights names '{source}', but {config.data.path} holds {known}."
+                    f"{nearest(source, facts.sources)}"
+                )
+        if phase.tokens is None and index != len(phases) - 1:
+            raise ConfigError(
+                f"data.mixture.{index}.tokens is not set, so the phases after it would never begin: set it; only the "
+                f"last phase may last until the end."
+            )
+    covered = sum(phase.tokens or 0 for phase in phases)
+    if phases and phases[-1].tokens is not None and covered < config.train.total_tokens:
+        raise ConfigError(
+            f"data.mixture covers {covered:,} tokens of train.total_tokens {config.train.total_tokens:,}: leave out "
+            f"the last phase's tokens, so that it lasts until the end."
+        )
+
+
+def _check_data(config: RunConfig, facts: DataFacts) -> None:
+    if config.data.seq_len not in (None, facts.seq_len):
+        raise ConfigError(
+            f"data.seq_len is {config.data.seq_len}, but the rows in {config.data.path} have {facts.seq_len} tokens: "
+            f"set data.seq_len={facts.seq_len}, or build the data again with rows of {config.data.seq_len}."
+        )
+    if facts.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size {config.model.vocab_size} is smaller than the vocabulary {facts.vocab_size} of the "
+            f"tokenizer that wrote {config.data.path}: set model.vocab_size={facts.vocab_size} or more."
+        )
+
+
+def _check_batch(config: RunConfig, world_size: int, seq_len: int) -> None:
+    train = config.train
+    if seq_len > config.model.seq_len:
+        raise ConfigError(
+            f"rows of {seq_len} tokens are longer than model.seq_len ({config.model.seq_len}): set "
+            f"model.seq_len={seq_len}, or take data with shorter rows."
+        )
+    _check_portion("train.global_batch_tokens", train.global_batch_tokens, config, world_size, seq_len)
+    if train.ramp is None:
+        return
+    if train.ramp.start_tokens > train.global_batch_tokens:
+        raise ConfigError(
+            f"train.ramp.start_tokens ({train.ramp.start_tokens:,}) exceeds train.global_batch_tokens "
+            f"({train.global_batch_tokens:,}): the ramp enlarges the batch, so start with less."
+        )
+    _check_portion("train.ramp.start_tokens", train.ramp.start_tokens, config, world_size, seq_len)
+    _check_portion("train.ramp.increment_tokens", train.ramp.increment_tokens, config, world_size, seq_len)
+
+
+def _check_portion(name: str, tokens: int, config: RunConfig, world_size: int, seq_len: int) -> None:
+    """`tokens` must be whole rows, and the rows whole micro-batches on every rank."""
+    micro = config.train.micro_batch_rows
+    if tokens % seq_len:
+        raise ConfigError(
+            f"{name} ({tokens:,}) is not a whole number of rows of {seq_len} tokens: use "
+            f"{_neighbours(tokens, seq_len)}."
+        )
+    rows = tokens // seq_len
+    if rows % (world_size * micro) == 0:
+        return
+    portion = world_size * micro * seq_len
+    advice = f"set {name} to {_neighbours(tokens, portion)}"
+    if rows % world_size == 0:
+        advice += f", or train.micro_batch_rows to {_one_of(divisors(rows // world_size))}"
+    raise ConfigError(
+        f"{name} is {rows} rows of {seq_len} tokens, which {world_size} ranks cannot share in micro-batches of {micro} "
+        f"rows (train.micro_batch_rows): {advice}."
+    )
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, ascending."""
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+
+
+def _one_of(values: list[int]) -> str:
+    """`1, 2 or 4`; of many values the largest ones."""
+    shown = [str(value) for value in values[-_SHOWN:]]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} or {shown[-1]}"
+
+
+def _neighbours(tokens: int, unit: int) -> str:
+    """The multiples of `unit` next below and above."""
+    below = tokens // unit * unit
+    return f"{below} or {below + unit}" if below else str(unit)

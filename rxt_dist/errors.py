@@ -1,0 +1,66 @@
+"""Errors that a person can act on, each with the exit code that a scheduler can act on.
+
+A `UserError` carries one paragraph: what is wrong, the value that is wrong, and what to do. The command line prints it
+without a traceback and exits with `exit_code`. Anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Process exit codes, the protocol between a training job and whatever started it."""
+
+    DONE = 0
+    CONFIG = 64
+    DATA = 65
+    DISK = 74
+    PREEMPTED = 75
+    DIVERGED = 86
+    HANG = 87
+    CRASH_LOOP = 93
+
+
+class UserError(Exception):
+    """Base of every error that is the user's to mend."""
+
+    exit_code: ExitCode = ExitCode.CONFIG
+
+
+class ConfigError(UserError):
+    """A configuration, command line or topology that cannot work."""
+
+    exit_code = ExitCode.CONFIG
+
+
+class DataError(UserError):
+    """Text, shards, a tokenizer or a manifest that cannot be used as they are."""
+
+    exit_code = ExitCode.DATA
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged or not this run's."""
+
+    exit_code = ExitCode.DATA
+
+
+class DiskError(UserError):
+    """Not enough disk space for what was asked."""
+
+    exit_code = ExitCode.DISK
+
+
+class DivergedError(UserError):
+    """Training produced non-finite losses or gradients too often in a row."""
+
+    exit_code = ExitCode.DIVERGED
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` for the closest of `known`, or an empty string where none is close."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{matches[0]}'?" if matches else ""

@@ -1,0 +1,155 @@
+"""Sparse query attention (SQA) and which positions may see each other.
+
+SQA projects to fewer query heads than the model has heads, so that attention runs in a narrower space (Filipek 2025,
+arXiv 2510.01817). Packed documents never see each other; `Documents` says where they begin and end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rxt_dist.config.model import AttentionConfig, ModelConfig
+from rxt_dist.model.norm_rope import Rotary
+
+# A dense mask costs T * T per row, one call per document about this many query-key pairs of overhead (measured on CPU).
+_PAIRS_PER_CALL = 40_000
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Boundaries of the documents packed into a batch, over its flattened B * T tokens.
+
+    cu_seqlens_N1: int32, starts of all documents and the end B * T; a row's padding counts as a document of its own.
+    lengths: the same as host integers, so that no kernel launch waits for the device.
+    """
+
+    cu_seqlens_N1: Tensor
+    lengths: tuple[int, ...]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document."""
+        return max(self.lengths)
+
+    def mask_B1TT(self, rows: int) -> Tensor:
+        """True where query and key belong to the same document of the same row."""
+        starts = self.cu_seqlens_N1[:-1].long()
+        marks = torch.zeros(int(sum(self.lengths)), dtype=torch.int32, device=starts.device)
+        ids_BT = marks.index_fill_(0, starts, 1).cumsum(0).view(rows, -1)
+        return (ids_BT.unsqueeze(2) == ids_BT.unsqueeze(1)).unsqueeze(1)
+
+
+def attend(
+    q_BTHd: Tensor,
+    k_BSGd: Tensor,
+    v_BSGd: Tensor,
+    *,
+    causal: bool = False,
+    documents: Documents | None = None,
+    keys_BS: Tensor | None = None,
+) -> Tensor:
+    """softmax(q k^T / sqrt d) v with key head j serving query heads j * H/G ... (j + 1) * H/G - 1.
+
+    Args:
+        q_BTHd, k_BSGd, v_BSGd: projected heads; G divides H. B may be 1 in keys and values (one memory for all rows).
+        causal: a query sees keys up to its own position.
+        documents: queries and keys are the same packed positions; only keys of the query's document are seen.
+        keys_BS: bool, False for keys that nobody may see (padding). Excludes `documents`.
+
+    Returns:
+        [B, T, H, d].
+    """
+    if documents is None:
+        mask = None if keys_BS is None else keys_BS[:, None, None, :]
+        return _dense(q_BTHd, k_BSGd, v_BSGd, causal=causal, mask=mask)
+    if q_BTHd.is_cuda and q_BTHd.dtype in (torch.float16, torch.bfloat16):
+        return _varlen(q_BTHd, k_BSGd, v_BSGd, documents, causal)
+    rows, tokens = q_BTHd.shape[:2]
+    pairs = sum(n * n for n in documents.lengths) + _PAIRS_PER_CALL * len(documents.lengths)
+    if pairs < rows * tokens * tokens:
+        return _per_document(q_BTHd, k_BSGd, v_BSGd, documents, causal)
+    mask = documents.mask_B1TT(rows)
+    if causal:
+        mask = mask.tril()
+    return _dense(q_BTHd, k_BSGd, v_BSGd, causal=False, mask=mask)
+
+
+def _dense(q_BTHd: Tensor, k_BSGd: Tensor, v_BSGd: Tensor, *, causal: bool, mask: Tensor | None) -> Tensor:
+    rows = q_BTHd.shape[0]
+    if k_BSGd.shape[0] != rows:
+        k_BSGd, v_BSGd = (x.expand(rows, -1, -1, -1) for x in (k_BSGd, v_BSGd))
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHd, k_BSGd, v_BSGd))
+    gqa = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=gqa).transpose(1, 2)
+
+
+def _per_document(q_BTHd: Tensor, k_BTGd: Tensor, v_BTGd: Tensor, documents: Documents, causal: bool) -> Tensor:
+    """One attention call per document: no work on pairs that the mask would discard."""
+    pieces = [x.flatten(0, 1).unsqueeze(0).split(documents.lengths, dim=1) for x in (q_BTHd, k_BTGd, v_BTGd)]
+    outputs = [_dense(q, k, v, causal=causal, mask=None) for q, k, v in zip(*pieces, strict=True)]
+    return torch.cat(outputs, dim=1).view(q_BTHd.shape)
+
+
+def _varlen(q_BTHd: Tensor, k_BTGd: Tensor, v_BTGd: Tensor, documents: Documents, causal: bool) -> Tensor:
+    """FlashAttention over ragged documents (half precision on CUDA only)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    heads = q_BTHd.shape[2]
+    # Key heads are repeated here: grouped-query support of varlen_attn came after the oldest torch we run on.
+    k, v = (x.flatten(0, 1).repeat_interleave(heads // x.shape[2], dim=1) for x in (k_BTGd, v_BTGd))
+    window = (-1, 0) if causal else (-1, -1)
+    output = varlen_attn(
+        q_BTHd.flatten(0, 1),
+        k,
+        v,
+        documents.cu_seqlens_N1,
+        documents.cu_seqlens_N1,
+        documents.longest,
+        documents.longest,
+        window_size=window,
+    )
+    assert isinstance(output, Tensor)
+    return output.view(q_BTHd.shape)
+
+
+class SparseQueryAttention(nn.Module):
+    """SQA: q = Wq x in Hq heads, k and v in Hkv heads, optional sigmoid gate, out-projection back to D."""
+
+    def __init__(self, config: ModelConfig, attention: AttentionConfig, *, bias: bool) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        width, kv_width = attention.query_heads * self.head_dim, attention.kv_heads * self.head_dim
+        self.q_proj = nn.Linear(config.dim, width, bias=False)
+        self.k_proj = nn.Linear(config.dim, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.dim, kv_width, bias=False)
+        self.gate_proj = nn.Linear(config.dim, width, bias=False) if attention.gated else None
+        self.out_proj = nn.Linear(width, config.dim, bias=bias)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        source_BSD: Tensor | None = None,
+        *,
+        rotate_q: Rotary | None = None,
+        rotate_k: Rotary | None = None,
+        causal: bool = False,
+        documents: Documents | None = None,
+        keys_BS: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from `x_BTD` to `source_BSD` (default: itself) and return [B, T, D]; masks as in `attend`."""
+        source_BSD = x_BTD if source_BSD is None else source_BSD
+        q = self.q_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
+        k = self.k_proj(source_BSD).unflatten(-1, (-1, self.head_dim))
+        v = self.v_proj(source_BSD).unflatten(-1, (-1, self.head_dim))
+        if rotate_q is not None:
+            q = rotate_q(q)
+        if rotate_k is not None:
+            k = rotate_k(k)
+        heads = attend(q, k, v, causal=causal, documents=documents, keys_BS=keys_BS).flatten(2)
+        if self.gate_proj is not None:
+            heads = heads * torch.sigmoid(self.gate_proj(x_BTD))
+        return self.out_proj(heads)

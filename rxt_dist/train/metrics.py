@@ -1,0 +1,171 @@
+"""What a run writes about itself: metrics.jsonl (the truth), events.jsonl, and a copy for Weights & Biases.
+
+Lines are appended with one write each, so that a killed process leaves whole lines. JSON has no NaN: a value that is
+not finite is written as null and named under `nonfinite`, for example
+`{"step": 7, "ar_loss": null, "nonfinite": {"ar_loss": "nan"}}`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from rxt_dist.config.run import LogConfig
+from rxt_dist.errors import DiskError
+from rxt_dist.files import write_atomic
+from rxt_dist.train.run_dir import RunDirectory
+
+Value = float | Sequence[float]
+_LOGGER = logging.getLogger(__name__)
+# A login prompt on somebody's terminal must not hold up a cluster.
+_WANDB_LOGIN_SECONDS = 30
+
+
+class MetricsWriter:
+    """Writer of one run's metrics and events; rank 0 only. A context manager that closes the wandb copy.
+
+    Args:
+        run: the opened run directory.
+        log: whether and where wandb keeps its copy.
+        run_id: wandb's identity of the run; the same one after a resume continues the same curve.
+    """
+
+    def __init__(self, run: RunDirectory, log: LogConfig, run_id: str) -> None:
+        self.run = run
+        self._wandb: Any = None
+        if log.wandb != "disabled":
+            self._start_wandb(log, run_id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def log(self, step: int, values: Mapping[str, Value]) -> None:
+        """Append one line for `step`. Lists are written as lists (a load per layer, for example).
+
+        Raises:
+            DiskError: the disk is full.
+        """
+        finite, nonfinite = _finite(values)
+        line = {"step": step, "time": _now(), **finite}
+        _append(self.run.metrics, {**line, "nonfinite": nonfinite} if nonfinite else line)
+        if self._wandb is not None:
+            try:
+                self._wandb.log({"step": step, **_flat(values)})
+            except Exception as error:
+                self._give_up_wandb(error)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append one line to events.jsonl: resume, skip, save, stop, eval, finish. Events are never removed."""
+        _append(self.run.events, {"time": _now(), "kind": kind, **fields})
+
+    def truncate_after(self, step: int) -> int:
+        """Drop the lines of steps after `step`, which a resume will repeat, and a line cut off by a crash.
+
+        Call it at the start of every life of a run, with the resumed step or 0. Atomic. Returns the lines dropped.
+        """
+        if not self.run.metrics.exists():
+            return 0
+        lines = self.run.metrics.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if _is_up_to(line, step)]
+        if len(kept) < len(lines):
+            write_atomic(self.run.metrics, b"".join(kept))
+        return len(lines) - len(kept)
+
+    def close(self) -> None:
+        """Finish the wandb copy. The files need no closing."""
+        if self._wandb is not None:
+            try:
+                self._wandb.finish()
+            except Exception as error:
+                self._give_up_wandb(error)
+            self._wandb = None
+
+    def _start_wandb(self, log: LogConfig, run_id: str) -> None:
+        try:
+            import wandb
+
+            self._wandb = wandb.init(
+                project=log.wandb_project,
+                id=run_id,
+                name=self.run.path.name,
+                dir=str(self.run.path.resolve()),
+                mode=log.wandb,
+                resume="allow",
+                config=yaml.safe_load(self.run.config.read_text()),
+                settings=wandb.Settings(console="off", silent=True, login_timeout=_WANDB_LOGIN_SECONDS),
+            )
+            # Steps repeat after a resume from an older checkpoint; wandb's own step may only grow.
+            self._wandb.define_metric("*", step_metric="step")
+        except Exception as error:
+            self._give_up_wandb(error)
+
+    def _give_up_wandb(self, error: Exception) -> None:
+        """A copy is never a reason to stop, whatever is wrong with it; say so once and go on without it."""
+        self._wandb = None
+        self.event("wandb_lost", error=f"{type(error).__name__}: {error}")
+        _LOGGER.warning(
+            "The wandb copy of this run ends here (%s: %s); metrics.jsonl goes on. log.wandb=disabled silences this.",
+            type(error).__name__,
+            error,
+        )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _append(path: Path, value: Mapping[str, Any]) -> None:
+    """Add one line with one write to a file opened for appending: a kill leaves the line whole or absent."""
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        with open(path, "ab", buffering=0) as file:
+            file.write(line.encode())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskError(f"{path} cannot be written: the disk or quota is full. Free some space and resume.") from error
+
+
+def _finite(values: Mapping[str, Value]) -> tuple[dict[str, Any], dict[str, str]]:
+    """`values` with null for what is not finite, and what those values were (`name` or `name[index]`)."""
+    finite: dict[str, Any] = {}
+    nonfinite: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Sequence):
+            finite[name] = [number if math.isfinite(number) else None for number in value]
+            nonfinite |= {f"{name}[{i}]": str(number) for i, number in enumerate(value) if not math.isfinite(number)}
+        elif math.isfinite(value):
+            finite[name] = value
+        else:
+            finite[name], nonfinite[name] = None, str(value)
+    return finite, nonfinite
+
+
+def _flat(values: Mapping[str, Value]) -> dict[str, float]:
+    """One number per name, as wandb draws them: `load` of three layers becomes load/0, load/1, load/2."""
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, Sequence):
+            flat |= {f"{name}/{index}": number for index, number in enumerate(value)}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _is_up_to(line: bytes, step: int) -> bool:
+    try:
+        return bool(line.endswith(b"\n") and json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError):
+        return False

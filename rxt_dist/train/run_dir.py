@@ -1,0 +1,165 @@
+"""The run directory: everything that a run is, in one folder.
+
+    config.resolved.yaml    the whole configuration, headed by the hash of what training depends on
+    environment.json        where the present life of the run executes, with which versions and which code
+    metrics.jsonl           one line per log step; the truth
+    events.jsonl            resumes, skips, saves, stops
+    logs/                   one file per rank
+    checkpoints/            see rxt_dist/checkpoint/store.py
+    wandb/                  the copy for Weights & Biases
+    STOP                    create it to stop the run at its next step
+
+A run is opened by the same name again and again; it continues only with the training configuration it began with.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+import rxt_dist
+from rxt_dist.errors import ConfigError
+from rxt_dist.files import write_atomic, write_json_atomic
+
+_HEADER = re.compile(r"# rxt-dist run, training hash (\S+)")
+# Keys that a resumed run may change, because the sequence of losses does not depend on them.
+_FREE_KEYS = (
+    "output",
+    "cluster",
+    "parallel",
+    "log",
+    "checkpoint",
+    "eval",
+    "train.micro_batch_rows",
+    "train.recompute",
+    "train.logit_chunk_tokens",
+)
+_DIFFERENCES_SHOWN = 5
+_GIT_SECONDS = 10
+
+
+class RunDirectory:
+    """Names of the files of one run. `open` makes or continues one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.resolved.yaml"
+        self.environment = path / "environment.json"
+        self.metrics = path / "metrics.jsonl"
+        self.events = path / "events.jsonl"
+        self.logs = path / "logs"
+        self.checkpoints = path / "checkpoints"
+        self.stop_file = path / "STOP"
+
+    @classmethod
+    def open(cls, path: Path, resolved_yaml: str, training_hash: str, rank: int) -> Self:
+        """Create the run directory, or continue one that was made with the same training configuration.
+
+        Rank 0 writes; every rank checks, and all of them come to the same result because a refusal writes nothing.
+
+        Args:
+            resolved_yaml: the complete configuration.
+            training_hash: hash of the part of it on which the sequence of losses depends.
+
+        Raises:
+            ConfigError: the directory belongs to a run with another training hash; names the keys that differ.
+        """
+        run = cls(path)
+        if run.config.exists():
+            _require_same_training(run, resolved_yaml, training_hash)
+        if rank == 0:
+            for folder in (run.path, run.logs, run.checkpoints):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(run.config, f"# rxt-dist run, training hash {training_hash}\n{resolved_yaml}")
+            write_json_atomic(run.environment, environment())
+        return run
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions and code of this process. Imports nothing: torch is described only if it is already there."""
+    torch = sys.modules.get("torch")
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__ if torch else None,
+        "code": code_version(),
+        "packages": {package.name: package.version for package in metadata.distributions() if package.name},
+    }
+
+
+def code_version() -> dict[str, Any]:
+    """Version of this package, and its git commit where it runs from its own checkout (`modified`: with changes)."""
+    code: dict[str, Any] = {"version": rxt_dist.__version__, "commit": None, "modified": None}
+    checkout = Path(rxt_dist.__file__).resolve().parent.parent
+    # A package installed below some other repository must not be taken for a part of it.
+    if (checkout / ".git").exists():
+        code["commit"] = _git(checkout, "rev-parse", "HEAD")
+        changes = _git(checkout, "status", "--porcelain")
+        code["modified"] = None if changes is None else bool(changes)
+    return code
+
+
+def _git(checkout: Path, *arguments: str) -> str | None:
+    """Output of a git command, or None where git is absent or refuses (another owner, no commit yet)."""
+    command = ["git", "-C", str(checkout), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _require_same_training(run: RunDirectory, resolved_yaml: str, training_hash: str) -> None:
+    old_text = run.config.read_text()
+    header = _HEADER.match(old_text)
+    if header and header[1] == training_hash:
+        return
+    differences = _differences(old_text, resolved_yaml)
+    shown = "; ".join(differences[:_DIFFERENCES_SHOWN]) or "no key, so the data or tokenizer behind a path has changed"
+    more = len(differences) - _DIFFERENCES_SHOWN
+    raise ConfigError(
+        f"{run.path} holds a run with another training configuration, and continuing it with this one would mix two "
+        f"runs. What differs: {shown}{f'; and {more} more' if more > 0 else ''}. To continue that run, restore its "
+        f"values; to start another run, give it another name (name=...); to start over, remove {run.path}."
+    )
+
+
+def _differences(old_yaml: str, new_yaml: str) -> list[str]:
+    """`key was A, is B` for every training key whose value differs."""
+    try:
+        old = dict(_leaves(yaml.safe_load(old_yaml)))
+    except yaml.YAMLError:
+        return ["config.resolved.yaml is no longer readable YAML"]
+    new = dict(_leaves(yaml.safe_load(new_yaml)))
+    keys = [key for key in {**new, **old} if not key.startswith(tuple(f"{free}." for free in _FREE_KEYS))]
+    return [
+        f"{key} was {_shown(old, key)}, is {_shown(new, key)}"
+        for key in keys
+        if key not in _FREE_KEYS and old.get(key) != new.get(key)
+    ]
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything that is not a mapping; lists are values."""
+    if not isinstance(value, Mapping):
+        yield key, value
+        return
+    for name, inner in value.items():
+        yield from _leaves(inner, f"{key}.{name}" if key else str(name))
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "absent"

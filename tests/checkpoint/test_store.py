@@ -1,0 +1,331 @@
+"""The commit protocol, one disk fault or interruption at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from rxt_dist.checkpoint.store import LATEST, MANIFEST, CheckpointStore, FileRecord
+from rxt_dist.errors import CheckpointError, DiskError
+
+
+def content(step: int, name: str) -> bytes:
+    return f"{name} of step {step} ".encode() * 50
+
+
+def write(store: CheckpointStore, step: int) -> list[FileRecord]:
+    """Everything before the commit: two files at the top and one in a folder of its own."""
+    folder = store.begin(step)
+    records = []
+    for name in ("model.safetensors", "optimizer.safetensors", "ranks/0.safetensors"):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content(step, name))
+        records.append(store.record(path))
+    return records
+
+
+def save(store: CheckpointStore, step: int) -> Path:
+    return store.commit(step, write(store, step), {"tokens": step * 1000, "topology": {"ranks": 2}})
+
+
+def steps(store: CheckpointStore) -> list[int]:
+    return [info.step for info in store.list() if info.committed]
+
+
+def flip_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "checkpoints", keep=3)
+
+
+def newest(store: CheckpointStore) -> tuple[int | None, list[str]]:
+    said: list[str] = []
+    checkpoint = store.latest_valid(said.append)
+    return (checkpoint.step if checkpoint else None), said
+
+
+def test_a_commit_is_what_a_load_finds(store: CheckpointStore) -> None:
+    path = save(store, 120)
+    checkpoint = store.latest_valid(pytest.fail)
+    assert checkpoint is not None
+    assert checkpoint.path == path == store.directory / "step-00000120"
+    assert checkpoint.meta == {"tokens": 120_000, "topology": {"ranks": 2}}
+    assert [file.name for file in checkpoint.files] == [
+        "model.safetensors",
+        "optimizer.safetensors",
+        "ranks/0.safetensors",
+    ]
+    assert (store.directory / LATEST).read_text() == "step-00000120\n"
+    assert store.verify(120) == store.verify(path) == []
+
+
+def test_an_empty_or_absent_folder_has_no_checkpoint(store: CheckpointStore) -> None:
+    assert newest(store) == (None, [])
+    store.directory.mkdir()
+    assert newest(store) == (None, [])
+    assert store.list() == []
+    assert "no such checkpoint" in store.verify(7)[0]
+
+
+def test_the_newest_by_number_is_taken_not_by_name(store: CheckpointStore) -> None:
+    save(store, 99_999_999)
+    save(store, 100_000_000)
+    assert newest(store) == (100_000_000, [])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: missing"),
+        (lambda folder: os.truncate(folder / "ranks/0.safetensors", 9), "ranks/0.safetensors: 9 bytes instead of"),
+        (lambda folder: flip_bit(folder / "model.safetensors"), "model.safetensors: damaged (sha256"),
+        (lambda folder: (folder / MANIFEST).unlink(), "manifest.json: No such file"),
+        (lambda folder: os.truncate(folder / MANIFEST, 0), "manifest.json: empty"),
+        (lambda folder: os.truncate(folder / MANIFEST, 80), "manifest.json: truncated"),
+        (lambda folder: (folder / MANIFEST).write_text("[1]"), "manifest.json: truncated"),
+        (lambda folder: (folder / MANIFEST).write_bytes(b"\xff\xfe{"), "manifest.json: truncated"),
+        (lambda folder: shutil.copy(folder.parent / "step-00000001" / MANIFEST, folder), "describes step 1"),
+        (lambda folder: edit(folder, "120000", "121000"), "manifest.json: altered since it was written"),
+        (lambda folder: edit(folder, '"format": 1', '"format": 2'), "format 2, but this version reads format 1"),
+    ],
+)
+def test_a_damaged_checkpoint_is_rejected_and_the_one_before_taken(store: CheckpointStore, damage, said: str) -> None:
+    save(store, 1)
+    damage(save(store, 120))
+    assert any(said in problem for problem in store.verify(120))
+    step, reports = newest(store)
+    assert step == 1
+    assert len(reports) == 1
+    assert "step-00000120" in reports[0]
+    assert said in reports[0]
+
+
+def edit(folder: Path, old: str, new: str) -> None:
+    text = (folder / MANIFEST).read_text()
+    assert old in text
+    (folder / MANIFEST).write_text(text.replace(old, new))
+
+
+def test_every_damaged_checkpoint_is_reported(store: CheckpointStore) -> None:
+    for step in (1, 2, 3):
+        flip_bit(save(store, step) / "model.safetensors")
+    step, reports = newest(store)
+    assert step is None
+    assert [report.split()[1][-1] for report in reports] == ["3", "2", "1"]
+
+
+def test_extra_files_do_no_harm(store: CheckpointStore) -> None:
+    (save(store, 1) / "notes.txt").write_text("a person's remark")
+    assert store.verify(1) == []
+
+
+def test_latest_pointing_to_nothing_is_said_and_survived(store: CheckpointStore) -> None:
+    save(store, 1)
+    (store.directory / LATEST).write_text("step-00000009\n")
+    step, reports = newest(store)
+    assert step == 1
+    assert "step-00000009" in reports[0]
+
+
+def test_an_empty_latest_is_said_and_survived(store: CheckpointStore) -> None:
+    save(store, 1)
+    (store.directory / LATEST).write_bytes(b"")
+    # An empty name must not be taken for the folder itself.
+    assert newest(store)[0] == 1
+    assert len(newest(store)[1]) == 1
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the store may catch it."""
+
+
+@pytest.mark.parametrize("at", ["write_json_atomic", "os.rename", "fsync_dir", "write_atomic"])
+def test_a_kill_at_any_operation_keeps_what_was_committed(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    save(store, 1)
+    save(store, 2)
+    records = write(store, 3)
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"rxt_dist.checkpoint.store.{at}", kill)
+        with pytest.raises(Killed):
+            store.commit(3, records, {})
+    # `write_atomic` writes `latest`, after the rename that commits.
+    committed = 3 if at == "write_atomic" else 2
+    life = CheckpointStore(store.directory, keep=3)
+    assert newest(life) == (committed, [])
+    save(life, 3)
+    assert newest(life) == (3, [])
+    assert [info.step for info in life.list()] == [1, 2, 3]
+
+
+def test_a_kill_between_manifest_and_rename_leaves_an_ignored_folder(store: CheckpointStore) -> None:
+    save(store, 1)
+    save(store, 2).rename(store.unfinished_folder(2))
+    life = CheckpointStore(store.directory, keep=3)
+    # `latest` still names the folder of step 2, which is said.
+    assert newest(life)[0] == 1
+    assert [(info.step, info.committed) for info in life.list()] == [(1, True), (2, False)]
+
+
+def test_begin_removes_leftovers_but_not_a_save_in_the_background(store: CheckpointStore) -> None:
+    for step in (5, 9):
+        CheckpointStore(store.directory, keep=2).begin(step).joinpath("half").write_text("x")
+    records = write(store, 7)
+    write(store, 8)
+    assert [info.step for info in store.list()] == [7, 8]
+    assert list(store.begin(8).iterdir()) == []
+    store.commit(7, records, {})
+    assert newest(store) == (7, [])
+
+
+def test_an_existing_valid_checkpoint_of_the_step_stays(store: CheckpointStore) -> None:
+    path = save(store, 1)
+    before = (path / MANIFEST).read_bytes()
+    assert store.commit(1, write(store, 1), {"tokens": 5}) == path
+    assert (path / MANIFEST).read_bytes() == before
+    assert len(store.list()) == 1
+
+
+def test_an_existing_damaged_checkpoint_of_the_step_is_replaced(store: CheckpointStore) -> None:
+    flip_bit(save(store, 1) / "model.safetensors")
+    save(store, 1)
+    assert newest(store) == (1, [])
+
+
+def test_a_commit_refuses_what_is_not_complete(store: CheckpointStore) -> None:
+    save(store, 1)
+    records = write(store, 2)
+    folder = store.unfinished_folder(2)
+    with pytest.raises(CheckpointError, match=r"ranks/0.safetensors: written but not recorded"):
+        store.commit(2, records[:2], {})
+    with pytest.raises(CheckpointError, match="two ranks recorded"):
+        store.commit(2, [*records, records[0]], {})
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(CheckpointError, match=r"model.safetensors: \d+ bytes instead of \d+"):
+        store.commit(2, records, {})
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model.safetensors: missing"):
+        store.commit(2, records, {})
+    with pytest.raises(CheckpointError, match="no files"):
+        store.commit(3, [], {})
+    assert newest(store) == (1, [])
+
+
+def test_meta_that_is_not_json_is_refused_before_anything_is_written(store: CheckpointStore) -> None:
+    records = write(store, 1)
+    with pytest.raises(ValueError, match="JSON"):
+        store.commit(1, records, {"loss": float("nan")})
+    assert steps(store) == []
+
+
+def test_meta_reads_back_as_json_does(store: CheckpointStore) -> None:
+    store.commit(1, write(store, 1), {"shape": (1, 2), "by rank": {10: "a", 9: "b"}, "lr": 0.1})
+    assert store.verify(1) == []
+    (info,) = store.list()
+    assert info.meta == {"lr": 0.1}
+    assert info.bytes == sum(path.stat().st_size for path in info.path.rglob("*") if path.is_file())
+
+
+def test_pruning_keeps_the_newest(store: CheckpointStore) -> None:
+    for step in range(1, 7):
+        save(store, step)
+    assert steps(store) == [4, 5, 6]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_pruning_never_goes_below_two_valid_ones(tmp_path: Path, fresh: bool) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    save(store, 1)
+    flip_bit(save(store, 2) / "model.safetensors")
+    flip_bit(save(store, 3) / "model.safetensors")
+    store = CheckpointStore(tmp_path, keep=2) if fresh else store
+    save(store, 4)
+    assert [step for step in steps(store) if not store.verify(step)] == [1, 4]
+    save(store, 5)
+    assert [step for step in steps(store) if not store.verify(step)] == [4, 5]
+    assert steps(store) == [4, 5]
+
+
+def test_nothing_is_pruned_before_latest_has_moved(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2, 3):
+        save(store, step)
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    records = write(store, 4)
+    monkeypatch.setattr("rxt_dist.checkpoint.store.write_atomic", kill)
+    with pytest.raises(Killed):
+        store.commit(4, records, {})
+    assert steps(store) == [1, 2, 3, 4]
+
+
+def test_a_kill_while_pruning_leaves_nothing_that_looks_whole(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2, 3):
+        save(store, step)
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        records = write(store, 4)
+        patch.setattr(shutil, "rmtree", kill)
+        with pytest.raises(Killed):
+            store.commit(4, records, {})
+    assert "manifest.json" in store.verify(1)[0]
+    save(store, 5)
+    assert steps(store) == [3, 4, 5]
+
+
+def test_pruning_reads_only_what_has_changed(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def count(path: Path) -> str:
+        hashed.append(path.parent.name)
+        return real(path)
+
+    from rxt_dist.files import sha256_file as real
+
+    for step in (1, 2):
+        save(store, step)
+    monkeypatch.setattr("rxt_dist.checkpoint.store.sha256_file", count)
+    save(store, 3)
+    assert not any("step-00000001" in name or "step-00000002" in name for name in hashed)
+
+
+def test_two_checkpoints_is_the_least_that_can_be_kept(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="keep is 1"):
+        CheckpointStore(tmp_path, keep=1)
+
+
+def test_a_full_disk_is_refused_with_both_figures(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 10**12, 3 * 10**9))
+    store.require_space(2 * 10**9)
+    with pytest.raises(DiskError, match=r"5\.00 GB.*3\.00 GB"):
+        store.require_space(5 * 10**9)
+
+
+def test_a_manifest_is_plain_json_with_every_file(store: CheckpointStore) -> None:
+    manifest = json.loads((save(store, 4) / MANIFEST).read_text())
+    assert set(manifest) == {"format", "step", "meta", "files", "digest"}
+    assert all(set(file) == {"name", "bytes", "sha256"} for file in manifest["files"])

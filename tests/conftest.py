@@ -1,0 +1,6 @@
+"""Shared test set-up."""
+
+import os
+
+# Ranks of the gloo tests share two cores; more threads than cores make every collective slower.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
