@@ -1,7 +1,7 @@
 """Readers: files of text in, `Document`s out, one at a time.
 
-Formats: .txt (a file is a document), .jsonl, .jsonl.gz, .jsonl.zst (a line is a document), .parquet and .arrow (a row is
-a document), and folders with any mix of them. What happens to bad input, always counted in `ReadCounts`:
+Formats: .txt (a file is a document), .jsonl, .jsonl.gz, .jsonl.zst (a line is a document), .parquet and .arrow (a row
+is a document), and folders with any mix of them. What happens to bad input, always counted in `ReadCounts`:
 
 - Empty and white-space documents are skipped.
 - Invalid UTF-8 (and lone surrogates in JSON escapes) becomes U+FFFD; a document in which more than 1 % of the
@@ -13,6 +13,7 @@ a document), and folders with any mix of them. What happens to bad input, always
 from __future__ import annotations
 
 import gzip
+import importlib
 import io
 import json
 import re
@@ -34,18 +35,23 @@ _REPLACEMENT = "\ufffd"
 _MAX_REPLACED = 0.01
 _TABLE_ROWS = 1024
 
-_ISO_639_1 = frozenset(
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_ISO_639_1 = _words(
     "aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en "
     "eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv "
     "ka kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb nd ne "
     "ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq sr ss st "
-    "su sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu".split()
+    "su sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu"
 )
 
 # Frequent words that the other language does not have; a guess needs three of them and twice as many as the other.
 _STOP_WORDS = {
-    "en": frozenset("the and of is was that with for his her they this have from are were she you which".split()),
-    "pl": frozenset("się nie jest że był była dla ale jak czy jego przez oraz tego już ich aby która który".split()),
+    "en": _words("the and of is was that with for his her they this have from are were she you which"),
+    "pl": _words("się nie jest że był była dla ale jak czy jego przez oraz tego już ich aby która który"),
 }
 
 
@@ -232,12 +238,12 @@ def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return record
 
 
-def _open_lines(path: Path) -> IO[bytes]:
+def _open_lines(path: Path) -> IO[bytes] | gzip.GzipFile:
     if path.name.endswith(".gz"):
         return gzip.open(path, "rb")
     if path.name.endswith(".zst"):
         try:
-            import zstandard
+            zstandard = importlib.import_module("zstandard")
         except ImportError as error:
             raise DataError(f"{path} needs the zstandard package: `pip install zstandard`, or unpack it.") from error
         return io.BufferedReader(zstandard.open(path, "rb"))

@@ -1,13 +1,14 @@
 """All ranks of a run on this machine: one process each, signals passed on, one exit code for all.
 
-A rank starts with TERM and USR2 ignored, because either would kill it while it imports; the trainer installs handlers
-as soon as it can. So that none is lost meanwhile, a signal that this process gets is repeated every second until
-the ranks have ended; for the trainer a repeated signal is the same wish.
+A rank starts with the stop signals (TERM, USR1, USR2) ignored, because each would kill it while it imports; the trainer
+installs handlers as soon as it can. So that no request is lost meanwhile, a stop signal that this process gets is
+repeated every second until the ranks have ended; for the trainer a repeated signal is the same wish.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -25,8 +26,8 @@ from rxt_dist.train.ranks import free_port
 GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 _REPEAT_SECONDS = 1.0
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-_IGNORED_AT_START = (signal.SIGTERM, signal.SIGUSR2)
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 # Starting again cannot mend these: the same configuration, data or divergence would meet the next life.
 _FINAL = frozenset(
@@ -42,26 +43,22 @@ _FINAL = frozenset(
 
 
 @dataclass
-class _Signals:
-    """Signals that this process received; the last one is repeated to the ranks."""
+class _Received:
+    """Signals that this process got; handlers only note them, the main loop passes them on."""
 
-    last: signal.Signals | None = None
-    fresh: list[signal.Signals] = field(default_factory=list)
-    interrupted: bool = False
+    stop: int | None = None
+    interrupts: int = 0
+    interrupts_passed: int = 0
 
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        """Handler: remember only; the main loop passes on."""
-        received = signal.Signals(number)
-        self.fresh.append(received)
-        if received is signal.SIGINT:
-            self.interrupted = True
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The handler."""
+        if number == signal.SIGINT:
+            self.interrupts += 1
         else:
-            self.last = received
+            self.stop = number
 
 
-def launch(
-    command: Sequence[str], ranks: int, resume_attempts: int = 0, grace_seconds: float = GRACE_SECONDS
-) -> int:
+def launch(command: Sequence[str], ranks: int, resume_attempts: int = 0, grace_seconds: float = GRACE_SECONDS) -> int:
     """Run `command` as `ranks` ranks until all have ended, and again after a preemption or a crash.
 
     Args:
@@ -73,35 +70,35 @@ def launch(
     Returns:
         The exit code of the last life: 75 if a rank says preempted, else the first bad one, else 0.
     """
-    with _received_signals() as signals:
-        code = _one_life(command, ranks, grace_seconds, signals)
+    with _signals_noted() as received:
+        code = _one_life(command, ranks, grace_seconds, received)
         for attempt in range(1, resume_attempts + 1):
-            if code in _FINAL or signals.interrupted:
+            if code in _FINAL or received.interrupts:
                 break
             print(f"ranks ended with exit code {code}; starting again ({attempt} of {resume_attempts})", flush=True)
-            signals.last = None
-            code = _one_life(command, ranks, grace_seconds, signals)
+            received.stop = None
+            code = _one_life(command, ranks, grace_seconds, received)
     return code
 
 
 @contextmanager
-def _received_signals() -> Iterator[_Signals]:
-    signals = _Signals()
-    before = {number: signal.signal(number, signals.receive) for number in _FORWARDED}
+def _signals_noted() -> Iterator[_Received]:
+    received = _Received()
+    before = {number: signal.signal(number, received.note) for number in (*_STOP_SIGNALS, signal.SIGINT)}
     try:
-        yield signals
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _one_life(command: Sequence[str], ranks: int, grace_seconds: float, signals: _Signals) -> int:
+def _one_life(command: Sequence[str], ranks: int, grace_seconds: float, received: _Received) -> int:
     port, processes = free_port(), list[subprocess.Popen[bytes]]()
     try:
         for rank in range(ranks):
             environment = rank_environment(os.environ, rank, ranks, port)
             processes.append(_start(command, environment))
-        return _wait(processes, grace_seconds, signals)
+        return _wait(processes, grace_seconds, received)
     finally:
         for process in processes:
             process.kill()
@@ -138,44 +135,48 @@ def _has_gpu(environment: Mapping[str, str]) -> bool:
 
 def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     # A session of its own: Ctrl-C on the terminal reaches the ranks once, through this process.
-    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_prepare_rank)  # noqa: PLW1509
+    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_prepare_rank)
 
 
 def _prepare_rank() -> None:
-    """In the new process, before the command: ignore what would kill an import; save and stop when the parent dies."""
-    for number in _IGNORED_AT_START:
+    """In the new process, before the command: ignore what would kill an import, and die with the launcher.
+
+    Ranks that outlived a killed launcher would write into the run directory beside those of the next start.
+    """
+    for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM))
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], grace_seconds: float, signals: _Signals) -> int:
+def _wait(processes: list[subprocess.Popen[bytes]], grace_seconds: float, received: _Received) -> int:
     """Wait for all ranks, passing signals on; end the others `grace_seconds` after the first failure."""
     codes: list[int] = []
     running = list(processes)
-    deadline, repeat_at = float("inf"), 0.0
+    deadline, repeat_at = math.inf, 0.0
     while running:
         now = time.monotonic()
-        if signals.last and now >= repeat_at:
-            signals.fresh.append(signals.last)
+        if received.stop and now >= repeat_at:
+            _send(running, received.stop)
             repeat_at = now + _REPEAT_SECONDS
-        while signals.fresh:
-            number = signals.fresh.pop(0)
-            for process in running:
-                process.send_signal(number)
-        for process in [process for process in running if process.poll() is not None]:
-            running.remove(process)
-            codes.append(_exit_code(process.returncode))
-        if deadline == float("inf") and any(codes):
-            deadline = now + grace_seconds
-        if running and now >= deadline:
-            for process in running:
-                process.kill()
+        while received.interrupts_passed < received.interrupts:
+            _send(running, signal.SIGINT)
+            received.interrupts_passed += 1
+        codes += [_exit_code(process.returncode) for process in running if process.poll() is not None]
+        running = [process for process in running if process.returncode is None]
+        if any(codes):
+            deadline = min(deadline, now + grace_seconds)
+        if now >= deadline:
+            _send(running, signal.SIGKILL)
         time.sleep(_POLL_SECONDS)
     if ExitCode.PREEMPTED in codes:
         return ExitCode.PREEMPTED
     return next((code for code in codes if code), ExitCode.DONE)
+
+
+def _send(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    for process in processes:
+        process.send_signal(number)
 
 
 def _exit_code(returncode: int) -> int:

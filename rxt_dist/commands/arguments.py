@@ -10,6 +10,6 @@ import typer
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run file (configs/run/*.yaml).")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[a.b=c]...", help="Overrides such as train.total_tokens=1e6 optimizer.lr=3e-4."),
+    typer.Argument(metavar="a.b=c", help="Overrides such as train.total_tokens=1e6 optimizer.lr=3e-4."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -30,8 +30,8 @@ def validate_run(config: RunConfig, world_size: int, facts: DataFacts | None) ->
     Raises:
         ConfigError: for the first check that fails.
     """
-    _check_experts(config, world_size)
     _check_engine(config, world_size)
+    _check_experts(config, world_size)
     _check_stage(config)
     _check_schedule(config)
     _check_mixture(config, facts)

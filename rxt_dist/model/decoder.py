@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,7 @@ from rxt_dist.model.moe import MoEFeedForward, RoutingInputs, RoutingTerms
 from rxt_dist.model.norm_rope import Rotary, rms_norm, rotary
 
 
-@dataclass(frozen=True)
-class DecoderOutput:
+class DecoderOutput(NamedTuple):
     """hidden_BTD: residual stream after the last layer and the head norm; routing: terms of all MoE layers."""
 
     hidden_BTD: Tensor

@@ -8,6 +8,7 @@ layer knows neither softmax-gated shared experts nor an expert bias.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +31,7 @@ class RoutingInputs:
     load_ME: Tensor
 
 
-@dataclass(frozen=True)
-class RoutingTerms:
+class RoutingTerms(NamedTuple):
     """Sums over the valid tokens of a pass; with one MoE layer the leading axis M is absent.
 
     balance_M: E * sum_t sum_e load_e * p_te, differentiable (the Switch loss once divided by the token count).

@@ -82,7 +82,8 @@ def export_ranks(ranks: Ranks, environ: MutableMapping[str, str]) -> None:
 
 def first_host(nodelist: str) -> str:
     """First host of a SLURM node list: `gpu[007-012,020],login1` gives `gpu007`."""
-    return re.sub(r"^([^,\[]*)\[(\d+)[^\]]*\]([^,\[]*).*", r"\1\2\3", nodelist).split(",")[0]
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodelist)
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first[0] if first else nodelist)
 
 
 def free_port() -> int:

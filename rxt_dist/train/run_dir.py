@@ -28,22 +28,11 @@ from typing import Any, Self
 import yaml
 
 import rxt_dist
+from rxt_dist.config.load import RESUMABLE
 from rxt_dist.errors import ConfigError
 from rxt_dist.files import write_atomic, write_json_atomic
 
 _HEADER = re.compile(r"# rxt-dist run, training hash (\S+)")
-# Keys that a resumed run may change, because the sequence of losses does not depend on them.
-_FREE_KEYS = (
-    "output",
-    "cluster",
-    "parallel",
-    "log",
-    "checkpoint",
-    "eval",
-    "train.micro_batch_rows",
-    "train.recompute",
-    "train.logit_chunk_tokens",
-)
 _DIFFERENCES_SHOWN = 5
 _GIT_SECONDS = 10
 
@@ -144,12 +133,8 @@ def _differences(old_yaml: str, new_yaml: str) -> list[str]:
     except yaml.YAMLError:
         return ["config.resolved.yaml is no longer readable YAML"]
     new = dict(_leaves(yaml.safe_load(new_yaml)))
-    keys = [key for key in {**new, **old} if not key.startswith(tuple(f"{free}." for free in _FREE_KEYS))]
-    return [
-        f"{key} was {_shown(old, key)}, is {_shown(new, key)}"
-        for key in keys
-        if key not in _FREE_KEYS and old.get(key) != new.get(key)
-    ]
+    keys = [key for key in {**new, **old} if not f"{key}.".startswith(tuple(f"{free}." for free in RESUMABLE))]
+    return [f"{key} was {_shown(old, key)}, is {_shown(new, key)}" for key in keys if old.get(key) != new.get(key)]
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

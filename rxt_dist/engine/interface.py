@@ -1,0 +1,120 @@
+"""What the engine asks of a stage, and what the training loop asks of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from rxt_dist.engine.collectives import Collectives
+from rxt_dist.losses import StageOutput
+
+WEIGHT, FIRST_MOMENT, SECOND_MOMENT = "weight", "exp_avg", "exp_avg_sq"
+
+
+class MicroBatch(Protocol):
+    """Rows that are computed at once, with everything the stage needs to know about them."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        ...
+
+
+class Stage(Protocol):
+    """An `nn.Module` whose forward maps (micro-batch, expert loads) to a `StageOutput`.
+
+    model: the network; its parameter names are the names in checkpoints.
+    terms: names of the loss terms, in the order of every vector with suffix T.
+    """
+
+    model: nn.Module
+    terms: tuple[str, ...]
+
+    def counts(self, micro: Any) -> Tensor:
+        """float64 [terms] on the host: how much each term of this micro-batch counts."""
+        ...
+
+    def weights(self) -> Tensor:
+        """float32 [terms]: weights of the objective."""
+        ...
+
+    def __call__(self, micro: Any, load_ME: Tensor) -> StageOutput:
+        """Compute the loss terms."""
+        ...
+
+
+@dataclass(frozen=True)
+class TermTotals:
+    """Loss sums (float64), counts (float64) and hits (int64) of all terms, over all ranks and micro-batches."""
+
+    sums_T: Tensor
+    counts_T: Tensor
+    hits_T: Tensor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step.
+
+    applied: False when the update was skipped on all ranks; `reason` then says why.
+    grad_norm: global norm before clipping, experts counted once.
+    expert_counts_ME: int64 choices per MoE layer and expert in the whole global batch.
+    """
+
+    applied: bool
+    reason: str
+    totals: TermTotals
+    grad_norm: float
+    expert_counts_ME: Tensor
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A piece of one parameter that lives on this rank, with its optimizer moments.
+
+    name: the parameter's name in the model; start: offset of the piece in the flattened parameter.
+    tensors: float32 views [n] into the engine's own storage: weight, exp_avg, exp_avg_sq. Saving reads them, loading
+    writes them.
+    """
+
+    name: str
+    start: int
+    tensors: Mapping[str, Tensor]
+
+
+class Engine(Protocol):
+    """Trains one stage. Every method is collective: all ranks call it together."""
+
+    ranks: Collectives
+    device: torch.device
+
+    def train_step(self, micros: Sequence[MicroBatch], lr: float) -> StepResult:
+        """Forward, backward and update over this rank's micro-batches of one global batch."""
+        ...
+
+    def evaluate(self, micros: Sequence[MicroBatch]) -> TermTotals:
+        """Loss terms without gradients; all ranks pass equally many micro-batches."""
+        ...
+
+    def fragments(self, *, owned: bool) -> Iterator[Fragment]:
+        """This rank's pieces of the training state; `owned` leaves out what another rank saves too."""
+        ...
+
+    def routing_state(self) -> dict[str, Tensor]:
+        """Expert counts of the last global batch and routing biases, equal on all ranks."""
+        ...
+
+    def finish_load(self, optimizer_steps: int, routing: Mapping[str, Tensor]) -> None:
+        """After all fragments were written: set step counters, refresh low-precision weights, routing state."""
+        ...
+
+    def describe(self) -> list[str]:
+        """One line per decision about speed and memory, for the start banner."""
+        ...
+
+    def close(self) -> None:
+        """Free process groups."""
+        ...

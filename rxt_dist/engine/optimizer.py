@@ -1,0 +1,62 @@
+"""AdamW and its parameter groups."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from rxt_dist.config.run import OptimizerConfig
+from rxt_dist.errors import ConfigError
+
+
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Two groups, with and without weight decay; a name that any `no_decay` pattern finds does not decay.
+
+    Raises:
+        ConfigError: for a pattern that matches no parameter (a decay rule that silently does nothing).
+    """
+    named = list(named)
+    unmatched = [pattern for pattern in config.no_decay if not any(re.search(pattern, name) for name, _ in named)]
+    if unmatched:
+        raise ConfigError(
+            f"optimizer.no_decay has the pattern '{unmatched[0]}', which matches none of the {len(named)} trained "
+            f"parameters (the first is '{named[0][0]}'). Correct or remove the pattern."
+        )
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in named:
+        groups[not any(re.search(pattern, name) for pattern in config.no_decay)].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0}
+        for decays, parameters in groups.items()
+        if parameters
+    ]
+
+
+def adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW with one fused kernel for all parameters; the learning rate is set before every step."""
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=0.0, fused=True
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def adam_state(parameter: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:
+    """A fresh AdamW state after `steps` steps, its step counter its own tensor.
+
+    A counter shared by several parameters would advance once per parameter and step, and every bias correction
+    would be wrong.
+    """
+    return {
+        "step": torch.tensor(float(steps), dtype=torch.float32, device=parameter.device),
+        "exp_avg": torch.zeros_like(parameter),
+        "exp_avg_sq": torch.zeros_like(parameter),
+    }

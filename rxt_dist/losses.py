@@ -1,0 +1,44 @@
+"""Loss terms as sums and counts, and the objective made of them.
+
+A term is a sum over the positions it counts, never a mean: sums and counts add up over ranks and micro-batches, so that
+the loss of a global batch, and its gradient, do not depend on how the batch was split.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rxt_dist.model.moe import RoutingTerms
+
+
+class StageOutput(NamedTuple):
+    """What a stage computes from one micro-batch; the order of terms is the stage's `terms`.
+
+    sums_T: float32, summed losses, differentiable.
+    hits_T: int64, correct predictions per term (0 where a term predicts nothing).
+    expert_counts_ME: int64, choices per MoE layer and expert.
+    """
+
+    sums_T: Tensor
+    hits_T: Tensor
+    expert_counts_ME: Tensor
+
+
+def objective(sums_T: Tensor, counts_T: Tensor, weights_T: Tensor) -> Tensor:
+    """sum of weight * sum / count, with the counts of the whole global batch; a term that counts nothing is 0."""
+    return (weights_T * sums_T / counts_T.clamp_min(1)).sum()
+
+
+def mean_over_layers(routing: RoutingTerms) -> tuple[Tensor, Tensor]:
+    """(balance, z) sums over tokens, averaged over MoE layers: balance / tokens is 1 for perfectly even experts."""
+    return routing.balance_M.mean(), routing.z_M.mean()
+
+
+def load_fractions(counts_ME: Tensor) -> Tensor:
+    """Each layer's token fractions (float32, rows sum to 1); uniform for a layer that routed nothing yet."""
+    totals_M1 = counts_ME.sum(-1, keepdim=True)
+    uniform = 1.0 / counts_ME.shape[-1]
+    return torch.where(totals_M1 > 0, counts_ME / totals_M1.clamp_min(1), uniform).float()

@@ -1,0 +1,199 @@
+"""What a model or a run will need, computed from its configuration without building anything.
+
+Parameters and traffic of collectives are exact for what they state; memory of activations, step time and days are
+estimates and are called so in every output.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rxt_dist.config.model import AttentionConfig, ModelConfig
+from rxt_dist.config.run import RunConfig
+from rxt_dist.model.count import (
+    Count,
+    count_parameters,
+    count_system,
+    embedding_parameters,
+    expert_parameters,
+    moe_parameters,
+    routed_parameters,
+)
+from rxt_dist.train.flops import training_flops
+
+_FLOAT32_BYTES = 4
+_SECONDS_PER_DAY = 86400
+ZERO_STAGES = (0, 1, 2, 3)
+
+
+def plan_model(model: ModelConfig) -> dict[str, Any]:
+    """`parameters`: total and active ones of each part, and of the system with its embedding counted once."""
+    counts: dict[str, Count] = {**count_parameters(model), "system": count_system(model)}
+    return {
+        "model": model.name,
+        "parameters": {part: {"total": count.total, "active": count.active} for part, count in counts.items()},
+    }
+
+
+def plan_run(config: RunConfig) -> dict[str, Any]:
+    """The model's plan, and memory, traffic, operations and time of the run on its cluster."""
+    seq_len = config.data.seq_len or config.model.seq_len
+    return {
+        "run": config.name,
+        **plan_model(config.model),
+        "trained_parameters": dict(zip(("dense", "routed_experts"), trained_parameters(config.model), strict=True)),
+        "batch": _batch(config, seq_len),
+        "memory_per_gpu_bytes": {f"zero_{stage}": memory_per_gpu(config, stage, seq_len) for stage in ZERO_STAGES},
+        "traffic_per_gpu_per_step_bytes": {
+            f"zero_{stage}": traffic_per_step(config, stage, seq_len) for stage in ZERO_STAGES
+        },
+        "time": _time(config, seq_len),
+        "assumptions": _assumptions(config, seq_len),
+    }
+
+
+def trained_parameters(model: ModelConfig) -> tuple[int, int]:
+    """Parameters that joint training moves, as (dense, routed experts).
+
+    Decoder, encoder and MLM head with their embedding counted once; the memory attention is trained by later stages.
+    """
+    counts = count_parameters(model)
+    shared = embedding_parameters(model) if model.encoder else 0
+    routed = routed_parameters(model)
+    return counts["decoder"].total + counts["encoder"].total + counts["mlm_head"].total - shared - routed, routed
+
+
+def memory_per_gpu(config: RunConfig, stage: int, seq_len: int) -> dict[str, Any]:
+    """Bytes on one GPU under ZeRO `stage`.
+
+    A parameter takes its weight (2 bytes in bfloat16, else 4), a float32 gradient (4), and a float32 master weight with
+    two moments (12). Stage 1 divides the 12 over the ranks that hold copies, stage 2 also the gradient, stage 3 also
+    the weight. Dense parameters have a copy on every rank; of the routed experts a rank holds 1 / expert_parallel,
+    with ranks / expert_parallel copies of it.
+
+    `activations_estimate` counts the tensors that the backward pass needs for one micro-batch, and
+    `gathered_estimate` the whole weights of two layers, which stage 3 holds while it computes.
+    """
+    ranks, experts_over = config.cluster.ranks, config.parallel.expert_parallel
+    dense, routed = trained_parameters(config.model)
+    element = _element_bytes(config)
+    states = {"weights": 0.0, "gradients": 0.0, "optimizer": 0.0}
+    for parameters, copies in ((dense, ranks), (routed // experts_over, max(1, ranks // experts_over))):
+        states["weights"] += parameters * element / (copies if stage >= 3 else 1)
+        states["gradients"] += parameters * _FLOAT32_BYTES / (copies if stage >= 2 else 1)
+        states["optimizer"] += parameters * 3 * _FLOAT32_BYTES / (copies if stage >= 1 else 1)
+    memory: dict[str, Any] = {name: round(value) for name, value in states.items()}
+    memory["activations_estimate"] = activation_bytes(config, seq_len)
+    memory["gathered_estimate"] = 2 * _largest_layer(config) * element if stage == 3 else 0
+    memory["total_estimate"] = sum(memory.values())
+    memory["fits_estimate"] = memory["total_estimate"] <= config.cluster.gpu_memory_gb * 1e9
+    return memory
+
+
+def _element_bytes(config: RunConfig) -> int:
+    return 2 if config.train.precision == "bfloat16" else _FLOAT32_BYTES
+
+
+def _largest_layer(config: RunConfig) -> int:
+    """Weights of a stateful decoder layer on one rank (attention left out: it is small beside the experts)."""
+    moe = config.model.decoder.moe
+    elsewhere = moe.experts - moe.experts // config.parallel.expert_parallel
+    return moe_parameters(config.model) - elsewhere * expert_parameters(config.model)
+
+
+def activation_bytes(config: RunConfig, seq_len: int) -> int:
+    """Estimate of what one micro-batch stores for its backward pass.
+
+    Every layer stores the tensors that its matrix products and products of tensors read; with recomputation only its
+    input, and one layer at a time the rest. Beside the layers: the encoder's outputs as the decoder's memory (clean and
+    noised), and float32 logits with their gradient for one chunk of positions.
+    """
+    model, train = config.model, config.train
+    layers = [_decoder_layer_width(model, stateful=True)] * model.layers
+    layers += [_decoder_layer_width(model, stateful=False)] * (model.decoder_layers - model.layers)
+    if model.encoder is not None:
+        encoder_layer = _attention_width(model, model.encoder.attention) + 2 * model.dim + 3 * model.encoder.hidden
+        layers += [encoder_layer] * model.layers
+    width = len(layers) * model.dim + max(layers) if train.recompute else sum(layers)
+    width += 2 * model.layers * model.dim
+    tokens = train.micro_batch_rows * seq_len
+    logits = 2 * _FLOAT32_BYTES * min(train.logit_chunk_tokens, tokens) * model.vocab_size
+    return tokens * width * _element_bytes(config) + logits
+
+
+def _attention_width(model: ModelConfig, attention: AttentionConfig) -> int:
+    """Numbers per token: normed input, q, k, v, heads' output, gate."""
+    width = attention.query_heads * model.head_dim
+    return 2 * model.dim + (3 if attention.gated else 2) * width + 2 * attention.kv_heads * model.head_dim
+
+
+def _decoder_layer_width(model: ModelConfig, stateful: bool) -> int:
+    """Numbers per token: attention, and K visited experts with input, gate and up halves, product, output."""
+    moe = model.decoder.moe
+    routed = moe.active * (2 * model.dim + 3 * moe.hidden)
+    shared = moe.shared_experts * (model.dim + 3 * moe.shared_hidden)
+    cross = _attention_width(model, model.decoder.cross_attention) if stateful else 0
+    return _attention_width(model, model.decoder.self_attention) + cross + 2 * model.dim + routed + shared
+
+
+def traffic_per_step(config: RunConfig, stage: int, seq_len: int) -> dict[str, int]:
+    """Bytes that one GPU sends per optimizer step.
+
+    A reduce-scatter or all-gather of n bytes over g ranks sends n * (g - 1) / g. Stage 0 all-reduces float32 gradients
+    (both); stage 1 reduce-scatters them and gathers the new weights; stage 2 reduce-scatters in every micro-batch;
+    stage 3 also gathers the weights twice in every micro-batch (forward and backward) and not after the step.
+    The expert all-to-all sends each token's K visited copies of D numbers out and back, in forward and backward, and
+    once more forward when layers are recomputed; the share (ep - 1) / ep of it leaves the GPU.
+    """
+    ranks, experts_over = config.cluster.ranks, config.parallel.expert_parallel
+    accumulation = _batch(config, seq_len)["micro_batches_per_step"]
+    dense, routed = trained_parameters(config.model)
+    gradients = weights = 0.0
+    for parameters, copies in ((dense, ranks), (routed // experts_over, max(1, ranks // experts_over))):
+        leaving = parameters * (copies - 1) / copies
+        gradients += leaving * _FLOAT32_BYTES * {0: 2, 1: 1, 2: accumulation, 3: accumulation}[stage]
+        weights += leaving * _element_bytes(config) * {0: 0, 1: 1, 2: 1, 3: 2 * accumulation}[stage]
+    model = config.model
+    crossings = 6 if config.train.recompute else 4
+    copies_per_token = model.moe_layers * model.decoder.moe.active * crossings
+    tokens = config.train.global_batch_tokens / ranks
+    all_to_all = tokens * copies_per_token * model.dim * _element_bytes(config) * (experts_over - 1) / experts_over
+    return {"gradients": round(gradients), "weights": round(weights), "expert_all_to_all": round(all_to_all)}
+
+
+def _batch(config: RunConfig, seq_len: int) -> dict[str, int]:
+    rows = config.train.global_batch_tokens // seq_len
+    return {
+        "seq_len": seq_len,
+        "global_rows": rows,
+        "ranks": config.cluster.ranks,
+        "micro_batches_per_step": max(1, rows // (config.cluster.ranks * config.train.micro_batch_rows)),
+        "steps": -(-config.train.total_tokens // config.train.global_batch_tokens),
+    }
+
+
+def _time(config: RunConfig, seq_len: int) -> dict[str, float]:
+    """Operations of a step (each row one document, which is the most that attention can cost) at the assumed MFU."""
+    tokens = config.train.global_batch_tokens
+    step = training_flops(config.model, tokens, tokens * seq_len, round(tokens * config.stage.mlm_probability))
+    speed = config.cluster.ranks * config.cluster.peak_tflops * 1e12 * config.cluster.mfu
+    seconds = step / speed
+    return {
+        "flops_per_token": step / tokens,
+        "flops_per_step": step,
+        "step_seconds_estimate": seconds,
+        "tokens_per_second_estimate": tokens / seconds,
+        "days_estimate": seconds * config.train.total_tokens / tokens / _SECONDS_PER_DAY,
+    }
+
+
+def _assumptions(config: RunConfig, seq_len: int) -> list[str]:
+    cluster = config.cluster
+    chosen = f"ZeRO {config.parallel.zero}, expert parallel {config.parallel.expert_parallel}"
+    length = "" if config.data.seq_len else " (the model's; data.seq_len is not set)"
+    return [
+        f"{cluster.ranks} GPUs of {cluster.gpu_memory_gb:g} GB; the run itself uses {chosen}",
+        f"rows of {seq_len} tokens{length}, each one document",
+        f"{cluster.peak_tflops:g} TFLOP/s peak per GPU at {cluster.mfu:.0%} utilisation (assumed, not measured)",
+        "activations are an estimate; allocator fragmentation and communication buffers are not in it",
+    ]

@@ -1,0 +1,167 @@
+"""Joint pre-training with cheated context: encoder and decoder learn from the same documents at once.
+
+The encoder reads ids of which some are masked and is trained to restore them. Its layer outputs, detached, partly
+zeroed and noised, are the memory that the decoder reads while it predicts the same documents' next tokens. No gradient
+flows from decoder to encoder except through the shared embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rxt_dist.config.run import StageConfig
+from rxt_dist.data.loader import Batch
+from rxt_dist.data.masking import IGNORED_LABEL, mask_for_mlm, sample_seed
+from rxt_dist.losses import StageOutput, mean_over_layers
+from rxt_dist.model.attention import Documents
+from rxt_dist.model.moe import RoutingInputs
+from rxt_dist.model.reactive import ReactiveTransformer
+
+MemoryKind = Literal["true", "zero", "foreign"]
+
+
+@dataclass(frozen=True)
+class JointBatch:
+    """One micro-batch of joint pre-training.
+
+    tokens_BT, encoder_tokens_BT: int64 ids, clean and with [MASK].
+    labels_BT: int64 next tokens, -100 where nothing is predicted.
+    masked_M: int64 indices of masked positions among the B * T; masked_targets_M: their original ids.
+    positions_BT: int64; valid_N: bool, False on padding; documents: boundaries in the pack.
+    samples: global positions of the rows, the keys of their noise.
+    noise, masking: levels of this step; 0 in evaluation. memory: which memory the decoder reads.
+    """
+
+    tokens_BT: Tensor
+    encoder_tokens_BT: Tensor
+    labels_BT: Tensor
+    masked_M: Tensor
+    masked_targets_M: Tensor
+    positions_BT: Tensor
+    valid_N: Tensor
+    documents: Documents
+    samples: tuple[int, ...]
+    noise: float
+    masking: float
+    memory: MemoryKind = "true"
+
+    def to(self, device: torch.device) -> JointBatch:
+        """The same on a device, copied without waiting where the host memory is pinned."""
+        moved = {
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        cu_seqlens = self.documents.cu_seqlens_N1.to(device, non_blocking=True)
+        return replace(self, **moved, documents=Documents(cu_seqlens, self.documents.lengths))
+
+    def with_memory(self, memory: MemoryKind) -> JointBatch:
+        """The same rows read with another memory (evaluation)."""
+        return replace(self, memory=memory)
+
+
+class JointStage(nn.Module):
+    """Stage 'joint': masked-token loss of the encoder plus next-token loss of the decoder."""
+
+    terms = ("ar", "mlm", "balance", "z")
+
+    def __init__(self, model: ReactiveTransformer, stage: StageConfig, seed: int, chunk_tokens: int) -> None:
+        super().__init__()
+        assert model.encoder is not None
+        self.model = model
+        self.config = stage
+        self.seed = seed
+        self.chunk_tokens = chunk_tokens
+
+    def weights(self) -> Tensor:
+        """float32 [terms]."""
+        weights = self.config.weights
+        return torch.tensor([weights.ar, weights.mlm, weights.balance, weights.z])
+
+    def prepare(self, batch: Batch, trained_tokens: int | None) -> JointBatch:
+        """Mask the encoder's input and fix the levels of noise and masking after `trained_tokens` tokens.
+
+        In evaluation (None) the memory is neither noised nor masked; the encoder's input still is, since restoring it
+        is the task that the MLM figures measure.
+        """
+        masked_BT, labels_BT = mask_for_mlm(
+            batch.tokens_BT, batch.samples_B, self.seed, self.config.mlm_probability
+        )
+        chosen_M = (labels_BT != IGNORED_LABEL).flatten().nonzero().squeeze(1)
+        training = trained_tokens is not None
+        return JointBatch(
+            tokens_BT=batch.tokens_BT,
+            encoder_tokens_BT=masked_BT,
+            labels_BT=batch.labels_BT,
+            masked_M=chosen_M,
+            masked_targets_M=labels_BT.flatten()[chosen_M],
+            positions_BT=batch.positions_BT,
+            valid_N=(batch.segments_BT >= 0).flatten(),
+            documents=Documents(batch.cu_seqlens, tuple(batch.cu_seqlens.diff().tolist())),
+            samples=tuple(batch.samples_B.tolist()),
+            noise=self.config.memory_noise.at(trained_tokens) if training else 0.0,
+            masking=self.config.memory_masking.at(trained_tokens) if training else 0.0,
+        )
+
+    def counts(self, micro: JointBatch) -> Tensor:
+        """float64 [terms]: next-token targets, masked positions, and twice the tokens that are not padding."""
+        targets = (micro.labels_BT != IGNORED_LABEL).sum()
+        valid = micro.valid_N.sum()
+        return torch.stack([targets, torch.tensor(micro.masked_M.numel()), valid, valid]).double()
+
+    def forward(self, micro: JointBatch, load_ME: Tensor) -> StageOutput:
+        """Loss terms of one micro-batch; `load_ME` as in `RoutingInputs`."""
+        model = self.model
+        assert model.encoder is not None
+        assert model.mlm_head is not None
+        encoded_LBTD = model.encoder(model.embedding(micro.encoder_tokens_BT), micro.positions_BT, micro.documents)
+        masked_MD = encoded_LBTD[-1].flatten(0, 1).index_select(0, micro.masked_M)
+        mlm = model.mlm_head(masked_MD, micro.masked_targets_M, self.chunk_tokens)
+        decoded = model.decoder(
+            model.embedding(micro.tokens_BT),
+            micro.positions_BT,
+            self._memory(encoded_LBTD.detach(), micro),
+            documents=micro.documents,
+            memory_documents=micro.documents,
+            routing=RoutingInputs(micro.valid_N, load_ME),
+        )
+        ar = model.lm_head(decoded.hidden_BTD, micro.labels_BT, self.chunk_tokens)
+        balance, z = mean_over_layers(decoded.routing)
+        nothing = torch.zeros_like(ar.correct)
+        return StageOutput(
+            sums_T=torch.stack([ar.loss, mlm.loss, balance, z]),
+            hits_T=torch.stack([ar.correct, mlm.correct, nothing, nothing]),
+            expert_counts_ME=decoded.routing.counts_ME,
+        )
+
+    def _memory(self, encoded_LBTD: Tensor, micro: JointBatch) -> Tensor:
+        if micro.memory == "zero":
+            return torch.zeros_like(encoded_LBTD)
+        if micro.memory == "foreign":
+            return encoded_LBTD.roll(1, dims=1)
+        if micro.noise == 0 and micro.masking == 0:
+            return encoded_LBTD
+        return cheated_context(encoded_LBTD, micro.samples, self.seed, micro.noise, micro.masking)
+
+
+def cheated_context(
+    encoded_LBTD: Tensor, samples: Sequence[int], seed: int, noise: float, masking: float
+) -> Tensor:
+    """ED * keep + noise * N(0, 1); keep is Bernoulli(1 - masking) per layer, sample and position, without rescaling.
+
+    Each sample draws from a generator of its own, seeded by (seed, stage, sample): the same noise on any rank, in any
+    micro-batch and after any resume. CPU and CUDA generators differ from each other.
+    """
+    layers, _, tokens, dim = encoded_LBTD.shape
+    device = encoded_LBTD.device
+    generator = torch.Generator(device)
+    rows = []
+    for row, sample in enumerate(samples):
+        generator.manual_seed(sample_seed(seed, "joint", "memory", sample))
+        drawn_LTD = torch.randn(layers, tokens, dim, generator=generator, device=device)
+        keep_LT1 = torch.rand(layers, tokens, 1, generator=generator, device=device) >= masking
+        rows.append((encoded_LBTD[:, row] * keep_LT1).add(drawn_LTD.to(encoded_LBTD.dtype), alpha=noise))
+    return torch.stack(rows, dim=1)

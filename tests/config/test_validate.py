@@ -1,0 +1,85 @@
+"""Checks between model, data, batch and ranks: each names the values that would do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rxt_dist.config.load import load_run
+from rxt_dist.config.validate import DataFacts, validate_run
+from rxt_dist.errors import ConfigError, ExitCode
+
+RUNS = Path(__file__).parents[2] / "configs/run"
+FACTS = DataFacts(seq_len=256, vocab_size=4096, sources=("en", "pl"), tokenizer_sha="0" * 64)
+RAMP = "train.ramp={{start_tokens: {}, increment_tokens: {}, over_tokens: 1e5}}"
+
+
+@pytest.mark.parametrize("path", sorted(RUNS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_run_file_fits_its_cluster(path: Path) -> None:
+    config = load_run(path)
+    validate_run(config, config.cluster.ranks, None)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "overrides"),
+    [
+        (2, []),
+        (4, ["parallel.expert_parallel=4", "train.micro_batch_rows=1"]),
+        (1, ["parallel.expert_parallel=1"]),
+        (1, ["parallel.engine=plain", "parallel.zero=0", "parallel.expert_parallel=1", "train.micro_batch_rows=16"]),
+        (2, ["data.mixture=[{tokens: 1e5, weights: {en: 1}}, {weights: {en: 1, pl: 2}}]"]),
+        (2, [RAMP.format(2048, 2048)]),
+        (2, ["schedule={kind: wsd, warmup_tokens: 1e5, decay_tokens: 2e5}"]),
+    ],
+)
+def test_what_works_is_let_through(ranks: int, overrides: list[str]) -> None:
+    validate_run(load_run(RUNS / "demo.yaml", overrides), ranks, FACTS)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "overrides", "said"),
+    [
+        (3, ["parallel.expert_parallel=3"], "expert_parallel 3 does not divide 16 experts: use 1, 2, 4, 8 or 16."),
+        (6, ["parallel.expert_parallel=4"], "expert_parallel 4 does not divide 6 ranks: use 1 or 2, or start a mult"),
+        (2, ["model.decoder.moe.bias=local"], "set parallel.expert_parallel=1, or train a model with bias 'global'"),
+        (2, ["parallel.engine=plain"], "but the run has 2 ranks and zero 3 and expert_parallel 2: start one rank"),
+        (1, ["parallel.engine=plain", "parallel.zero=0"], "but the run has expert_parallel 2"),
+        (2, ["model.encoder=", "model.memory_attention="], "model 'demo' has no encoder"),
+        (2, ["stage.weights={ar: 0, mlm: 0}"], "are both 0, so nothing is learnt"),
+        (2, ["train.total_tokens=4000"], "train.total_tokens (4,000) is less than one step"),
+        (2, ["schedule.warmup_tokens=2e6"], "together they may be at most as long as the training"),
+        (2, ["schedule.decay_tokens=1e5"], "Remove it or set schedule.kind=wsd"),
+        (2, ["data.mixture=[{weights: {}}]"], "give at least one source a positive share"),
+        (2, ["data.mixture=[{weights: {ple: 1}}]"], "names 'ple', but .demo/shards holds en, pl. Did you mean 'pl'?"),
+        (2, ["data.mixture=[{weights: {en: 1}}, {weights: {pl: 1}}]"], "data.mixture.0.tokens is not set"),
+        (2, ["data.mixture=[{tokens: 1e5, weights: {en: 1}}]"], "leave out the last phase's tokens"),
+        (2, ["data.seq_len=128"], "but the rows in .demo/shards have 256 tokens: set data.seq_len=256"),
+        (2, ["model.vocab_size=4095"], "set model.vocab_size=4096 or more"),
+        (2, ["model.seq_len=128"], "set model.seq_len=256, or take data with shorter rows"),
+        (2, ["train.global_batch_tokens=4000"], "is not a whole number of rows of 256 tokens: use 3840 or 4096"),
+        (2, ["train.micro_batch_rows=5"], "set train.global_batch_tokens to 2560 or 5120, or train.micro_batch_rows to 1"),
+        (6, [], "16 rows of 256 tokens, which 6 ranks cannot share"),
+        (2, [RAMP.format(8192, 2048)], "the ramp enlarges the batch, so start with less"),
+        (2, [RAMP.format(1024, 2048)], "train.ramp.start_tokens is 4 rows"),
+        (2, [RAMP.format(2048, 256)], "train.ramp.increment_tokens is 1 rows"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_advice(ranks: int, overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate_run(load_run(RUNS / "demo.yaml", overrides), ranks, FACTS)
+    assert said in str(caught.value)
+    assert caught.value.exit_code == ExitCode.CONFIG
+
+
+def test_the_advice_works() -> None:
+    config = load_run(RUNS / "demo.yaml", ["train.global_batch_tokens=5120", "train.micro_batch_rows=5"])
+    validate_run(config, 2, FACTS)
+
+
+def test_row_length_comes_from_the_data_where_the_run_leaves_it_open() -> None:
+    config = load_run(RUNS / "demo.yaml", ["data.seq_len="])
+    validate_run(config, 2, FACTS)
+    with pytest.raises(ConfigError, match="rows of 384 tokens are longer than model.seq_len"):
+        validate_run(config, 2, replace(FACTS, seq_len=384))

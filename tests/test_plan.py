@@ -1,0 +1,70 @@
+"""The plan of a run: memory, traffic and time, against sums done by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rxt_dist.config.load import load_run
+from rxt_dist.plan import memory_per_gpu, plan_run, traffic_per_step, trained_parameters
+
+RUNS = Path(__file__).parents[1] / "configs/run"
+BETA = RUNS / "rxt-beta.yaml"
+DENSE, ROUTED = 221_317_120, 2_717_908_992
+
+
+def test_trained_parameters_share_the_embedding_and_leave_out_the_memory_attention() -> None:
+    assert trained_parameters(load_run(BETA).model) == (DENSE, ROUTED)
+    assert DENSE + ROUTED == 2_841_937_920 + 96_958_976 + 33_883_648 - 65_536 * 512
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients", "optimizer"),
+    [(0, 2, 4, 12), (1, 2, 4, 12 / 64), (2, 2, 4 / 64, 12 / 64), (3, 2 / 64, 4 / 64, 12 / 64)],
+)
+def test_memory_of_each_stage(stage: int, weights: float, gradients: float, optimizer: float) -> None:
+    memory = memory_per_gpu(load_run(BETA), stage, 8192)
+    total = DENSE + ROUTED
+    assert memory["weights"] == pytest.approx(total * weights)
+    assert memory["gradients"] == pytest.approx(total * gradients)
+    assert memory["optimizer"] == pytest.approx(total * optimizer)
+    parts = ("weights", "gradients", "optimizer", "activations_estimate", "gathered_estimate")
+    assert memory["total_estimate"] == sum(memory[part] for part in parts)
+
+
+def test_expert_parallelism_divides_experts_over_fewer_copies() -> None:
+    memory = memory_per_gpu(load_run(BETA, ["parallel.expert_parallel=8"]), 1, 8192)
+    assert memory["weights"] == pytest.approx(2 * (DENSE + ROUTED / 8))
+    assert memory["optimizer"] == pytest.approx(12 * (DENSE / 64 + ROUTED / 8 / 8), abs=1)
+
+
+def test_recomputation_stores_less() -> None:
+    kept = memory_per_gpu(load_run(BETA, ["train.recompute=false"]), 1, 8192)
+    assert kept["activations_estimate"] > 3 * memory_per_gpu(load_run(BETA), 1, 8192)["activations_estimate"]
+
+
+def test_traffic() -> None:
+    sent = traffic_per_step(load_run(BETA), 1, 8192)
+    assert sent["gradients"] == pytest.approx((DENSE + ROUTED) * 4 * 63 / 64)
+    assert sent["weights"] == pytest.approx((DENSE + ROUTED) * 2 * 63 / 64)
+    assert sent["expert_all_to_all"] == 0
+    sent = traffic_per_step(load_run(BETA, ["parallel.expert_parallel=8", "train.recompute=false"]), 3, 8192)
+    # 65,536 tokens of a GPU, 24 layers, 10 copies of 512 numbers of 2 bytes, four crossings, 7 of 8 leave.
+    assert sent["expert_all_to_all"] == 65_536 * 24 * 10 * 512 * 2 * 4 * 7 // 8
+    # Eight micro-batches gather the weights forward and backward.
+    assert sent["weights"] == pytest.approx((DENSE * 63 / 64 + ROUTED / 8 * 7 / 8) * 2 * 16)
+
+
+def test_time_follows_from_operations_and_utilisation() -> None:
+    plan = plan_run(load_run(BETA))
+    time = plan["time"]
+    assert time["step_seconds_estimate"] == pytest.approx(time["flops_per_step"] / (64 * 312e12 * 0.25))
+    assert time["days_estimate"] == pytest.approx(400e9 / time["tokens_per_second_estimate"] / 86400)
+    assert plan["batch"] == {
+        "seq_len": 8192,
+        "global_rows": 512,
+        "ranks": 64,
+        "micro_batches_per_step": 8,
+        "steps": 95_368,
+    }

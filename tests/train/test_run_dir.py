@@ -1,0 +1,148 @@
+"""Opening a run directory: new, again, and again with another configuration."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import rxt_dist
+from rxt_dist.errors import ConfigError
+from rxt_dist.train import run_dir as module
+from rxt_dist.train.run_dir import RunDirectory, code_version, environment
+
+CONFIG = {
+    "name": "first",
+    "output": "runs",
+    "seed": 0,
+    "model": {"dim": 64, "decoder": {"moe": {"experts": 8}}},
+    "train": {"total_tokens": 1000, "micro_batch_rows": 2, "recompute": False},
+    "optimizer": {"lr": 3e-4, "no_decay": ["norm", "bias"]},
+    "parallel": {"zero": 1},
+}
+
+
+def resolved(**changes: object) -> str:
+    """The configuration with dotted changes, `__` for a dot."""
+    config = json.loads(json.dumps(CONFIG))
+    for key, value in changes.items():
+        *parents, leaf = key.split("__")
+        inner = config
+        for parent in parents:
+            inner = inner[parent]
+        inner[leaf] = value
+    return yaml.safe_dump(config)
+
+
+def test_a_new_directory_describes_the_run(tmp_path: Path) -> None:
+    run = RunDirectory.open(tmp_path / "runs" / "first", resolved(), "abc", rank=0)
+    assert yaml.safe_load(run.config.read_text()) == CONFIG
+    assert run.checkpoints.is_dir()
+    assert run.logs.is_dir()
+    described = json.loads(run.environment.read_text())
+    assert described["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert described["code"]["version"] == rxt_dist.__version__
+    assert "PyYAML" in described["packages"]
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    run = RunDirectory.open(tmp_path / "run", resolved(), "abc", rank=1)
+    assert not run.path.exists()
+
+
+def test_the_same_training_continues_with_what_may_change(tmp_path: Path) -> None:
+    RunDirectory.open(tmp_path, resolved(), "abc", rank=0)
+    changed = resolved(parallel__zero=3, train__micro_batch_rows=1)
+    run = RunDirectory.open(tmp_path, changed, "abc", rank=0)
+    assert yaml.safe_load(run.config.read_text())["parallel"] == {"zero": 3}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_another_training_is_refused_on_every_rank(tmp_path: Path, rank: int) -> None:
+    run = RunDirectory.open(tmp_path, resolved(), "abc", rank=0)
+    before = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+    changed = resolved(
+        model__decoder={"moe": {"experts": 16}},
+        optimizer__no_decay=["norm"],
+        parallel__zero=3,
+        train__micro_batch_rows=1,
+    )
+    with pytest.raises(ConfigError) as caught:
+        RunDirectory.open(tmp_path, changed, "def", rank=rank)
+    text = str(caught.value)
+    assert "model.decoder.moe.experts was 8, is 16" in text
+    assert "optimizer.no_decay was ['norm', 'bias'], is ['norm']" in text
+    assert "zero" not in text
+    assert "micro_batch_rows" not in text
+    assert "name=..." in text
+    assert f"remove {tmp_path}" in text
+    assert {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == before
+
+
+def test_keys_that_only_one_side_has_and_many_differences(tmp_path: Path) -> None:
+    RunDirectory.open(tmp_path, resolved(model={"a": 1, "b": 2, "c": 3, "d": 4}), "abc", rank=0)
+    with pytest.raises(ConfigError, match=r"model\.dim was absent, is 64.*; and 1 more\."):
+        RunDirectory.open(tmp_path, resolved(), "def", rank=0)
+
+
+def test_a_difference_outside_the_keys_is_said(tmp_path: Path) -> None:
+    RunDirectory.open(tmp_path, resolved(), "abc", rank=0)
+    with pytest.raises(ConfigError, match="no key, so the data or tokenizer"):
+        RunDirectory.open(tmp_path, resolved(), "def", rank=0)
+
+
+def test_an_unreadable_config_is_never_taken_for_the_same(tmp_path: Path) -> None:
+    run = RunDirectory.open(tmp_path, resolved(), "abc", rank=0)
+    run.config.write_text("a: [")
+    with pytest.raises(ConfigError, match="no longer readable YAML"):
+        RunDirectory.open(tmp_path, resolved(), "abc", rank=0)
+    run.config.write_text("")
+    with pytest.raises(ConfigError, match="was absent"):
+        RunDirectory.open(tmp_path, resolved(), "abc", rank=0)
+
+
+def test_a_directory_that_only_holds_a_launch_script_is_new(tmp_path: Path) -> None:
+    (tmp_path / "launch.sbatch").write_text("#!/bin/bash\n")
+    assert RunDirectory.open(tmp_path, resolved(), "abc", rank=0).config.exists()
+
+
+def test_environment_imports_nothing() -> None:
+    code = (
+        "import json, sys; from rxt_dist.train.run_dir import environment; answer = environment();"
+        "print(json.dumps([answer['torch'], 'torch' in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [None, False]
+    import torch
+
+    assert environment()["torch"] == torch.__version__
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_code_version_is_the_commit_of_its_own_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        done = subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    package = tmp_path / "rxt_dist" / "__init__.py"
+    package.parent.mkdir()
+    package.write_text("")
+    monkeypatch.setattr(module.rxt_dist, "__file__", str(package))
+    assert code_version()["commit"] is None
+    git("init", "-q")
+    assert code_version()["commit"] is None
+    git("add", "-A")
+    git("commit", "-q", "-m", "one")
+    assert code_version() == {"version": rxt_dist.__version__, "commit": git("rev-parse", "HEAD"), "modified": False}
+    package.write_text("changed = True\n")
+    assert code_version()["modified"] is True
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert code_version()["commit"] is None
