@@ -5,7 +5,8 @@ people and things again and again (so a model that reads further back predicts b
 facts that were told early. It is a toy: it teaches a model nothing about the world.
 
 Polish needs agreement, so a template names the form it wants: `{h[acc]}` is a case, and `{h[poszedł/poszła]}` chooses
-by the gender of the word (masculine/feminine/neuter; for a group, masculine if any of it is). English uses the second form for pronouns: `{h[he/she]}`.
+by the gender of the word (masculine/feminine/neuter; a group is masculine if any of it is). English uses the second
+form for pronouns: `{h[he/she]}`.
 """
 
 from __future__ import annotations
@@ -320,8 +321,8 @@ _SCENES: dict[str, tuple[tuple[str, ...], ...]] = {
             "północy.",
         ),
         (
-            "Od tego dnia {h}, {f} i {a} {k[byli przyjaciółmi/były przyjaciółkami]} i często {k[spotykali/spotykały]} się "
-            "{p[at]}.",
+            "Od tego dnia {h}, {f} i {a} {k[byli przyjaciółmi/były przyjaciółkami]} i często "
+            "{k[spotykali/spotykały]} się {p[at]}.",
             'Kiedy {h} {h[wrócił/wróciła]} {q[from]}, mama zapytała, z kim {h[był/była]}. "Z {f[inst]}" — '
             "{h[odpowiedział/odpowiedziała]} {h}.",
             "A {t[bare]}? Do dziś leży {q[at]}, a {f} pokazuje {t[go/ją/je]} każdemu, kto zapyta.",

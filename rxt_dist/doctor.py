@@ -28,21 +28,44 @@ MINIMUM_PYTHON = (3, 11)
 _FEW_GB = 20.0
 _GLOO_SECONDS = 20
 
-# Module, name in it, and words that the source of a class must contain where the name alone is not enough.
+# Module, name in it, and words in its source: the methods and attributes that the engine calls or sets.
 ENGINE_FACTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "deepspeed.module_inject.auto_ep_layer",
         "AutoEPMoELayer",
-        ("self.router =", "self.experts =", "self.expert_bias", "self.tokens_per_expert"),
+        ("self.router =", "self.experts =", "self.expert_bias", "self.return_router_logits", "self.top_k"),
     ),
-    ("deepspeed.utils.tensor_fragment", "safe_get_full_fp32_param", ()),
-    ("deepspeed.utils.tensor_fragment", "safe_get_local_fp32_param", ()),
-    ("deepspeed.utils.tensor_fragment", "safe_set_local_fp32_param", ()),
-    ("deepspeed.utils.tensor_fragment", "safe_get_local_optimizer_state", ()),
-    ("deepspeed.utils.tensor_fragment", "safe_set_local_optimizer_state", ()),
-    ("deepspeed.runtime.checkpoint_engine.checkpoint_engine", "CheckpointEngine", ()),
+    (
+        "deepspeed.runtime.engine",
+        "DeepSpeedEngine",
+        ("def set_gradient_accumulation_boundary", "def was_step_applied", "scale_wrt_gas"),
+    ),
+    (
+        "deepspeed.runtime.zero.stage_1_and_2",
+        "DeepSpeedZeroOptimizer",
+        (
+            "def update_lp_params",
+            "def _lazy_init_hp_params_optimizer_state",
+            "self.single_partition_of_fp32_groups",
+            "self.check_grad_overflow",
+        ),
+    ),
+    (
+        "deepspeed.runtime.zero.stage3",
+        "DeepSpeedZeroOptimizer_Stage3",
+        (
+            "def _reassign_or_swap_out_partitioned_parameters",
+            "def _get_fp32_opt_state_partition",
+            "def _get_param_partition_rank",
+            "self.fp32_partitioned_groups_flat",
+            "self.persistent_parameters",
+        ),
+    ),
+    ("deepspeed.utils.tensor_fragment", "tensor_fragment", ("def get_hp_fragment", "lp_fragment_address")),
+    ("deepspeed.utils.groups", "_get_expert_parallel_rank", ()),
     ("megatron.core.transformer.moe.moe_utils", "switch_load_balancing_loss_func", ()),
     ("megatron.core.transformer.moe.moe_utils", "z_loss_func", ()),
+    ("megatron.core.num_microbatches_calculator", "RampupBatchsizeNumMicroBatchesCalculator", ()),
 )
 
 

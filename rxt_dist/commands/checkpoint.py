@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from rxt_dist.commands.arguments import AsJson
 
 if TYPE_CHECKING:
     from rxt_dist.checkpoint.store import CheckpointInfo, CheckpointStore
 
 app = typer.Typer(no_args_is_help=True, help="List and verify the checkpoints of a run.")
 
-_RUN_DIR = typer.Argument(..., help="Run directory, for example runs/demo.", show_default=False)
-_JSON = typer.Option(False, "--json", help="Print one JSON object instead of a table.")
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run directory, for example runs/demo.")]
 
 
 @app.command("list")
-def list_checkpoints(run_dir: Path = _RUN_DIR, as_json: bool = _JSON) -> None:
+def list_checkpoints(run_dir: RunDir, as_json: AsJson = False) -> None:
     """List the checkpoints of RUN_DIR, oldest first.
 
     Sizes are of the files on disk. An `unfinished` folder is a save in progress or one that was interrupted: it is
@@ -40,9 +41,9 @@ def list_checkpoints(run_dir: Path = _RUN_DIR, as_json: bool = _JSON) -> None:
 
 @app.command()
 def verify(
-    run_dir: Path = _RUN_DIR,
-    step: int | None = typer.Option(None, help="Verify this step only; default: every committed checkpoint."),
-    as_json: bool = _JSON,
+    run_dir: RunDir,
+    step: Annotated[int | None, typer.Option(help="Verify this step only; default: every committed one.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Read every file of the checkpoints of RUN_DIR and compare it with the manifest.
 

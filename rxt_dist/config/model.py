@@ -121,7 +121,7 @@ class ModelConfig(Config):
 
     name: str = Field(description="Name of the system, for reports.")
     dim: PositiveInt = Field(description="Width D of the residual stream.")
-    layers: PositiveInt = Field(description="Stateful layers L of the decoder, layers of the encoder and of the memory.")
+    layers: PositiveInt = Field(description="Stateful layers L of the decoder; also layers of encoder and memory.")
     heads: PositiveInt = Field(description="Heads H for the split: head size is dim / heads.")
     vocab_size: PositiveInt = Field(le=65536, description="Vocabulary V.")
     seq_len: PositiveInt = Field(description="Longest interaction or training row, in tokens.")

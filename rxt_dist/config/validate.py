@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rxt_dist.config.run import RunConfig
+from rxt_dist.config.run import RampConfig, RunConfig
 from rxt_dist.errors import ConfigError, nearest
 
 _SHOWN = 8
@@ -65,7 +65,12 @@ def _check_experts(config: RunConfig, world_size: int) -> None:
 
 def _check_engine(config: RunConfig, world_size: int) -> None:
     parallel = config.parallel
-    if parallel.engine != "plain":
+    if parallel.engine == "deepspeed":
+        if parallel.zero == 0:
+            raise ConfigError(
+                "zero 0 shards nothing, which engine 'deepspeed' does not do: set parallel.zero to 1, 2 or 3, or train "
+                "on one rank with parallel.engine=plain."
+            )
         return
     wrong = [
         text
@@ -159,15 +164,24 @@ def _check_batch(config: RunConfig, world_size: int, seq_len: int) -> None:
             f"model.seq_len={seq_len}, or take data with shorter rows."
         )
     _check_portion("train.global_batch_tokens", train.global_batch_tokens, config, world_size, seq_len)
-    if train.ramp is None:
-        return
-    if train.ramp.start_tokens > train.global_batch_tokens:
+    if train.ramp is not None:
+        _check_ramp(config, train.ramp, world_size, seq_len)
+
+
+def _check_ramp(config: RunConfig, ramp: RampConfig, world_size: int, seq_len: int) -> None:
+    full = config.train.global_batch_tokens
+    if ramp.start_tokens >= full:
         raise ConfigError(
-            f"train.ramp.start_tokens ({train.ramp.start_tokens:,}) exceeds train.global_batch_tokens "
-            f"({train.global_batch_tokens:,}): the ramp enlarges the batch, so start with less."
+            f"train.ramp.start_tokens ({ramp.start_tokens:,}) is not below train.global_batch_tokens ({full:,}): the "
+            f"ramp enlarges the batch, so start with less or set train.ramp=null."
         )
-    _check_portion("train.ramp.start_tokens", train.ramp.start_tokens, config, world_size, seq_len)
-    _check_portion("train.ramp.increment_tokens", train.ramp.increment_tokens, config, world_size, seq_len)
+    _check_portion("train.ramp.start_tokens", ramp.start_tokens, config, world_size, seq_len)
+    _check_portion("train.ramp.increment_tokens", ramp.increment_tokens, config, world_size, seq_len)
+    if (full - ramp.start_tokens) % ramp.increment_tokens:
+        raise ConfigError(
+            f"train.ramp cannot reach train.global_batch_tokens ({full:,}) from {ramp.start_tokens:,} by "
+            f"increment_tokens ({ramp.increment_tokens:,}): use an increment that divides {full - ramp.start_tokens:,}."
+        )
 
 
 def _check_portion(name: str, tokens: int, config: RunConfig, world_size: int, seq_len: int) -> None:

@@ -108,7 +108,7 @@ class _Split:
 
 
 class TokenDataset:
-    """An open dataset. Reading is thread-safe for one reader a thread; shards are verified at their first use.
+    """An open dataset. Shards are verified at their first use; several threads may read.
 
     Args:
         root: the folder that `rxt-dist data build` made.

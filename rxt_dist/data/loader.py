@@ -129,11 +129,12 @@ def make_batch(raw: RawRows, source_B: Int64Array, samples_B: Int64Array) -> Bat
     firsts_B = np.cumsum(raw.seg_count_N) - raw.seg_count_N
     tail_at = np.cumsum(raw.seg_count_N)[padded_B]
     lengths = np.insert(raw.seg_len_S, tail_at, padding_B[padded_B])
-    numbers = np.insert(np.arange(len(raw.seg_len_S)) - firsts_B[row_of], tail_at, -1)
+    numbers = np.insert(np.arange(len(raw.seg_len_S)) - firsts_B[row_of], tail_at, -1).astype(np.int32)
     cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
     positions = np.arange(rows * width) - np.repeat(cu_seqlens[:-1], lengths)
     segments = np.repeat(numbers, lengths)
-    labels = np.append(tokens[1:], IGNORED_LABEL)
+    labels = np.empty_like(tokens)
+    labels[:-1] = tokens[1:]
     labels[cu_seqlens[1:] - 1] = IGNORED_LABEL
     labels[segments < 0] = IGNORED_LABEL
     shape = (rows, width)
@@ -141,7 +142,7 @@ def make_batch(raw: RawRows, source_B: Int64Array, samples_B: Int64Array) -> Bat
         tokens_BT=torch.from_numpy(tokens.reshape(shape)),
         labels_BT=torch.from_numpy(labels.reshape(shape)),
         positions_BT=torch.from_numpy(positions.reshape(shape)),
-        segments_BT=torch.from_numpy(segments.astype(np.int32).reshape(shape)),
+        segments_BT=torch.from_numpy(segments.reshape(shape)),
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
         max_seqlen=int(lengths.max()),
         source_B=torch.from_numpy(source_B),

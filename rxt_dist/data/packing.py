@@ -7,7 +7,8 @@ document longer than a row is ever cut: into full rows and one remainder. Every 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,7 @@ PACKING_VERSION = 1
 WINDOW_DOCUMENTS = 4096
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """`length` tokens of the window's document `document`, from token `offset` on (BOS is token 0)."""
 
     document: int
@@ -67,13 +67,18 @@ def pack(documents: list[npt.NDArray[np.uint16]], ordinals: list[int], seq_len: 
 
     `ordinals` are the documents' numbers in their unit, stored with every segment. Returns R rows of `seq_len`.
     """
-    rows = plan_rows([len(ids) + 2 for ids in documents], seq_len)
-    framed = [np.concatenate(([BOS_ID], ids, [EOS_ID])).astype(np.uint16) for ids in documents]
+    lengths = [len(ids) + 2 for ids in documents]
+    rows = plan_rows(lengths, seq_len)
+    bos, eos = np.array([BOS_ID], dtype=np.uint16), np.array([EOS_ID], dtype=np.uint16)
+    # One flat array of all framed documents: a piece is then one slice of it.
+    framed = np.concatenate([part for ids in documents for part in (bos, ids, eos)]) if documents else bos[:0]
+    starts = [0, *accumulate(lengths)]
     tokens_RT = np.full((len(rows), seq_len), PAD_ID, dtype=np.uint16)
     for row, pieces in enumerate(rows):
         at = 0
         for piece in pieces:
-            tokens_RT[row, at : at + piece.length] = framed[piece.document][piece.offset : piece.offset + piece.length]
+            start = starts[piece.document] + piece.offset
+            tokens_RT[row, at : at + piece.length] = framed[start : start + piece.length]
             at += piece.length
     flat = [piece for pieces in rows for piece in pieces]
     return PackedRows(

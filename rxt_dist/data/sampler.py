@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -187,7 +187,9 @@ def proportional_weights(rows: Sequence[int]) -> tuple[int, ...]:
 
 
 class GlobalOrder:
-    """Maps global positions to (source, row). Immutable; the last phase goes on for ever.
+    """Maps global positions to (source, row); the last phase goes on for ever.
+
+    The mapping never changes, but recent blocks and permutations are kept: one object serves one thread.
 
     Args:
         sources: name and training rows of every source, in the dataset's order.
@@ -285,8 +287,7 @@ class GlobalOrder:
         source_N = np.empty_like(positions)
         ordinal_N = np.empty_like(positions)
         blocks = positions // BLOCK
-        for block in np.unique(blocks).tolist():
-            here = np.flatnonzero(blocks == block)
+        for block, here in _groups(blocks):
             slots = positions[here] % BLOCK
             block_sources, block_ordinals = self._block(block)
             source_N[here], ordinal_N[here] = block_sources[slots], block_ordinals[slots]
@@ -323,8 +324,7 @@ class GlobalOrder:
     def _source_rows(self, index: int, source: OrderSource, ordinals: Int64Array) -> Int64Array:
         epochs, offsets = ordinals // source.rows, ordinals % source.rows
         result = np.empty_like(ordinals)
-        for epoch in np.unique(epochs).tolist():
-            here = np.flatnonzero(epochs == epoch)
+        for epoch, here in _groups(epochs):
             permutation = self._permutation(index, source, epoch)
             values = offsets[here]
             result[here] = permutation(values) if isinstance(permutation, Feistel) else permutation[values]
@@ -348,6 +348,13 @@ class GlobalOrder:
         begun = [[phase.start, list(phase.weights)] for phase in self._placed if phase.start < position]
         names = [[source.name, source.rows] for source in self.sources]
         return digest_json(["rxt-order-v1", BLOCK, self.seed, self.seq_len, names, begun])
+
+
+def _groups(values: Int64Array) -> Iterator[tuple[int, Int64Array]]:
+    """Each distinct value with the indices where it stands."""
+    by_value = np.argsort(values, kind="stable")
+    distinct, starts = np.unique(values[by_value], return_index=True)
+    yield from zip(distinct.tolist(), np.split(by_value, starts[1:]), strict=True)
 
 
 def _shares(weights: Sequence[int], length: int) -> tuple[int, ...]:

@@ -65,7 +65,7 @@ class PlainEngine:
 
     def evaluate(self, micros: Sequence[MicroBatch]) -> TermTotals:
         """See `Engine.evaluate`."""
-        return evaluate_stage(self.stage, self.stage, micros, self.ranks, self.routing)
+        return evaluate_stage(self.stage, self.stage, self.stage, micros, self.ranks, self.routing)
 
     def fragments(self, *, owned: bool) -> Iterator[Fragment]:
         """Whole parameters: this rank owns everything."""

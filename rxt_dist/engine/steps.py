@@ -49,15 +49,15 @@ class StepSums:
 
 @torch.no_grad()
 def evaluate_stage(
+    module: nn.Module,
     stage: Stage,
     forward: Callable[[Any, Tensor], StageOutput],
     micros: Sequence[MicroBatch],
     ranks: Collectives,
     routing: RoutingState,
 ) -> TermTotals:
-    """Loss totals of the micro-batches of all ranks, in evaluation mode."""
-    assert isinstance(stage, nn.Module)
-    stage.eval()
+    """Loss totals of the micro-batches of all ranks, by `forward`, with `module` in evaluation mode."""
+    module.eval()
     sums = StepSums(stage, micros, ranks, routing)
     for micro in micros:
         sums.add(forward(micro.to(ranks.device), routing.load_ME))

@@ -174,6 +174,38 @@ def test_a_kill_at_any_operation_keeps_what_was_committed(
     assert [info.step for info in life.list()] == [1, 2, 3]
 
 
+def test_everything_is_durable_before_the_name_that_promises_it(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No kill can show a missing fsync, only a power cut; so the order of the system calls is looked at."""
+    order: list[str] = []
+
+    def log(name: str, call):
+        def logged(*arguments):
+            target = arguments[-1]
+            path = Path(f"/proc/self/fd/{target}").resolve() if isinstance(target, int) else Path(target)
+            order.append(f"{name} {path.name.removeprefix('.').split('.tmp.')[0]}")
+            return call(*arguments)
+
+        return logged
+
+    for name in ("fsync", "rename", "replace"):
+        monkeypatch.setattr(os, name, log(name, getattr(os, name)))
+    save(store, 1)
+    assert order[:3] == ["fsync model.safetensors", "fsync optimizer.safetensors", "fsync 0.safetensors"]
+    assert sorted(order[3:5]) == ["fsync ranks", "fsync step-00000001.tmp"]
+    assert order[5:] == [
+        "fsync manifest.json",
+        "replace manifest.json",
+        "fsync step-00000001.tmp",
+        "rename step-00000001",
+        "fsync checkpoints",
+        "fsync latest",
+        "replace latest",
+        "fsync checkpoints",
+    ]
+
+
 def test_a_kill_between_manifest_and_rename_leaves_an_ignored_folder(store: CheckpointStore) -> None:
     save(store, 1)
     save(store, 2).rename(store.unfinished_folder(2))

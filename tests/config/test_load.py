@@ -68,7 +68,7 @@ def test_a_language_code_is_no_truth_value() -> None:
         ("train.lr=3e-4", "unknown key 'train.lr'. Did you mean 'optimizer.lr'?"),
         ("model.moe.experts=8", "Did you mean 'model.decoder.moe'?"),
         ("data.mixture=[{wieghts: {}}]", "Did you mean 'data.mixture.0.weights'?"),
-        ("train.total_tokens=many", '\'train.total_tokens\' cannot be "many": it should be a valid integer (Token'),
+        ("train.total_tokens=many", "'train.total_tokens' cannot be \"many\": it should be a valid integer (Token"),
         ("train.total_tokens=1.5", "cannot be 1.5: it should be a valid integer"),
         ("train.total_tokens=true", "cannot be true: it should be a valid integer"),
         ("train.recompute=1", "cannot be 1: it should be a valid boolean"),
@@ -106,7 +106,7 @@ def test_a_wrong_file_is_named_with_its_line(tmp_path: Path) -> None:
     run = write(tmp_path, "name: x\nmodel: model.yaml\ntrain:\n  total_tokens: none\nexperts: 3\n")
     message = refusal(run)
     assert f"{model}:3: unknown key 'model.layres'. Did you mean 'model.layers'?" in message
-    assert f"{model}:1: 'model.heads' is missing and has no default" not in message
+    assert f"{model}:1: 'model.heads' is missing and has no default: set it (Heads H" in message
     assert f"{run}:4: 'train.total_tokens' cannot be \"none\"" in message
     assert f"{run}:3: 'train.global_batch_tokens' is missing" in message
     assert f"{run}:5: unknown key 'experts'. Did you mean 'model.decoder.moe.experts'?" in message

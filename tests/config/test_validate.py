@@ -15,6 +15,8 @@ RUNS = Path(__file__).parents[2] / "configs/run"
 FACTS = DataFacts(seq_len=256, vocab_size=4096, sources=("en", "pl"), tokenizer_sha="0" * 64)
 RAMP = "train.ramp={{start_tokens: {}, increment_tokens: {}, over_tokens: 1e5}}"
 
+ALONE = ["parallel.expert_parallel=1", "train.micro_batch_rows=1"]
+
 
 @pytest.mark.parametrize("path", sorted(RUNS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_run_file_fits_its_cluster(path: Path) -> None:
@@ -44,6 +46,7 @@ def test_what_works_is_let_through(ranks: int, overrides: list[str]) -> None:
         (3, ["parallel.expert_parallel=3"], "expert_parallel 3 does not divide 16 experts: use 1, 2, 4, 8 or 16."),
         (6, ["parallel.expert_parallel=4"], "expert_parallel 4 does not divide 6 ranks: use 1 or 2, or start a mult"),
         (2, ["model.decoder.moe.bias=local"], "set parallel.expert_parallel=1, or train a model with bias 'global'"),
+        (2, ["parallel.zero=0"], "set parallel.zero to 1, 2 or 3"),
         (2, ["parallel.engine=plain"], "but the run has 2 ranks and zero 3 and expert_parallel 2: start one rank"),
         (1, ["parallel.engine=plain", "parallel.zero=0"], "but the run has expert_parallel 2"),
         (2, ["model.encoder=", "model.memory_attention="], "model 'demo' has no encoder"),
@@ -59,9 +62,15 @@ def test_what_works_is_let_through(ranks: int, overrides: list[str]) -> None:
         (2, ["model.vocab_size=4095"], "set model.vocab_size=4096 or more"),
         (2, ["model.seq_len=128"], "set model.seq_len=256, or take data with shorter rows"),
         (2, ["train.global_batch_tokens=4000"], "is not a whole number of rows of 256 tokens: use 3840 or 4096"),
-        (2, ["train.micro_batch_rows=5"], "set train.global_batch_tokens to 2560 or 5120, or train.micro_batch_rows to 1"),
+        (
+            2,
+            ["train.micro_batch_rows=5"],
+            "set train.global_batch_tokens to 2560 or 5120, or train.micro_batch",
+        ),
         (6, [], "16 rows of 256 tokens, which 6 ranks cannot share"),
         (2, [RAMP.format(8192, 2048)], "the ramp enlarges the batch, so start with less"),
+        (1, [*ALONE, RAMP.format(1024, 2048)], "use an increment that divides 3,072."),
+        (2, [RAMP.format(4096, 2048)], "is not below train.global_batch_tokens (4,096)"),
         (2, [RAMP.format(1024, 2048)], "train.ramp.start_tokens is 4 rows"),
         (2, [RAMP.format(2048, 256)], "train.ramp.increment_tokens is 1 rows"),
     ],
@@ -81,5 +90,5 @@ def test_the_advice_works() -> None:
 def test_row_length_comes_from_the_data_where_the_run_leaves_it_open() -> None:
     config = load_run(RUNS / "demo.yaml", ["data.seq_len="])
     validate_run(config, 2, FACTS)
-    with pytest.raises(ConfigError, match="rows of 384 tokens are longer than model.seq_len"):
+    with pytest.raises(ConfigError, match="rows of 384 tokens are longer than"):
         validate_run(config, 2, replace(FACTS, seq_len=384))

@@ -46,6 +46,20 @@ def test_the_system_counts_its_embedding_once() -> None:
     assert count_system(mini) == count_parameters(mini)["decoder"]
 
 
+@pytest.mark.parametrize("path", sorted(MODELS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_model_has_the_parameters_that_are_counted(path: Path) -> None:
+    import torch
+
+    from rxt_dist.model.reactive import ReactiveTransformer
+
+    config = load_model(path)
+    with torch.device("meta"):
+        model = ReactiveTransformer(config)
+    shared = config.vocab_size * config.dim if config.encoder else 0
+    counted = sum(count.total for count in count_parameters(config).values()) - shared
+    assert sum(parameter.numel() for parameter in model.parameters()) == counted
+
+
 @pytest.mark.parametrize(
     ("variant", "groups", "attentions", "norms", "gates"),
     # Four layers; an attention is 4 * 128 * 64 + 128 numbers, a norm 128, a gate 64 slots; the norms are of all layers.

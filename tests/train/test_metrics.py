@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,6 @@ def test_the_real_wandb_offline_writes_into_the_run_directory(
     (written,) = (run.path / "wandb").glob("offline-run-*-the-id/*.wandb")
     assert written.stat().st_size > 0
     assert {path.name for path in tmp_path.iterdir()} == {"a-run", "home"}
+    time.sleep(1)  # wandb names its folders by the second
+    MetricsWriter(run, OFFLINE, "the-id").close()
+    assert len(list((run.path / "wandb").glob("offline-run-*-the-id"))) == 2

@@ -1,0 +1,239 @@
+"""The engine on DeepSpeed: ZeRO 1 to 3, with or without expert parallelism. The only module that imports deepspeed.
+
+DeepSpeed averages gradients over ranks; our objective is already divided by the counts of the whole global batch, so it
+is multiplied by the world size before the backward pass.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import groups as deepspeed_groups
+from torch import Tensor, nn
+
+from rxt_dist.config.run import RunConfig
+from rxt_dist.engine.collectives import Collectives
+from rxt_dist.engine.expert_parallel import (
+    RoutedShape,
+    autoep_config,
+    is_expert,
+    model_name,
+    pieces,
+    prepare_blocks,
+)
+from rxt_dist.engine.interface import (
+    FIRST_MOMENT,
+    SECOND_MOMENT,
+    WEIGHT,
+    Fragment,
+    MicroBatch,
+    Stage,
+    StepResult,
+    TermTotals,
+)
+from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_learning_rate
+from rxt_dist.engine.routing_state import RoutingState
+from rxt_dist.engine.steps import StepSums, evaluate_stage, moe_blocks, set_expert_bias
+from rxt_dist.losses import StageOutput, objective
+
+_PREFIX = "stage.model."
+
+
+class _Wrapper(nn.Module):
+    """The stage as DeepSpeed wants to see it: with a `config` that says how many experts there are."""
+
+    def __init__(self, stage: nn.Module, shape: RoutedShape) -> None:
+        super().__init__()
+        self.stage = stage
+        self.config = shape
+
+    def forward(self, micro: Any, load_ME: Tensor) -> StageOutput:
+        return self.stage(micro, load_ME)
+
+
+class DeepSpeedEngine:
+    """Trains a stage over all ranks. See `Engine`."""
+
+    def __init__(self, stage: Stage, config: RunConfig, device: torch.device) -> None:
+        assert isinstance(stage, nn.Module)
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        self.stage = stage
+        self.device = device
+        self.config = config
+        self.ranks = Collectives(device)
+        self.expert_parallel = config.parallel.expert_parallel
+        self.wrapper = _Wrapper(stage, RoutedShape.of(config.model))
+        self.engine, self.zero, *_ = deepspeed.initialize(
+            model=self.wrapper,
+            optimizer=self._make_optimizer,
+            model_parameters=[p for p in self.wrapper.parameters() if p.requires_grad],
+            config=engine_config(config, device),
+            dist_init_required=False,
+        )
+        # float32 and bfloat16 runs alike skip an update whose gradients are not finite, on all ranks.
+        if config.parallel.zero < 3:
+            self.zero.check_grad_overflow = True
+        blocks = moe_blocks(stage.model)
+        if self.expert_parallel > 1:
+            prepare_blocks(stage.model)
+        bias_rate = config.train.bias_rate if config.train.balancing == "bias" else None
+        self.routing = RoutingState(len(blocks), blocks[0].num_experts, device, bias_rate)
+        set_expert_bias(blocks, self.routing.bias_ME)
+
+    def _make_optimizer(self, _: Any) -> torch.optim.Optimizer:
+        """Called by DeepSpeed after AutoEP has replaced the experts; their groups must be marked for it."""
+        named = [(name, p) for name, p in self.wrapper.named_parameters() if p.requires_grad]
+        expert_ids = {id(p) for _, p in named if is_expert(p)}
+        groups = []
+        for group in parameter_groups(((model_name(name.removeprefix(_PREFIX)), p) for name, p in named), self.config.optimizer):
+            dense = [p for p in group["params"] if id(p) not in expert_ids]
+            experts = [p for p in group["params"] if id(p) in expert_ids]
+            if dense:
+                groups.append(group | {"params": dense})
+            if experts:
+                groups.append(group | {"params": experts, "moe": True, "name": f"ep_size_{self.expert_parallel}"})
+        return adamw(groups, self.config.optimizer)
+
+    def train_step(self, micros: Sequence[MicroBatch], lr: float) -> StepResult:
+        """See `Engine.train_step`."""
+        self.engine.train()
+        set_learning_rate(self.zero.optimizer, lr)
+        sums = StepSums(self.stage, micros, self.ranks, self.routing)
+        for index, micro in enumerate(micros):
+            self.engine.set_gradient_accumulation_boundary(index == len(micros) - 1)
+            output = self.engine(micro.to(self.device), self.routing.load_ME)
+            loss = objective(output.sums_T, sums.counts_T, sums.weights_T)
+            sums.add(output)
+            self.engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
+        self.engine.step()
+        totals, expert_counts_ME = sums.totals()
+        applied = bool(self.engine.was_step_applied())
+        if applied:
+            self.routing.update(expert_counts_ME)
+        norm = self.engine.get_global_grad_norm() if applied else float("nan")
+        reason = "" if applied else "non-finite gradients"
+        return StepResult(applied, reason, totals, float(norm), expert_counts_ME)
+
+    def evaluate(self, micros: Sequence[MicroBatch]) -> TermTotals:
+        """See `Engine.evaluate`."""
+        return evaluate_stage(self.wrapper, self.stage, self.engine, micros, self.ranks, self.routing)
+
+    def fragments(self, *, owned: bool) -> Iterator[Fragment]:
+        """Pieces of this rank's ZeRO partition; ZeRO 1 to 3 hold every piece exactly once among all ranks."""
+        self._materialise_moments()
+        expert_rank = 0
+        if self.expert_parallel > 1:
+            expert_rank = deepspeed_groups._get_expert_parallel_rank(f"ep_size_{self.expert_parallel}")
+        for name, parameter in self.wrapper.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            local = self._local_state(parameter)
+            if local is None:
+                continue
+            offset, tensors = local
+            length = tensors[WEIGHT].numel()
+            for piece in pieces(name.removeprefix(_PREFIX), parameter, expert_rank):
+                first = max(offset, piece.local_start)
+                last = min(offset + length, piece.local_start + piece.length)
+                if first < last:
+                    views = {kind: tensor[first - offset : last - offset] for kind, tensor in tensors.items()}
+                    yield Fragment(piece.name, piece.start + first - piece.local_start, views)
+
+    def routing_state(self) -> dict[str, Tensor]:
+        """See `Engine.routing_state`."""
+        return self.routing.state()
+
+    def finish_load(self, optimizer_steps: int, routing: Mapping[str, Tensor]) -> None:
+        """See `Engine.finish_load`."""
+        for state in self.zero.optimizer.state.values():
+            # One counter each: shared ones would advance several times a step.
+            state["step"] = torch.tensor(float(optimizer_steps), device=self.device)
+        if self.config.parallel.zero == 3:
+            for index in range(len(self.zero.fp16_groups)):
+                self.zero._reassign_or_swap_out_partitioned_parameters(index)
+            for parameter in self.zero.persistent_parameters:
+                parameter.partition()
+            if self.zero.persistent_parameters:
+                self.zero.persistent_parameters[0].all_gather(self.zero.persistent_parameters)
+        else:
+            self.zero.update_lp_params()
+        self.routing.load(routing)
+
+    def describe(self) -> list[str]:
+        """See `Engine.describe`."""
+        parallel = self.config.parallel
+        experts = "AutoEP" if self.expert_parallel > 1 else "own grouped products"
+        return [
+            f"engine: DeepSpeed {deepspeed.__version__}, ZeRO {parallel.zero}, {self.ranks.world_size} ranks",
+            f"experts: {experts}, expert parallel {self.expert_parallel}",
+            f"optimizer: fused AdamW on float32 masters, {self.config.train.precision} weights",
+        ]
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self.engine.destroy()
+        deepspeed.comm.destroy_process_group()
+
+    def _flat_parameters(self) -> list[nn.Parameter]:
+        """The float32 tensors that the optimizer steps over."""
+        if self.config.parallel.zero == 3:
+            return list(self.zero.fp32_partitioned_groups_flat)
+        return list(self.zero.single_partition_of_fp32_groups)
+
+    def _materialise_moments(self) -> None:
+        """Make the moments of a run that has not stepped yet, so that they can be saved or loaded."""
+        for flat in self._flat_parameters():
+            if "exp_avg" not in self.zero.optimizer.state[flat]:
+                self.zero.optimizer.state[flat].update(adam_state(flat, 0))
+
+    def _local_state(self, parameter: nn.Parameter) -> tuple[int, dict[str, Tensor]] | None:
+        """(offset in the flattened local parameter, float32 views of this rank's partition of it)."""
+        if self.config.parallel.zero == 3:
+            partition = {
+                WEIGHT: self.zero._get_fp32_opt_state_partition(parameter, False)[0],
+                FIRST_MOMENT: self.zero._get_fp32_opt_state_partition(parameter, False, "exp_avg")[0],
+                SECOND_MOMENT: self.zero._get_fp32_opt_state_partition(parameter, False, "exp_avg_sq")[0],
+            }
+            offset = partition[WEIGHT].numel() * self.zero._get_param_partition_rank(parameter)
+            # The last partition is padded beyond the parameter's end.
+            length = max(0, min(partition[WEIGHT].numel(), parameter.ds_numel - offset))
+            return offset, {kind: tensor[:length] for kind, tensor in partition.items()}
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return None
+        state = self.zero.optimizer.state[self._flat_parameters()[mapping.param_group_index]]
+        at = mapping.hp_fragment_address
+        return mapping.lp_fragment_address.start, {
+            WEIGHT: mapping.hp_fragment,
+            FIRST_MOMENT: state["exp_avg"].narrow(0, at.start, at.numel),
+            SECOND_MOMENT: state["exp_avg_sq"].narrow(0, at.start, at.numel),
+        }
+
+
+def engine_config(config: RunConfig, device: torch.device) -> dict[str, Any]:
+    """DeepSpeed's configuration for a run."""
+    cuda = device.type == "cuda"
+    made: dict[str, Any] = {
+        # Batch bookkeeping is ours: micro-batches and boundaries are set by hand in every step.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optimizer.clip,
+        "zero_optimization": {
+            "stage": config.parallel.zero,
+            "overlap_comm": cuda,
+            "contiguous_gradients": True,
+            "reduce_scatter": True,
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+    }
+    if config.train.precision == "bfloat16":
+        made["bf16"] = {"enabled": True}
+        made["data_types"] = {"grad_accum_dtype": "fp32"}
+    if config.parallel.expert_parallel > 1:
+        made["expert_parallel"] = autoep_config(config.parallel.expert_parallel)
+    return made

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rxt_dist.data.dataset import TokenDataset
+from rxt_dist.data.loader import BatchReader, eval_positions, eval_reader, prefetch
+from rxt_dist.data.sampler import GlobalOrder, Phase, proportional_weights
+from rxt_dist.errors import DataError
+
+
+@pytest.fixture
+def dataset(dataset_dir: Path) -> TokenDataset:
+    return TokenDataset(dataset_dir)
+
+
+@pytest.fixture
+def order(dataset: TokenDataset) -> GlobalOrder:
+    sources = dataset.order_sources()
+    rows = [source.rows for source in sources]
+    return GlobalOrder(sources, [Phase(sum(rows) * dataset.seq_len, proportional_weights(rows))], 5, dataset.seq_len)
+
+
+@pytest.fixture
+def reader(dataset: TokenDataset, order: GlobalOrder) -> BatchReader:
+    return BatchReader(dataset, order)
+
+
+def test_a_batch_says_what_its_documents_say(dataset: TokenDataset, order: GlobalOrder, reader: BatchReader) -> None:
+    """Every field against a slow reading of the row, token by token."""
+    positions = np.arange(40, 72)
+    batch = reader.read(positions)
+    source, row = order.rows(positions)
+    assert batch.samples_B.tolist() == positions.tolist()
+    assert batch.source_B.tolist() == source.tolist()
+    bounds, padding = [0], 0
+    for b in range(32):
+        at = 0
+        segments = dataset.segments("train", int(source[b]), int(row[b]))
+        for number, segment in enumerate(segments):
+            span = slice(at, at + segment.length)
+            tokens = batch.tokens_BT[b, span]
+            assert batch.segments_BT[b, span].tolist() == [number] * segment.length
+            assert batch.positions_BT[b, span].tolist() == list(range(segment.length))
+            assert batch.labels_BT[b, span].tolist() == [*tokens[1:].tolist(), -100]
+            at += segment.length
+            bounds.append(b * 32 + at)
+        assert set(batch.segments_BT[b, at:].tolist()) <= {-1}
+        assert set(batch.tokens_BT[b, at:].tolist()) <= {0}
+        assert set(batch.labels_BT[b, at:].tolist()) <= {-100}
+        if at < 32:
+            bounds.append(b * 32 + 32)
+            padding += 32 - at
+    assert batch.cu_seqlens.tolist() == bounds
+    assert batch.max_seqlen == max(np.diff(bounds))
+    assert (batch.rows, batch.tokens, batch.padding) == (32, 1024, padding)
+    wanted = {"tokens_BT": torch.int64, "segments_BT": torch.int32, "cu_seqlens": torch.int32, "source_B": torch.int64}
+    assert {name: getattr(batch, name).dtype for name in wanted} == wanted
+
+
+def test_micro_batches_are_the_batches_of_their_rows(reader: BatchReader) -> None:
+    whole = reader.read(np.arange(12)).micro_batches(4)
+    for n, part in enumerate(whole):
+        alone = reader.read(np.arange(4 * n, 4 * n + 4))
+        for name, value in vars(alone).items():
+            same = torch.equal(value, getattr(part, name)) if isinstance(value, torch.Tensor) else True
+            assert same, name
+        assert part.max_seqlen == alone.max_seqlen
+    with pytest.raises(ValueError, match="micro-batches of 5"):
+        reader.read(np.arange(12)).micro_batches(5)
+
+
+def test_ranks_read_their_slices_of_one_batch(dataset_dir: Path, order: GlobalOrder, reader: BatchReader) -> None:
+    whole = reader.read(np.arange(24))
+    for world in (2, 3, 4):
+        parts = [BatchReader(TokenDataset(dataset_dir), order).read(part) for part in np.split(np.arange(24), world)]
+        assert torch.equal(torch.cat([part.tokens_BT for part in parts]), whole.tokens_BT)
+
+
+def test_moving_a_batch_moves_every_tensor(reader: BatchReader) -> None:
+    moved = reader.read(np.arange(3)).to("meta")
+    assert all(value.device.type == "meta" for value in vars(moved).values() if isinstance(value, torch.Tensor))
+
+
+def test_evaluation_reads_every_held_out_row_once(dataset: TokenDataset) -> None:
+    held_out = eval_reader(dataset, "pl")
+    batches = [held_out.read(positions) for positions in eval_positions(dataset, "pl", 2)]
+    tokens = torch.cat([batch.tokens_BT for batch in batches])
+    rows = dataset.rows(1, "eval")
+    stored = dataset.read("eval", np.ones(rows, dtype=np.int64), np.arange(rows)).tokens_NT
+    assert np.array_equal(tokens.numpy(), stored)
+    assert all(set(batch.source_B.tolist()) == {1} for batch in batches)
+
+
+def test_prefetching_changes_nothing(reader: BatchReader) -> None:
+    wanted = [np.arange(start, start + 8) for start in range(0, 80, 8)]
+    before = threading.active_count()
+    with prefetch(reader, iter(wanted), depth=3) as batches:
+        got = [batch.samples_B.tolist() for batch in batches]
+    assert got == [positions.tolist() for positions in wanted]
+    assert threading.active_count() == before
+
+
+def test_an_error_in_the_thread_reaches_the_consumer(reader: BatchReader) -> None:
+    def positions() -> Iterator[np.ndarray]:
+        yield np.arange(4)
+        raise DataError("the disk went away")
+
+    with prefetch(reader, positions()) as batches:
+        assert next(batches).rows == 4
+        with pytest.raises(DataError, match="the disk went away"):
+            next(batches)
+        with pytest.raises(StopIteration):
+            next(batches)
+
+
+def test_leaving_early_stops_the_thread_and_reads_no_further(reader: BatchReader) -> None:
+    asked = []
+
+    def endless() -> Iterator[np.ndarray]:
+        while True:
+            asked.append(len(asked))
+            yield np.arange(4)
+
+    before = threading.active_count()
+    with prefetch(reader, endless(), depth=2) as batches:
+        next(batches)
+    assert threading.active_count() == before
+    assert len(asked) <= 5

@@ -1,0 +1,123 @@
+"""The order of the rooms, read from the source: imports run one way.
+
+A room may import what stands before it in `ORDER`, and itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ORDER = (
+    "errors",
+    "files",
+    "config",
+    "data",
+    "model",
+    "losses",
+    "engine",
+    "checkpoint",
+    "stages",
+    "train",
+    "inference",
+    "plan",
+    "doctor",
+    "commands",
+    "cli",
+    "__main__",
+)
+# Beside the order: a stage is given to an engine and knows neither it nor checkpoints.
+FORBIDDEN = {"stages": {"engine", "checkpoint"}}
+DATA_PREP_MAY = ("rxt_dist.data.format", "rxt_dist.data.packing", "rxt_dist.errors", "rxt_dist.files", "data_prep")
+COLLECTIVE_ROOMS = ("rxt_dist/engine", "rxt_dist/checkpoint", "rxt_dist/doctor.py")
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all that a file imports, wherever in it; `from a import b` gives `a` and `a.b`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def imports_of(path: Path, package: str) -> list[str]:
+    return sorted(name for name in imports(path) if name == package or name.startswith(package + "."))
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", sources("rxt_dist"), ids=name_of)
+def test_rooms_import_one_way(path: Path) -> None:
+    own = path.relative_to(ROOT / "rxt_dist").parts[0].removesuffix(".py")
+    if own == "__init__":
+        assert imports_of(path, "rxt_dist") == []
+        return
+    assert own in ORDER, f"{path}: a new room; give it a place in ORDER"
+    allowed = set(ORDER[: ORDER.index(own) + 1]) - FORBIDDEN.get(own, set())
+    inside = [name for name in imports_of(path, "rxt_dist") if name.count(".") and room(name) in ORDER]
+    assert [name for name in inside if room(name) not in allowed] == []
+
+
+def test_rooms_of_the_package_import_nothing_around_it_but_the_verbs() -> None:
+    wrong = [
+        f"{name_of(path)}: {package}"
+        for path in sources("rxt_dist")
+        for package in ("data_prep", "launch")
+        if imports_of(path, package) and "commands" not in path.parts
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", sources("data_prep"), ids=name_of)
+def test_data_preparation_knows_the_shard_format_only(path: Path) -> None:
+    outside = [
+        name
+        for name in imports_of(path, "rxt_dist")
+        if name not in ("rxt_dist", "rxt_dist.data") and not name.startswith(DATA_PREP_MAY)
+    ]
+    assert outside == []
+    assert imports_of(path, "torch") == imports_of(path, "deepspeed") == []
+
+
+@pytest.mark.parametrize("path", sources("launch"), ids=name_of)
+def test_launchers_import_no_torch(path: Path) -> None:
+    assert imports_of(path, "torch") == imports_of(path, "deepspeed") == []
+
+
+def test_only_the_engine_imports_deepspeed() -> None:
+    importers = [path for path in sources("rxt_dist", "data_prep", "launch") if imports_of(path, "deepspeed")]
+    assert [name_of(path) for path in importers if ROOT / "rxt_dist/engine" not in path.parents] == []
+
+
+def test_only_engine_and_checkpoint_call_collectives() -> None:
+    importers = [name_of(path) for path in sources("rxt_dist") if imports_of(path, "torch.distributed")]
+    assert [name for name in importers if not name.startswith(COLLECTIVE_ROOMS)] == []
+
+
+@pytest.mark.parametrize("path", sources("rxt_dist/commands") + [ROOT / "rxt_dist/cli.py"], ids=name_of)
+def test_verbs_import_nothing_heavy_at_the_top(path: Path) -> None:
+    light = sys.stdlib_module_names | {"typer", "rxt_dist"}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    top |= {str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in top} <= light
+    heavy = [name for name in top if name.startswith("rxt_dist.") and room(name) not in ("commands", "errors")]
+    assert heavy == []
