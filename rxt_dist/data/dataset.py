@@ -5,7 +5,6 @@ its record batches makes the system fetch the whole file. Nothing is loaded at o
 checksum, so every shard is hashed once, when its first row is asked for, and a damaged one is refused by name.
 """
 
-# ruff: noqa: N815 - array fields carry their shape as upper-case letters
 from __future__ import annotations
 
 import mmap
@@ -29,7 +28,7 @@ from rxt_dist.data.format import (
 from rxt_dist.data.sampler import OrderSource
 from rxt_dist.errors import ConfigError, DataError
 
-_REPAIR = "Run the same `rxt-dist data build` again: it rebuilds exactly the damaged units."
+_REPAIR = "Delete the file and run the same `rxt-dist data build` again: it rebuilds exactly the units that miss one."
 
 
 @dataclass(frozen=True)

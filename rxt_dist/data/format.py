@@ -13,7 +13,6 @@ does not read it through Arrow: the manifest holds the byte offset of every buff
 Building imports this module, so it imports neither torch nor the tokenizer library.
 """
 
-# ruff: noqa: N815 - array fields carry their shape as upper-case letters
 from __future__ import annotations
 
 import hashlib

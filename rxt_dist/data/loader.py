@@ -3,7 +3,6 @@
 Reading a batch costs tens of microseconds, so worker processes would only add copies; one thread hides the rest.
 """
 
-# ruff: noqa: N815 - tensor fields carry their shape as upper-case letters
 from __future__ import annotations
 
 import queue

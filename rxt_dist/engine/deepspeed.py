@@ -12,6 +12,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.utils import groups as deepspeed_groups
 from torch import Tensor, nn
 
@@ -89,7 +90,9 @@ class DeepSpeedEngine:
         named = [(name, p) for name, p in self.wrapper.named_parameters() if p.requires_grad]
         expert_ids = {id(p) for _, p in named if is_expert(p)}
         groups = []
-        for group in parameter_groups(((model_name(name.removeprefix(_PREFIX)), p) for name, p in named), self.config.optimizer):
+        for group in parameter_groups(
+            ((model_name(name.removeprefix(_PREFIX)), p) for name, p in named), self.config.optimizer
+        ):
             dense = [p for p in group["params"] if id(p) not in expert_ids]
             experts = [p for p in group["params"] if id(p) in expert_ids]
             if dense:
@@ -182,6 +185,8 @@ class DeepSpeedEngine:
         """The float32 tensors that the optimizer steps over."""
         if self.config.parallel.zero == 3:
             return list(self.zero.fp32_partitioned_groups_flat)
+        if isinstance(self.zero, BF16_Optimizer):  # ZeRO 1 with bfloat16 weights and float32 gradient sums.
+            return list(self.zero.fp32_groups_flat_partition)
         return list(self.zero.single_partition_of_fp32_groups)
 
     def _materialise_moments(self) -> None:
@@ -190,7 +195,7 @@ class DeepSpeedEngine:
             if "exp_avg" not in self.zero.optimizer.state[flat]:
                 self.zero.optimizer.state[flat].update(adam_state(flat, 0))
 
-    def _local_state(self, parameter: nn.Parameter) -> tuple[int, dict[str, Tensor]] | None:
+    def _local_state(self, parameter: Any) -> tuple[int, dict[str, Tensor]] | None:
         """(offset in the flattened local parameter, float32 views of this rank's partition of it)."""
         if self.config.parallel.zero == 3:
             partition = {
@@ -212,6 +217,25 @@ class DeepSpeedEngine:
             FIRST_MOMENT: state["exp_avg"].narrow(0, at.start, at.numel),
             SECOND_MOMENT: state["exp_avg_sq"].narrow(0, at.start, at.numel),
         }
+
+
+def install_expert_parallel(stage: nn.Module, config: RunConfig) -> nn.Module:
+    """Replace the routed blocks of `stage` by AutoEP's without handing the training itself to DeepSpeed (ZeRO 0).
+
+    Returns the wrapper that DeepSpeed changed; the parameters to train are those of the stage inside it.
+    """
+    expert_parallel = config.parallel.expert_parallel
+    wrapper = _Wrapper(stage, RoutedShape.of(config.model))
+    made = {"train_micro_batch_size_per_gpu": 1, "expert_parallel": autoep_config(expert_parallel)}
+    deepspeed.initialize(model=wrapper, config=made, dist_init_required=False)
+    prepare_blocks(wrapper)
+    return wrapper
+
+
+def expert_groups(expert_parallel: int) -> tuple[Any, Any]:
+    """Process groups (expert parallel, expert data parallel): who splits experts, and who holds the same ones."""
+    name = f"ep_size_{expert_parallel}"
+    return deepspeed_groups._get_expert_parallel_group(name), deepspeed_groups._get_expert_data_parallel_group(name)
 
 
 def engine_config(config: RunConfig, device: torch.device) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The engine in plain torch: one process, no DeepSpeed. The oracle that every distributed topology must agree with.
 
-bfloat16 runs hold float32 master weights; gradients of several micro-batches are summed in float32.
+bfloat16 runs hold float32 master weights; gradients of several micro-batches are summed in float32. What replicas add
+(ZeRO 0, replicated.py) is in three methods: `_reduce_gradients`, `_grad_norm` and `_owned`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,17 @@ from torch import Tensor, nn
 
 from rxt_dist.config.run import OptimizerConfig, TrainConfig
 from rxt_dist.engine.collectives import Collectives
-from rxt_dist.engine.interface import FIRST_MOMENT, SECOND_MOMENT, WEIGHT, Fragment, MicroBatch, Stage, StepResult, TermTotals
+from rxt_dist.engine.expert_parallel import model_name, pieces
+from rxt_dist.engine.interface import (
+    FIRST_MOMENT,
+    SECOND_MOMENT,
+    WEIGHT,
+    Fragment,
+    MicroBatch,
+    Stage,
+    StepResult,
+    TermTotals,
+)
 from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_learning_rate
 from rxt_dist.engine.routing_state import RoutingState
 from rxt_dist.engine.steps import StepSums, evaluate_stage, moe_blocks, set_expert_bias
@@ -29,14 +40,16 @@ class PlainEngine:
         self.ranks = Collectives(device)
         self.train_config = train
         self.clip = optimizer.clip
+        self.expert_rank = 0
         self.named = {name: parameter for name, parameter in stage.model.named_parameters() if parameter.requires_grad}
-        # The optimizer works on float32; where the model is bfloat16 these are copies, else the parameters themselves.
-        self.masters = {name: nn.Parameter(parameter.detach().float()) for name, parameter in self.named.items()}
         if train.precision == "bfloat16":
             self.stage.to(torch.bfloat16)
-        else:
-            self.masters = dict(self.named)
-        self.optimizer = adamw(parameter_groups(self.masters.items(), optimizer), optimizer)
+        # The optimizer works on float32: copies where the model is bfloat16, else the parameters themselves.
+        self.masters = self.named
+        if train.precision == "bfloat16":
+            self.masters = {name: nn.Parameter(parameter.detach().float()) for name, parameter in self.named.items()}
+        named = ((model_name(name), master) for name, master in self.masters.items())
+        self.optimizer = adamw(parameter_groups(named, optimizer), optimizer)
         blocks = moe_blocks(stage.model)
         bias_rate = train.bias_rate if train.balancing == "bias" else None
         self.routing = RoutingState(len(blocks), blocks[0].num_experts, device, bias_rate)
@@ -50,9 +63,10 @@ class PlainEngine:
             output = self.stage(micro.to(self.device), self.routing.load_ME)
             objective(output.sums_T, sums.counts_T, sums.weights_T).backward()
             sums.add(output)
-            self._collect_gradients(last=micro is micros[-1])
+            self._collect_gradients()
         totals, expert_counts_ME = sums.totals()
-        grad_norm = nn.utils.get_total_norm([p.grad for p in self.masters.values() if p.grad is not None])
+        self._reduce_gradients()
+        grad_norm = self._grad_norm()
         reason = _why_not(totals, grad_norm)
         if not reason:
             nn.utils.clip_grads_with_norm_(self.masters.values(), self.clip, grad_norm)
@@ -68,13 +82,19 @@ class PlainEngine:
         return evaluate_stage(self.stage, self.stage, self.stage, micros, self.ranks, self.routing)
 
     def fragments(self, *, owned: bool) -> Iterator[Fragment]:
-        """Whole parameters: this rank owns everything."""
+        """See `Engine.fragments`."""
         for name, master in self.masters.items():
             state = self.optimizer.state[master]
             if not state:
                 state.update(adam_state(master, 0))
-            tensors = {WEIGHT: master.detach(), FIRST_MOMENT: state["exp_avg"], SECOND_MOMENT: state["exp_avg_sq"]}
-            yield Fragment(name, 0, {kind: tensor.view(-1) for kind, tensor in tensors.items()})
+            whole = {WEIGHT: master.detach(), FIRST_MOMENT: state["exp_avg"], SECOND_MOMENT: state["exp_avg_sq"]}
+            first, last = self._owned(name, master) if owned else (0, master.numel())
+            for piece in pieces(name, self.named[name], self.expert_rank):
+                start = max(first, piece.local_start)
+                stop = min(last, piece.local_start + piece.length)
+                if start < stop:
+                    views = {kind: tensor.view(-1)[start:stop] for kind, tensor in whole.items()}
+                    yield Fragment(piece.name, piece.start + start - piece.local_start, views)
 
     def routing_state(self) -> dict[str, Tensor]:
         """See `Engine.routing_state`."""
@@ -94,7 +114,18 @@ class PlainEngine:
     def close(self) -> None:
         """Nothing to free."""
 
-    def _collect_gradients(self, *, last: bool) -> None:
+    def _reduce_gradients(self) -> None:
+        """Make every gradient that of the global batch; alone it is."""
+
+    def _grad_norm(self) -> Tensor:
+        """Global L2 norm of all gradients, each parameter once."""
+        return nn.utils.get_total_norm([p.grad for p in self.masters.values() if p.grad is not None])
+
+    def _owned(self, name: str, master: nn.Parameter) -> tuple[int, int]:
+        """The range of a flattened parameter that this rank saves."""
+        return 0, master.numel()
+
+    def _collect_gradients(self) -> None:
         """bfloat16: add the parameters' gradients to the float32 gradients of their masters."""
         if self.train_config.precision == "float32":
             return

@@ -13,7 +13,8 @@ from rxt_dist.losses import load_fractions
 class RoutingState:
     """Expert counts of the last whole global batch, and the routing biases made from them.
 
-    counts_ME: int64 choices per MoE layer and expert; load_ME: the same as fractions, for the next batch's balance loss.
+    counts_ME: int64 choices per MoE layer and expert.
+    load_ME: the same as fractions, for the next batch's balance loss.
     bias_ME: float32, or None when balancing is left to the loss.
     """
 

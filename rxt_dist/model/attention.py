@@ -35,8 +35,8 @@ class Documents:
         """Tokens of the longest document."""
         return max(self.lengths)
 
-    def mask_B1TT(self, rows: int) -> Tensor:
-        """True where query and key belong to the same document of the same row."""
+    def mask(self, rows: int) -> Tensor:
+        """bool [B, 1, T, T]: True where query and key belong to the same document of the same row."""
         starts = self.cu_seqlens_N1[:-1].long()
         marks = torch.zeros(int(sum(self.lengths)), dtype=torch.int32, device=starts.device)
         ids_BT = marks.index_fill_(0, starts, 1).cumsum(0).view(rows, -1)
@@ -72,7 +72,7 @@ def attend(
     pairs = sum(n * n for n in documents.lengths) + _PAIRS_PER_CALL * len(documents.lengths)
     if pairs < rows * tokens * tokens:
         return _per_document(q_BTHd, k_BSGd, v_BSGd, documents, causal)
-    mask = documents.mask_B1TT(rows)
+    mask = documents.mask(rows)
     if causal:
         mask = mask.tril()
     return _dense(q_BTHd, k_BSGd, v_BSGd, causal=False, mask=mask)

@@ -16,10 +16,10 @@ IGNORE = -100
 
 
 class ClassifierSums(NamedTuple):
-    """loss: summed cross-entropy, float32; count: targets counted, int64; correct: of them predicted right, int64."""
+    """loss: summed cross-entropy, float32; targets: how many were counted; correct: how many of them were predicted."""
 
     loss: Tensor
-    count: Tensor
+    targets: Tensor
     correct: Tensor
 
 
@@ -86,5 +86,5 @@ def linear_cross_entropy(
     Memory beyond the inputs: chunk_tokens * V float32 plus one float32 gradient of W. May be differentiated once.
     """
     hidden_ND, targets_N = hidden_ND.flatten(0, -2), targets_N.flatten()
-    loss, correct = _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias_V, targets_N, chunk_tokens)  # type: ignore[no-untyped-call]
+    loss, correct = _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias_V, targets_N, chunk_tokens)
     return ClassifierSums(loss, (targets_N != IGNORE).sum(), correct)

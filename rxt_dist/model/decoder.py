@@ -103,6 +103,7 @@ class Decoder(nn.Module):
         rotate = rotary(self.config, positions_BT)
         x_BTD, stateful, moe, terms = embedded_BTD, 0, 0, []
         for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
             memory_BSD = memory_LBSD[stateful] if layer.stateful else None
             load_E = routing.load_ME[moe] if routing is not None and layer.is_moe else None
             valid_N = None if routing is None else routing.valid_N

@@ -42,8 +42,8 @@ class Dispatch:
         return Dispatch(order, inverse, count_experts(flat, experts), selected_NK.shape[-1])
 
     @property
-    def tokens_R(self) -> Tensor:
-        """The token of each sorted row."""
+    def tokens(self) -> Tensor:
+        """The token of each sorted row, int64 [R]."""
         return self.order_R // self.choices
 
 
@@ -78,7 +78,7 @@ class _LoopedExperts(torch.autograd.Function):
         down_bias_ED: Tensor | None,
     ) -> Tensor:
         slices = _expert_slices(dispatch.counts_E)
-        rows_RD = x_ND[dispatch.tokens_R]
+        rows_RD = x_ND[dispatch.tokens]
         hidden_RF = rows_RD.new_empty(rows_RD.shape[0], gate_up_EFD.shape[1])
         for expert, rows in slices:
             if gate_up_bias_EF is None:
@@ -104,7 +104,7 @@ class _LoopedExperts(torch.autograd.Function):
             ctx.saved_tensors
         )
         dispatch = Dispatch(order, inverse, counts, weights_NK.shape[1])
-        tokens_R = dispatch.tokens_R
+        tokens_R = dispatch.tokens
         grad_out_RD = grads[0][tokens_R]
         row_weights_R1 = weights_NK.flatten()[order].unsqueeze(1).to(x_ND.dtype)
         act_RF = _swiglu(hidden_RF)
@@ -187,13 +187,13 @@ class ExpertStack(nn.Module):
         dispatch = Dispatch.of(selected_NK, self.gate_up_proj.shape[0])
         if x_ND.is_cuda and x_ND.dtype == torch.bfloat16:
             return self._grouped(x_ND, weights_NK, dispatch)
-        return _LoopedExperts.apply(  # type: ignore[no-untyped-call]
+        return _LoopedExperts.apply(
             x_ND, weights_NK, dispatch, self.gate_up_proj, self.down_proj, self.gate_up_bias, self.down_bias
         )
 
     def _grouped(self, x_ND: Tensor, weights_NK: Tensor, dispatch: Dispatch) -> Tensor:
         ends_E = dispatch.counts_E.cumsum(0).to(torch.int32)
-        hidden_RF = torch._grouped_mm(x_ND[dispatch.tokens_R], self.gate_up_proj.transpose(1, 2), offs=ends_E)
+        hidden_RF = torch._grouped_mm(x_ND[dispatch.tokens], self.gate_up_proj.transpose(1, 2), offs=ends_E)
         if self.gate_up_bias is not None:
             hidden_RF = hidden_RF + self._per_row(self.gate_up_bias, dispatch)
         out_RD = torch._grouped_mm(_swiglu(hidden_RF), self.down_proj.transpose(1, 2), offs=ends_E)

@@ -22,6 +22,7 @@ from rxt_dist.errors import CheckpointError
 
 Part = Literal["decoder", "encoder", "mlm_head", "memory_attention"]
 Layout = Callable[[Tensor], Tensor]
+Renames = dict[str, tuple[str, Layout, Layout]]
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ _MEMORY: list[tuple[str, str]] = [
 ]
 
 
-def _renames(config: ModelConfig, part: Part) -> dict[str, tuple[str, Layout, Layout]]:
+def _renames(config: ModelConfig, part: Part) -> Renames:
     """Every possible reference name of a part -> (our full name, layout in, layout out)."""
     if part == "mlm_head":
         pairs = {"dense": "dense", "layer_norm": "norm", "decoder": "output"}
@@ -104,7 +105,7 @@ def _renames(config: ModelConfig, part: Part) -> dict[str, tuple[str, Layout, La
         }
     if part == "memory_attention":
         return _memory_renames(config)
-    found = {"model.embedding.weight": ("embedding.weight", _same, _same)}
+    found: Renames = {"model.embedding.weight": ("embedding.weight", _same, _same)}
     for theirs, ours in _layer_prefixes(config, part):
         for name, new, inwards, outwards in _FEED_FORWARD:
             found[f"{theirs}ff.{name}"] = (f"{ours}feed_forward.{new}", inwards, outwards)
@@ -128,11 +129,11 @@ def _layer_prefixes(config: ModelConfig, part: Part) -> list[tuple[str, str]]:
     return [(name, f"decoder.layers.{i}.") for i, name in enumerate(names)]
 
 
-def _memory_renames(config: ModelConfig) -> dict[str, tuple[str, Layout, Layout]]:
+def _memory_renames(config: ModelConfig) -> Renames:
     memory = config.memory_attention
     variant = memory.variant if memory else "simple"
     fields = ("weight", "bias", "q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight", "out_proj.bias")
-    found: dict[str, tuple[str, Layout, Layout]] = {
+    found: Renames = {
         "model.mean_stm_norm.weight": ("memory_attention.across_norm.weight", _same, _same)
     }
     for theirs, ours in _MEMORY:
@@ -174,7 +175,5 @@ def to_ours(config: ModelConfig, part: Part, state: Mapping[str, Tensor]) -> dic
 def to_reference(config: ModelConfig, part: Part, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The part's tensors of our `state` under the reference's names and layouts; the inverse of `to_ours`."""
     return {
-        theirs: outwards(state[ours])
-        for theirs, (ours, _, outwards) in _renames(config, part).items()
-        if ours in state
+        theirs: outwards(state[ours]) for theirs, (ours, _, outwards) in _renames(config, part).items() if ours in state
     }

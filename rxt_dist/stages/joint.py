@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class JointBatch:
 
     def to(self, device: torch.device) -> JointBatch:
         """The same on a device, copied without waiting where the host memory is pinned."""
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         cu_seqlens = self.documents.cu_seqlens_N1.to(device, non_blocking=True)
@@ -87,11 +87,12 @@ class JointStage(nn.Module):
         In evaluation (None) the memory is neither noised nor masked; the encoder's input still is, since restoring it
         is the task that the MLM figures measure.
         """
-        masked_BT, labels_BT = mask_for_mlm(
-            batch.tokens_BT, batch.samples_B, self.seed, self.config.mlm_probability
-        )
+        masked_BT, labels_BT = mask_for_mlm(batch.tokens_BT, batch.samples_B, self.seed, self.config.mlm_probability)
         chosen_M = (labels_BT != IGNORED_LABEL).flatten().nonzero().squeeze(1)
-        training = trained_tokens is not None
+        noise = masking = 0.0
+        if trained_tokens is not None:
+            noise = self.config.memory_noise.at(trained_tokens)
+            masking = self.config.memory_masking.at(trained_tokens)
         return JointBatch(
             tokens_BT=batch.tokens_BT,
             encoder_tokens_BT=masked_BT,
@@ -102,8 +103,8 @@ class JointStage(nn.Module):
             valid_N=(batch.segments_BT >= 0).flatten(),
             documents=Documents(batch.cu_seqlens, tuple(batch.cu_seqlens.diff().tolist())),
             samples=tuple(batch.samples_B.tolist()),
-            noise=self.config.memory_noise.at(trained_tokens) if training else 0.0,
-            masking=self.config.memory_masking.at(trained_tokens) if training else 0.0,
+            noise=noise,
+            masking=masking,
         )
 
     def counts(self, micro: JointBatch) -> Tensor:
@@ -129,6 +130,7 @@ class JointStage(nn.Module):
             routing=RoutingInputs(micro.valid_N, load_ME),
         )
         ar = model.lm_head(decoded.hidden_BTD, micro.labels_BT, self.chunk_tokens)
+        assert decoded.routing is not None
         balance, z = mean_over_layers(decoded.routing)
         nothing = torch.zeros_like(ar.correct)
         return StageOutput(
@@ -147,9 +149,7 @@ class JointStage(nn.Module):
         return cheated_context(encoded_LBTD, micro.samples, self.seed, micro.noise, micro.masking)
 
 
-def cheated_context(
-    encoded_LBTD: Tensor, samples: Sequence[int], seed: int, noise: float, masking: float
-) -> Tensor:
+def cheated_context(encoded_LBTD: Tensor, samples: Sequence[int], seed: int, noise: float, masking: float) -> Tensor:
     """ED * keep + noise * N(0, 1); keep is Bernoulli(1 - masking) per layer, sample and position, without rescaling.
 
     Each sample draws from a generator of its own, seeded by (seed, stage, sample): the same noise on any rank, in any

@@ -46,7 +46,6 @@ def test_what_works_is_let_through(ranks: int, overrides: list[str]) -> None:
         (3, ["parallel.expert_parallel=3"], "expert_parallel 3 does not divide 16 experts: use 1, 2, 4, 8 or 16."),
         (6, ["parallel.expert_parallel=4"], "expert_parallel 4 does not divide 6 ranks: use 1 or 2, or start a mult"),
         (2, ["model.decoder.moe.bias=local"], "set parallel.expert_parallel=1, or train a model with bias 'global'"),
-        (2, ["parallel.zero=0"], "set parallel.zero to 1, 2 or 3"),
         (2, ["parallel.engine=plain"], "but the run has 2 ranks and zero 3 and expert_parallel 2: start one rank"),
         (1, ["parallel.engine=plain", "parallel.zero=0"], "but the run has expert_parallel 2"),
         (2, ["model.encoder=", "model.memory_attention="], "model 'demo' has no encoder"),
