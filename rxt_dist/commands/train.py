@@ -29,6 +29,10 @@ def train(
         return
     validate_run(config, ranks.world_size, None)
     export_ranks(ranks, os.environ)
-    from rxt_dist.train.run import train as run_training
+    from rxt_dist.train.signals import StopRequest
 
-    raise typer.Exit(int(run_training(config, ranks)))
+    # Signals are caught before torch is imported: that takes seconds, in which a stop would otherwise kill the rank.
+    with StopRequest(config.directory / "STOP") as stop:
+        from rxt_dist.train.run import train as run_training
+
+        raise typer.Exit(int(run_training(config, ranks, stop)))

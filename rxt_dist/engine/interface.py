@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from rxt_dist.engine.collectives import Collectives
-from rxt_dist.losses import StageOutput
 
 WEIGHT, FIRST_MOMENT, SECOND_MOMENT = "weight", "exp_avg", "exp_avg_sq"
 
@@ -23,8 +23,8 @@ class MicroBatch(Protocol):
         ...
 
 
-class Stage(Protocol):
-    """An `nn.Module` whose forward maps (micro-batch, expert loads) to a `StageOutput`.
+class Stage(nn.Module, ABC):
+    """A module whose forward maps (micro-batch, expert loads load_ME) to a `StageOutput`.
 
     model: the network; its parameter names are the names in checkpoints.
     terms: names of the loss terms, in the order of every vector with suffix T.
@@ -33,17 +33,13 @@ class Stage(Protocol):
     model: nn.Module
     terms: tuple[str, ...]
 
+    @abstractmethod
     def counts(self, micro: Any) -> Tensor:
         """float64 [terms] on the host: how much each term of this micro-batch counts."""
-        ...
 
+    @abstractmethod
     def weights(self) -> Tensor:
         """float32 [terms]: weights of the objective."""
-        ...
-
-    def __call__(self, micro: Any, load_ME: Tensor) -> StageOutput:
-        """Compute the loss terms."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ class ReplicatedEngine(PlainEngine):
     """The plain engine on several ranks; with expert parallelism through AutoEP's layers. See `Engine`."""
 
     def __init__(self, stage: Stage, config: RunConfig, device: torch.device) -> None:
-        assert isinstance(stage, nn.Module)
         self.expert_parallel = config.parallel.expert_parallel
         self.expert_group: Any = None
         self.replica_group: Any = None

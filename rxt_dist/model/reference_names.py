@@ -133,9 +133,7 @@ def _memory_renames(config: ModelConfig) -> Renames:
     memory = config.memory_attention
     variant = memory.variant if memory else "simple"
     fields = ("weight", "bias", "q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight", "out_proj.bias")
-    found: Renames = {
-        "model.mean_stm_norm.weight": ("memory_attention.across_norm.weight", _same, _same)
-    }
+    found: Renames = {"model.mean_stm_norm.weight": ("memory_attention.across_norm.weight", _same, _same)}
     for theirs, ours in _MEMORY:
         if (theirs.startswith("self_") and variant != "self") or (theirs.startswith("mean_") and variant == "self"):
             continue

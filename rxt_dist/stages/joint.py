@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rxt_dist.config.run import StageConfig
 from rxt_dist.data.loader import Batch
 from rxt_dist.data.masking import IGNORED_LABEL, mask_for_mlm, sample_seed
+from rxt_dist.engine.interface import Stage
 from rxt_dist.losses import StageOutput, mean_over_layers
 from rxt_dist.model.attention import Documents
 from rxt_dist.model.moe import RoutingInputs
@@ -63,7 +64,7 @@ class JointBatch:
         return replace(self, memory=memory)
 
 
-class JointStage(nn.Module):
+class JointStage(Stage):
     """Stage 'joint': masked-token loss of the encoder plus next-token loss of the decoder."""
 
     terms = ("ar", "mlm", "balance", "z")
@@ -71,7 +72,7 @@ class JointStage(nn.Module):
     def __init__(self, model: ReactiveTransformer, stage: StageConfig, seed: int, chunk_tokens: int) -> None:
         super().__init__()
         assert model.encoder is not None
-        self.model = model
+        self.model: ReactiveTransformer = model
         self.config = stage
         self.seed = seed
         self.chunk_tokens = chunk_tokens

@@ -50,6 +50,10 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.stop_file = path / "STOP"
 
+    def log_file(self, rank: int) -> Path:
+        """Where a rank other than the first writes what it prints."""
+        return self.logs / f"rank-{rank:05d}.log"
+
     @classmethod
     def open(cls, path: Path, resolved_yaml: str, training_hash: str, rank: int) -> Self:
         """Create the run directory, or continue one that was made with the same training configuration.
