@@ -9,7 +9,7 @@ from rxt_dist.config.run import ScheduleConfig, TrainConfig
 
 
 def learning_rate(schedule: ScheduleConfig, peak: float, total_tokens: int, tokens: int) -> float:
-    """Learning rate of the step that begins after `tokens` trained tokens.
+    """Learning rate of the step that ends at `tokens` trained tokens (so that the first step of a warm-up moves).
 
     Linear warm-up from peak / warmup to peak; then a half cosine to min_ratio * peak (cosine), or the peak until the
     last `decay_tokens` and a line to min_ratio * peak (wsd). After `total_tokens` it stays at the end value.

@@ -75,7 +75,8 @@ def run_loop(training: Training, position: Position) -> ExitCode:
     with prefetch(reader, _rank_positions(position.row, last_row, rows_at, engine)) as batches:
         for batch in batches:
             tokens = position.row * training.seq_len
-            lr = learning_rate(config.schedule, config.optimizer.lr, config.train.total_tokens, tokens)
+            end = tokens + rows_at(position.row) * training.seq_len
+            lr = learning_rate(config.schedule, config.optimizer.lr, config.train.total_tokens, end)
             micros = [stage.prepare(part, tokens) for part in batch.micro_batches(config.train.micro_batch_rows)]
             result = engine.train_step(micros, lr)
             before, position = position, _advance(position, rows_at(position.row), result.applied, result)

@@ -1,0 +1,191 @@
+"""What gloo ranks do in the tests: functions of (RankContext, ...) for `harness.Ranks.run`."""
+
+from __future__ import annotations
+
+import gc
+import math
+from typing import Any
+
+import megatron.core.transformer.moe.moe_utils  # noqa: F401  (imported once, before ranks are forked)
+import torch
+from harness import RankContext
+from tiny import ROWS, TOKENS, make_stage, model_config, packed_batch, relative, run_config
+from torch import Tensor
+
+import rxt_dist.engine.deepspeed  # noqa: F401
+from rxt_dist.engine.build import build_engine, start_ranks
+from rxt_dist.engine.interface import Engine, StepResult
+from rxt_dist.engine.steps import moe_blocks
+from rxt_dist.model.moe import RoutedExperts
+from rxt_dist.stages.joint import JointStage
+
+LR = 1e-2
+STEPS = 5
+KINDS = ("weight", "exp_avg", "exp_avg_sq")
+
+
+def train(context: RankContext, topologies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Train the tiny model once per topology, in this one process group; results are those of rank 0."""
+    _join(context, any(topology.get("engine") != "plain" for topology in topologies))
+    results = []
+    for topology in topologies:
+        results.append(_train(context, **topology))
+        gc.collect()
+    return results
+
+
+def _train(
+    context: RankContext,
+    accumulation: int = 1,
+    one_place: bool = False,
+    poison: tuple[int, int] | None = None,
+    memory_attention: bool = False,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Five steps of one topology.
+
+    Args:
+        accumulation: micro-batches per step.
+        one_place: routing biases send every token to the last two experts.
+        poison: (step, rank) at which a gradient is NaN on that rank only.
+        memory_attention: whether the model has the part that this stage does not train.
+        changes: see `run_config`.
+    """
+    model = model_config() if memory_attention else model_config("memory_attention=null")
+    config = run_config(model=model, micro_batch_rows=ROWS // context.world_size // accumulation, **changes)
+    stage = make_stage(config)
+    engine = build_engine(stage, stage.model, config, torch.device("cpu"))
+    shapes = {name: list(parameter.shape) for name, parameter in make_stage(config).model.named_parameters()}
+    if one_place:
+        engine.routing.bias_ME[:, -2:] = 100.0
+    poisoned = Poison(stage)
+    records = []
+    for step in range(STEPS):
+        micros = rank_share(context, stage, config.train.micro_batch_rows, step)
+        struck = poison is not None and step == poison[0]
+        before = canonical(engine, shapes) if struck else {}
+        poisoned.active = struck and poison is not None and context.rank == poison[1]
+        record = _record(engine.train_step(micros, LR))
+        if struck:
+            after = canonical(engine, shapes)
+            record["unchanged"] = all(torch.equal(before[key], after[key]) for key in before)
+        records.append(record)
+    evaluated = engine.evaluate(micros)
+    result = {
+        "steps": records,
+        "evaluated": evaluated.sums_T / evaluated.counts_T,
+        "state": canonical(engine, shapes),
+        "covered": covered(engine, shapes),
+        "routing": {name: tensor.clone() for name, tensor in engine.routing_state().items()},
+        "agreed": len(set(engine.ranks.gather(str(records)))) == 1,
+    }
+    release(engine)
+    return result if context.rank == 0 else {}
+
+
+def _join(context: RankContext, distributed: bool = True) -> None:
+    start_ranks(context.world_size, context.rank, plain=not distributed)
+
+
+def rank_share(context: RankContext, stage: JointStage, micro_rows: int, step: int) -> list[JointBatch]:
+    """This rank's micro-batches of global batch `step`."""
+    parts = packed_batch(step).micro_batches(micro_rows)
+    share = len(parts) // context.world_size
+    mine = parts[context.rank * share : (context.rank + 1) * share]
+    return [stage.prepare(part, step * ROWS * TOKENS) for part in mine]
+
+
+def _record(result: StepResult) -> dict[str, Any]:
+    totals = result.totals
+    return {
+        "losses": totals.sums_T / totals.counts_T,
+        "sums": totals.sums_T.tolist(),
+        "counts": totals.counts_T,
+        "hits": totals.hits_T,
+        "grad_norm": result.grad_norm,
+        "experts": result.expert_counts_ME.clone(),
+        "applied": result.applied,
+        "reason": result.reason,
+    }
+
+
+class Poison:
+    """While active, the gradient of one attention weight of the last decoder layer is NaN on this rank."""
+
+    def __init__(self, stage: JointStage) -> None:
+        self.active = False
+        stage.model.decoder.layers[-1].attention.register_forward_hook(self._hook)
+
+    def _hook(self, module: torch.nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        if self.active and output.requires_grad:
+            output.register_hook(lambda gradient: gradient * float("nan"))
+        return output
+
+
+def _gather(engine: Engine, shapes: dict[str, list[int]], owned: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(parameters and moments put together from the fragments of all ranks, how often each element was given)."""
+    mine = [
+        (fragment.name, fragment.start, {kind: tensor.clone() for kind, tensor in fragment.tensors.items()})
+        for fragment in engine.fragments(owned=owned)
+    ]
+    whole: dict[str, Tensor] = {}
+    times: dict[str, Tensor] = {}
+    for name, start, tensors in (fragment for fragments in engine.ranks.gather(mine) for fragment in fragments):
+        for kind, tensor in tensors.items():
+            key = f"{kind}:{name}"
+            size = math.prod(shapes[name])
+            part = slice(start, start + tensor.numel())
+            assert part.stop <= size, f"{key}: a fragment reaches {part.stop} of {size}"
+            whole.setdefault(key, torch.zeros(size))[part] = tensor
+            times.setdefault(key, torch.zeros(size, dtype=torch.int64))[part] += 1
+    return whole, times
+
+
+def canonical(engine: Engine, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+    """{"kind:name": flat float32 tensor} of the whole training state, in the model's own layout."""
+    return _gather(engine, shapes, owned=True)[0]
+
+
+def covered(engine: Engine, shapes: dict[str, list[int]]) -> list[str]:
+    """Complaints where owned fragments do not give every element exactly once, or all fragments not at least once."""
+    wrong = []
+    for owned in (True, False):
+        _, times = _gather(engine, shapes, owned)
+        missing = {f"{kind}:{name}" for kind in KINDS for name in shapes if "memory_attention" not in name} - set(times)
+        wrong += [f"{key} is missing" for key in sorted(missing)]
+        for key, count in times.items():
+            if not bool((count == 1).all() if owned else (count >= 1).all()):
+                wrong.append(f"{key}, owned={owned}: given {count.unique().tolist()} times")
+    return wrong
+
+
+def routed_block(context: RankContext, expert_parallel: int, bias: bool) -> dict[str, float]:
+    """Largest relative differences between our routed block and AutoEP's on the same weights and input."""
+    _join(context)
+    config = run_config(model=model_config("memory_attention=null"), zero=0, expert_parallel=expert_parallel)
+    generator = torch.Generator().manual_seed(context.rank)
+    x_BTD = torch.randn(2, 16, config.model.dim, generator=generator)
+    weight_BTD = torch.randn(2, 16, config.model.dim, generator=generator)
+    bias_E = torch.linspace(-0.2, 0.2, config.model.decoder.moe.experts) if bias else None
+    results = []
+    for parallel in (False, True):
+        stage = make_stage(config)
+        if parallel:
+            build_engine(stage, stage.model, config, torch.device("cpu"))
+        block = moe_blocks(stage.model)[-1]
+        assert isinstance(block, RoutedExperts) is not parallel
+        block.expert_bias = bias_E
+        x = x_BTD.clone().requires_grad_()
+        out, logits = block(x)
+        ((out * weight_BTD).sum() + logits.square().sum()).backward()
+        gate = block.router.gate if parallel else block.gate
+        results.append((out.detach(), logits.detach(), x.grad, gate.weight.grad))
+    names = ("output", "logits", "input gradient", "router gradient")
+    return {name: relative(theirs, ours) for name, ours, theirs in zip(names, *results, strict=True)}
+
+
+def release(engine: Engine) -> None:
+    """Free an engine but keep the process group for the next one."""
+    inner = getattr(engine, "engine", None)
+    if inner is not None:
+        inner.destroy()

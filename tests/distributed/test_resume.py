@@ -1,0 +1,76 @@
+"""A checkpoint goes on bit-exactly on the ranks that wrote it, and to 1e-5 on any others."""
+
+from __future__ import annotations
+
+import pytest
+import resume_scenarios
+import torch
+from harness import Ranks
+from resume_scenarios import SAVED_AT, load_and_go_on, save_and_go_on
+
+pytestmark = pytest.mark.distributed
+
+WRITER = {"zero": 3, "expert_parallel": 2}
+STEPS = SAVED_AT + 20
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    server = Ranks(tmp_path_factory.mktemp("ranks"), resume_scenarios.__name__)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(ranks, tmp_path_factory):
+    """(folder with a checkpoint of 4 ranks EP 2 ZeRO 3 after SAVED_AT steps, what the run did after it)."""
+    directory = str(tmp_path_factory.mktemp("checkpoints"))
+    return directory, ranks.run(save_and_go_on, 4, directory=directory, topology=WRITER, steps=STEPS)[0]
+
+
+def test_twenty_more_steps_on_the_same_ranks_are_bit_equal(ranks, uninterrupted):
+    directory, expected = uninterrupted
+    result = ranks.run(load_and_go_on, 4, directory=directory, topologies=[WRITER], steps=STEPS)[0][0]
+    assert result["records"] == expected["records"]
+    assert result["checksum"] == expected["checksum"]
+
+
+@pytest.mark.parametrize(
+    ("world", "topologies"),
+    [
+        (1, [{"engine": "plain", "zero": 0}]),
+        (1, [{"zero": 1}, {"zero": 2}, {"zero": 3, "accumulation": 4}]),
+        (2, [{"zero": 3, "expert_parallel": 2}, {"zero": 1, "expert_parallel": 2}, {"zero": 0, "accumulation": 2}]),
+        (4, [{"zero": 3, "expert_parallel": 4}, {"zero": 2}, {"zero": 0, "expert_parallel": 4, "recompute": True}]),
+    ],
+)
+def test_other_ranks_and_expert_parallelism_go_on_alike(ranks, uninterrupted, world, topologies):
+    directory, expected = uninterrupted
+    steps = SAVED_AT + 6
+    reference = torch.tensor(expected["records"][: steps - SAVED_AT])
+    results = ranks.run(load_and_go_on, world, directory=directory, topologies=topologies, steps=steps)[0]
+    for topology, result in zip(topologies, results, strict=True):
+        assert result["loaded"] == result["saved"], topology
+        torch.testing.assert_close(torch.tensor(result["records"]), reference, rtol=1e-5, atol=0, msg=str(topology))
+
+
+def test_every_state_counts_its_own_steps_and_groups_keep_their_names(ranks, uninterrupted):
+    directory, _ = uninterrupted
+    topologies = [{"zero": 1, "expert_parallel": 2}, {"zero": 3, "expert_parallel": 2}]
+    steps = SAVED_AT + 2
+    for result in ranks.run(load_and_go_on, 2, directory=directory, topologies=topologies, steps=steps)[0]:
+        assert result["own_counters"]
+        assert result["counts"] == [float(steps)]
+        assert ("ep_size_2", True) in [tuple(group) for group in result["groups"]]
+        assert (None, False) in [tuple(group) for group in result["groups"]]
+
+
+def test_a_shared_step_counter_would_be_noticed(ranks, uninterrupted):
+    """The fault of DeepSpeed's universal load, planted: the counter runs ahead and the losses leave the track."""
+    directory, expected = uninterrupted
+    steps = SAVED_AT + 6
+    arguments = {"directory": directory, "topologies": [{"zero": 1}], "steps": steps}
+    faulty = ranks.run(load_and_go_on, 1, shared_counter=True, **arguments)[0][0]
+    assert faulty["counts"] != [float(steps)]
+    reference = torch.tensor(expected["records"][: steps - SAVED_AT])
+    assert not torch.allclose(torch.tensor(faulty["records"]), reference, rtol=1e-5, atol=0)

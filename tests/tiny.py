@@ -1,0 +1,92 @@
+"""The smallest system with every part of RxT-Beta, and packed batches for it. Imported by tests and by gloo ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rxt_dist.config.load import load_model
+from rxt_dist.config.model import ModelConfig
+from rxt_dist.config.run import OptimizerConfig, ParallelConfig, RunConfig, StageConfig, TrainConfig
+from rxt_dist.data.dataset import RawRows
+from rxt_dist.data.format import SPECIAL_COUNT
+from rxt_dist.data.loader import Batch, make_batch
+from rxt_dist.model.init import initialise
+from rxt_dist.model.reactive import ReactiveTransformer
+from rxt_dist.stages.joint import JointStage
+
+DEMO = Path(__file__).parents[1] / "configs/model/demo.yaml"
+ROWS, TOKENS = 8, 32
+# Document lengths of eight rows; what is missing to 32 is padding, from none to nearly all of a row.
+LENGTHS = ((20, 9), (32,), (5,), (1, 30, 1), (11, 11), (3, 4, 5, 6), (31,), (16, 16))
+
+
+def model_config(*overrides: str) -> ModelConfig:
+    """The demo model's structure at width 32: a dense, two stateful and one stateless MoE layer, 8 experts, 2 active."""
+    small = [
+        "vocab_size=128",
+        "dim=32",
+        "heads=4",
+        "layers=2",
+        "seq_len=32",
+        "stm_slots=6",
+        "decoder.self_attention.query_heads=2",
+        "decoder.cross_attention.query_heads=2",
+        "decoder.dense_hidden=48",
+        "decoder.moe.experts=8",
+        "decoder.moe.hidden=24",
+        "decoder.moe.shared_hidden=24",
+        "encoder.attention.query_heads=2",
+        "encoder.attention.kv_heads=2",
+        "encoder.hidden=48",
+        "memory_attention.attention.query_heads=2",
+        "memory_attention.attention.kv_heads=2",
+    ]
+    return load_model(DEMO, [*small, *overrides])
+
+
+def run_config(*, model: ModelConfig | None = None, **changes: Any) -> RunConfig:
+    """A run of the tiny model; `changes` are fields of its train, optimizer, parallel and stage sections."""
+
+    def section(kind: Any, **defaults: Any) -> Any:
+        own = {name: changes.pop(name) for name in list(changes) if name in kind.model_fields}
+        return kind(**(defaults | own))
+
+    parts = {
+        "parallel": section(ParallelConfig),
+        "optimizer": section(OptimizerConfig),
+        "train": section(TrainConfig, total_tokens=10**6, global_batch_tokens=ROWS * TOKENS, precision="float32"),
+        "stage": section(StageConfig),
+    }
+    assert not changes, f"no section has {list(changes)}"
+    return RunConfig.model_construct(model=model or model_config(), seed=0, **parts)
+
+
+def make_stage(config: RunConfig) -> JointStage:
+    """A freshly initialised stage of the run."""
+    model = ReactiveTransformer(config.model)
+    initialise(model, config.seed)
+    return JointStage(model, config.stage, config.seed, chunk_tokens=16)
+
+
+def packed_batch(step: int = 0, lengths: tuple[tuple[int, ...], ...] = LENGTHS) -> Batch:
+    """Batch number `step`: rows of packed documents with random ids, and padding."""
+    rows = len(lengths)
+    tokens = np.random.default_rng(step).integers(SPECIAL_COUNT, 128, (rows, TOKENS)).astype(np.uint16)
+    for row, documents in enumerate(lengths):
+        tokens[row, sum(documents) :] = 0
+    raw = RawRows(
+        tokens_NT=tokens,
+        seg_count_N=np.array([len(documents) for documents in lengths]),
+        seg_len_S=np.array([length for documents in lengths for length in documents]),
+    )
+    return make_batch(raw, np.zeros(rows, np.int64), np.arange(rows, dtype=np.int64) + step * rows)
+
+
+def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """max |a - b| / max |b|."""
+    worst = (actual.double() - expected.double()).abs().max().item()
+    return worst / max(expected.double().abs().max().item(), 1e-30)
