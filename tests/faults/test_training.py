@@ -1,0 +1,134 @@
+"""Runs that are really stopped and killed: nothing committed is lost, and the curve is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from training_run import TinyRun, build_shards, run, start
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return build_shards(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, shards):
+    tiny = TinyRun(tmp_path_factory.mktemp("undisturbed"), shards)
+    run(tiny.train_command())
+    assert len(tiny.curve()) == tiny.steps
+    return tiny
+
+
+def wait_for_step(tiny: TinyRun, step: int, process) -> None:
+    """Until the run has logged `step`."""
+    wait_for(lambda: any(line["step"] >= step for line in tiny.lines()), process)
+
+
+def wait_for(condition, process) -> None:
+    """Until something is so, while the process runs."""
+    end = time.monotonic() + 90
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "no progress"
+        time.sleep(0.02)
+
+
+def test_an_undisturbed_run_ends_with_a_checkpoint_and_an_evaluation(undisturbed):
+    assert undisturbed.events("save")[-1]["step"] == undisturbed.steps
+    evaluated = undisturbed.lines()[-1]
+    for source in ("en", "pl"):
+        for memory in ("true", "zero", "foreign"):
+            assert 0 <= evaluated[f"eval/{source}/{memory}/ar_accuracy"] <= 1
+    assert undisturbed.curve()[-1][1] < undisturbed.curve()[0][1]
+
+
+def test_another_life_on_a_finished_run_changes_nothing(undisturbed):
+    before = undisturbed.lines()
+    assert "finished" in run(undisturbed.train_command())
+    assert undisturbed.lines() == before
+
+
+def test_sigterm_saves_exits_75_and_the_next_life_goes_on_bit_equal(tmp_path, shards, undisturbed):
+    tiny = TinyRun(tmp_path, shards)
+    process = start(tiny.train_command())
+    wait_for_step(tiny, 8, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    stopped = tiny.events("stop")[0]["step"]
+    assert tiny.events("save")[-1]["step"] == stopped
+    run(tiny.train_command())
+    assert tiny.events("resume")[0]["step"] == stopped
+    assert tiny.curve() == undisturbed.curve()
+
+
+def test_a_stop_file_does_the_same(tmp_path, shards):
+    tiny = TinyRun(tmp_path, shards)
+    process = start(tiny.train_command())
+    wait_for_step(tiny, 3, process)
+    (tiny.directory / "STOP").touch()
+    assert process.wait(60) == 75
+    assert "stop file" in tiny.events("stop")[0]["reason"]
+
+
+def test_sigkill_at_random_moments_loses_nothing_committed(tmp_path, shards, undisturbed):
+    chance = random.Random(7)
+    tiny = TinyRun(tmp_path, shards)
+    for life in range(3):
+        process = start(tiny.train_command())
+        # Lines of the last life stand until the resume drops them.
+        wait_for(lambda life=life: len(tiny.events("resume")) == life, process)
+        saved = max((event["step"] for event in tiny.events("save")), default=0)
+        wait_for_step(tiny, saved + chance.randrange(6, 9), process)
+        time.sleep(chance.random() * 0.1)
+        process.kill()
+        process.wait()
+    run(tiny.train_command())
+    assert len(tiny.events("resume")) == 3
+    assert all(event["step"] > 0 for event in tiny.events("resume"))
+    assert tiny.curve() == undisturbed.curve()
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path, shards, undisturbed):
+    tiny = TinyRun(tmp_path, shards)
+    process = start(tiny.train_command())
+    wait_for_step(tiny, 13, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    newest = sorted((tiny.directory / "checkpoints").glob("step-*"))[-1]
+    flip_a_bit(newest / "rank-00000.safetensors")
+    output = run(tiny.train_command())
+    assert newest.name in output
+    assert "rejected" in output
+    assert tiny.events("resume")[0]["step"] == 10
+    assert tiny.curve() == undisturbed.curve()
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_killed_rank_ends_the_others_and_the_launcher_starts_all_again(tmp_path, shards):
+    """Two ranks, ZeRO-3, expert parallelism 2; rank 1 is killed after the first checkpoint."""
+    tiny = TinyRun(tmp_path, shards, steps=14)
+    process = start(tiny.launch_command("--resume-attempts", "1"))
+    wait_for_step(tiny, 7, process)
+    ranks = psutil.Process(process.pid).children()
+    assert len(ranks) == 2
+    victim = next(rank for rank in ranks if rank.environ()["RANK"] == "1")
+    os.kill(victim.pid, signal.SIGKILL)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, output
+    assert [event["step"] for event in tiny.events("resume")] == [5]
+    assert len(tiny.curve()) == tiny.steps
+    assert tiny.events("finish")
