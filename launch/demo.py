@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 RUN = "configs/run/demo.yaml"
 FOLDER = Path(".demo")
@@ -62,12 +63,12 @@ def _total_tokens() -> int:
     return int(yaml.safe_load(Path(RUN).read_text())["train"]["total_tokens"])
 
 
-def _lines(name: str) -> list[dict[str, float]]:
+def _lines(name: str) -> list[dict[str, Any]]:
     path = RUN_DIRECTORY / name
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _last(name: str) -> dict[str, float]:
+def _last(name: str) -> dict[str, Any]:
     lines = _lines(name)
     return lines[-1] if lines else {}
 

@@ -1,4 +1,4 @@
-"""Shared test set-up."""
+"""Shared test set-up; the tiny model of most tests is in tiny.py."""
 
 import os
 

@@ -34,10 +34,10 @@ def local(
     """
     from launch.local import launch
     from rxt_dist.config.load import load_run
-    from rxt_dist.config.validate import validate_run
+    from rxt_dist.config.validate import settle_topology, validate_run
 
     config = load_run(run, overrides or [])
     number = ranks or config.cluster.gpus_per_node
-    validate_run(config, number, None)
+    validate_run(settle_topology(config, number), number, None)
     command = [sys.executable, "-m", "rxt_dist", "train", str(run), *(overrides or [])]
     raise typer.Exit(launch(command, number, resume_attempts))

@@ -21,13 +21,14 @@ def plan(
 ) -> None:
     """Print parameters; for a run also memory per GPU, traffic, step time and days on its cluster."""
     from rxt_dist.config.load import is_model_file, load_model, load_run
-    from rxt_dist.config.validate import validate_run
+    from rxt_dist.config.validate import settle_topology, validate_run
     from rxt_dist.plan import plan_model, plan_run
 
     if is_model_file(file):
         result = plan_model(load_model(file, overrides or []))
     else:
         config = load_run(file, overrides or [])
+        config = settle_topology(config, config.cluster.ranks)
         validate_run(config, config.cluster.ranks, None)
         result = plan_run(config)
     if as_json:

@@ -17,16 +17,19 @@ def train(
 ) -> None:
     """Train. Start one process per rank, with torchrun, srun or `rxt-dist launch local`; alone it is the only rank."""
     from rxt_dist.config.load import load_run, resolved_yaml
-    from rxt_dist.config.validate import validate_run
+    from rxt_dist.config.validate import settle_topology, validate_run
     from rxt_dist.train.ranks import export_ranks, read_ranks
 
     config = load_run(run, overrides or [])
     ranks = read_ranks(os.environ)
     if dry_run:
         # On a login node there is one rank; the cluster that the run is meant for counts.
-        validate_run(config, ranks.world_size if ranks.world_size > 1 else config.cluster.ranks, None)
+        world_size = ranks.world_size if ranks.world_size > 1 else config.cluster.ranks
+        config = settle_topology(config, world_size)
+        validate_run(config, world_size, None)
         typer.echo(resolved_yaml(config), nl=False)
         return
+    config = settle_topology(config, ranks.world_size)
     validate_run(config, ranks.world_size, None)
     export_ranks(ranks, os.environ)
     from rxt_dist.train.signals import StopRequest

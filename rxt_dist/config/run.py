@@ -27,6 +27,9 @@ class DataConfig(Config):
     """Which shards are read, and in which mixture."""
 
     path: Path = Field(description="Folder written by `rxt-dist data build`.")
+    tokenizer: Path | None = Field(
+        None, description="tokenizer.json that the model belongs to; data made with another one is refused."
+    )
     seq_len: PositiveInt | None = Field(None, description="Row length in tokens; null: the data's own.")
     mixture: tuple[PhaseConfig, ...] = Field((), description="Phases; empty: every source by its share of the rows.")
     max_epochs: PositiveFloat = Field(4.0, description="Refuse a plan that repeats any source more often than this.")
@@ -135,7 +138,9 @@ class ParallelConfig(Config):
         "deepspeed", description="'plain' is one process of plain torch, without DeepSpeed."
     )
     zero: Literal[0, 1, 2, 3] = Field(1, description="ZeRO stage: 1 shards optimizer states, 2 gradients, 3 weights.")
-    expert_parallel: PositiveInt = Field(1, description="Ranks that share one set of routed experts.")
+    expert_parallel: NonNegativeInt = Field(
+        1, description="Ranks that share one set of routed experts; 0: as many of a node's ranks as divide them."
+    )
 
 
 class CheckpointConfig(Config):

@@ -24,12 +24,28 @@ class DataFacts:
     tokenizer_sha: str
 
 
+def settle_topology(config: RunConfig, world_size: int) -> RunConfig:
+    """Replace expert_parallel 0 by the largest number of ranks of one node that divides experts and world size.
+
+    Experts with biases of their own, and engine 'plain', get 1: they cannot be split.
+    """
+    if config.parallel.expert_parallel:
+        return config
+    moe, ranks = config.model.decoder.moe, min(world_size, config.cluster.gpus_per_node)
+    sizes = [size for size in divisors(moe.experts) if size <= ranks and world_size % size == 0]
+    if moe.bias == "local" or config.parallel.engine == "plain":
+        sizes = [1]
+    parallel = config.parallel.model_copy(update={"expert_parallel": max(sizes)})
+    return config.model_copy(update={"parallel": parallel})
+
+
 def validate_run(config: RunConfig, world_size: int, facts: DataFacts | None) -> None:
     """Refuse a run that cannot work on `world_size` ranks; `facts` is None where the data is not there yet.
 
     Raises:
         ConfigError: for the first check that fails.
     """
+    config = settle_topology(config, world_size)
     _check_engine(config, world_size)
     _check_experts(config, world_size)
     _check_stage(config)

@@ -111,23 +111,16 @@ class TokenDataset:
 
     Args:
         root: the folder that `rxt-dist data build` made.
-        seq_len: row length that the caller needs, if it has one in mind.
         tokenizer_sha256: fingerprint of the tokenizer that the caller uses, if it has one.
 
     Raises:
         DataError: no dataset there, a shard missing or of the wrong size, another tokenizer.
-        ConfigError: another row length.
     """
 
-    def __init__(self, root: Path, seq_len: int | None = None, tokenizer_sha256: str | None = None) -> None:
+    def __init__(self, root: Path, tokenizer_sha256: str | None = None) -> None:
         self.root = root
         self.manifest: DatasetManifest = load_manifest(root)
         self.seq_len = self.manifest.seq_len
-        if seq_len is not None and seq_len != self.seq_len:
-            raise ConfigError(
-                f"The run wants rows of {seq_len} tokens, but {root} was built with rows of {self.seq_len}. Set the "
-                f"sequence length to {self.seq_len}, or build the data with `--seq-len {seq_len}`."
-            )
         if tokenizer_sha256 is not None and tokenizer_sha256 != self.manifest.tokenizer_sha256:
             raise DataError(
                 f"{root} was made with tokenizer {self.manifest.tokenizer_sha256[:16]}..., but the run uses tokenizer "
@@ -168,18 +161,6 @@ class TokenDataset:
         if name not in names:
             raise ConfigError(f"{self.root} has no source '{name}'; it has {names}.")
         return names.index(name)
-
-    def check_vocabulary(self, model_vocab: int) -> None:
-        """Refuse a model whose embedding is smaller than the ids in the data.
-
-        Raises:
-            ConfigError: with both sizes.
-        """
-        if model_vocab < self.manifest.vocab_size:
-            raise ConfigError(
-                f"The model has a vocabulary of {model_vocab}, but the tokenizer of {self.root} has "
-                f"{self.manifest.vocab_size} ids. Set the model's vocabulary to at least {self.manifest.vocab_size}."
-            )
 
     def rows(self, source: int, split: str) -> int:
         """Number of rows of a source (by index) in a split ("train" or "eval")."""

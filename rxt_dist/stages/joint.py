@@ -76,6 +76,9 @@ class JointStage(Stage):
         self.config = stage
         self.seed = seed
         self.chunk_tokens = chunk_tokens
+        if model.memory_attention is not None:
+            # Not part of this stage: without gradients, weight decay alone would move it, and only in some engines.
+            model.memory_attention.requires_grad_(False)
 
     def weights(self) -> Tensor:
         """float32 [terms]."""
@@ -144,6 +147,8 @@ class JointStage(Stage):
         if micro.memory == "zero":
             return torch.zeros_like(encoded_LBTD)
         if micro.memory == "foreign":
+            if len(micro.samples) < 2:
+                raise ValueError("a foreign memory is another row's, but the micro-batch has one row only")
             return encoded_LBTD.roll(1, dims=1)
         if micro.noise == 0 and micro.masking == 0:
             return encoded_LBTD

@@ -33,15 +33,21 @@ class Evaluation:
     mlm_accuracy: float
 
 
+def sources_without_evaluation(dataset: TokenDataset) -> list[str]:
+    """Names of the sources whose held-out rows are too few: a foreign memory needs a second row."""
+    return [source.name for index, source in enumerate(dataset.sources) if dataset.rows(index, "eval") < 2]
+
+
 def evaluate(
     engine: Engine, stage: JointStage, dataset: TokenDataset, rows_per_source: int, micro_rows: int
 ) -> list[Evaluation]:
     """Evaluate every source that has at least two held-out rows; all ranks together."""
     results = []
+    passed_over = sources_without_evaluation(dataset)
     for index, source in enumerate(dataset.sources):
-        rows = min(rows_per_source, dataset.rows(index, "eval"))
-        if rows < 2:
-            continue  # A foreign memory needs a second row.
+        if source.name in passed_over:
+            continue
+        rows = max(2, min(rows_per_source, dataset.rows(index, "eval")))
         used, batches = _rank_batches(engine, dataset, source.name, rows, micro_rows)
         micros = [stage.prepare(batch, None) for batch in batches]
         for memory in MEMORIES:

@@ -23,7 +23,7 @@ from rxt_dist.engine.interface import Engine
 from rxt_dist.engine.schedule import batch_rows, learning_rate
 from rxt_dist.errors import DivergedError, ExitCode
 from rxt_dist.stages.joint import JointStage
-from rxt_dist.train.evaluate import Evaluation, evaluate
+from rxt_dist.train.evaluate import Evaluation, evaluate, sources_without_evaluation
 from rxt_dist.train.observe import Interval
 from rxt_dist.train.signals import StopRequest
 from rxt_dist.train.voice import Voice
@@ -123,6 +123,8 @@ def save(training: Training, position: Position) -> None:
 def run_evaluation(training: Training, position: Position) -> list[Evaluation]:
     """Evaluate and report."""
     config = training.config
+    for source in sources_without_evaluation(training.dataset):
+        training.voice.message(f"source '{source}' has fewer than two held-out rows and is not evaluated")
     results = evaluate(
         training.engine, training.stage, training.dataset, config.eval.rows_per_source, config.train.micro_batch_rows
     )

@@ -10,6 +10,7 @@ import os
 import sys
 import uuid
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +21,12 @@ from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.config.load import resolved_yaml, training_hash
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.validate import DataFacts, validate_run
-from rxt_dist.data.dataset import TokenDataset
+from rxt_dist.data.dataset import TokenDataset, verify_dataset
+from rxt_dist.data.format import tokenizer_fingerprint
 from rxt_dist.data.sampler import DataState, GlobalOrder, Phase, integer_weights, proportional_weights
 from rxt_dist.engine.build import build_engine, describe_kernels, start_ranks
 from rxt_dist.engine.interface import Engine
-from rxt_dist.errors import CheckpointError, ExitCode
+from rxt_dist.errors import CheckpointError, DataError, ExitCode
 from rxt_dist.files import require_free_space
 from rxt_dist.model.count import count_system
 from rxt_dist.model.init import initialise
@@ -40,6 +42,7 @@ from rxt_dist.train.voice import Voice
 
 # Weights and two moments in float32.
 _CHECKPOINT_BYTES_PER_PARAMETER = 12
+_VERIFIED_AT_START_BYTES = 4 << 30
 
 
 def train(config: RunConfig, ranks: Ranks, stop: StopRequest) -> ExitCode:
@@ -102,8 +105,9 @@ def open_data(config: RunConfig, world_size: int) -> tuple[TokenDataset, GlobalO
     Raises:
         DataError, ConfigError: data that is damaged, missing or not what model and run need.
     """
-    dataset = TokenDataset(config.data.path, config.data.seq_len)
-    dataset.check_vocabulary(config.model.vocab_size)
+    wanted = _fingerprint(config.data.tokenizer) if config.data.tokenizer else None
+    dataset = TokenDataset(config.data.path, wanted)
+    _verify_small(dataset)
     manifest = dataset.manifest
     names = tuple(source.name for source in dataset.sources)
     facts = DataFacts(dataset.seq_len, manifest.vocab_size, names, manifest.tokenizer_sha256)
@@ -117,6 +121,29 @@ def open_data(config: RunConfig, world_size: int) -> tuple[TokenDataset, GlobalO
     if not phases:
         phases = [Phase(total, proportional_weights([source.rows for source in sources]))]
     return dataset, GlobalOrder(sources, phases, config.seed, dataset.seq_len, config.data.max_epochs)
+
+
+def _verify_small(dataset: TokenDataset) -> None:
+    """Hash data up to a size that costs about a second before anything is built; the rest is hashed at first use."""
+    if sum(shard.bytes for shard in dataset.manifest.shards()) > _VERIFIED_AT_START_BYTES:
+        return
+    damaged = verify_dataset(dataset.root, lambda shard: None)
+    if damaged:
+        name, problem = damaged[0]
+        raise DataError(
+            f"{dataset.root / name} {problem} ({len(damaged)} damaged files in all). Delete the damaged files, which "
+            f"`rxt-dist data verify {dataset.root}` lists, and run the same `rxt-dist data build` again."
+        )
+
+
+def _fingerprint(tokenizer: Path) -> str:
+    try:
+        return tokenizer_fingerprint(tokenizer.read_text())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"data.tokenizer is {tokenizer}, which cannot be read as a tokenizer.json: {error}. Name the file that "
+            "the data was built with, or leave the field out to take the data's own."
+        ) from error
 
 
 def build_model(config: RunConfig) -> ReactiveTransformer:

@@ -71,7 +71,10 @@ def test_help_answers_at_once() -> None:
         (["train", DEMO, "--dry-run", "nonsense"], "an override has the form a.b=value"),
         (["plan", DEMO, "train.micro_batch_rows=3"], "2 ranks cannot share in micro-batches of 3 rows"),
         (["plan", "README"], "there is no file README"),
-        (["launch", "local", DEMO, "--ranks", "3"], "expert_parallel 2 does not divide 3 ranks: use 1, or"),
+        (
+            ["launch", "local", DEMO, "--ranks", "3", "parallel.expert_parallel=2"],
+            "expert_parallel 2 does not divide 3 ranks: use 1, or",
+        ),
         (["config", "show", "tests"], "there is no file tests/config.resolved.yaml"),
     ],
 )

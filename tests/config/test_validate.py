@@ -8,12 +8,30 @@ from pathlib import Path
 import pytest
 
 from rxt_dist.config.load import load_run
-from rxt_dist.config.validate import DataFacts, validate_run
+from rxt_dist.config.validate import DataFacts, settle_topology, validate_run
 from rxt_dist.errors import ConfigError, ExitCode
 
 RUNS = Path(__file__).parents[2] / "configs/run"
 FACTS = DataFacts(seq_len=256, vocab_size=4096, sources=("en", "pl"), tokenizer_sha="0" * 64)
 RAMP = "train.ramp={{start_tokens: {}, increment_tokens: {}, over_tokens: 1e5}}"
+
+
+@pytest.mark.parametrize(
+    ("world_size", "overrides", "expected"),
+    [
+        (2, [], 2),
+        (1, [], 1),
+        (4, [], 2),  # Two ranks a node: experts stay inside one.
+        (8, ["cluster.gpus_per_node=8"], 8),
+        (6, ["cluster.gpus_per_node=6"], 2),
+        (2, ["model.decoder.moe.bias=local"], 1),
+        (2, ["parallel.expert_parallel=1"], 1),
+    ],
+)
+def test_expert_parallel_0_means_what_a_node_allows(world_size: int, overrides: list[str], expected: int) -> None:
+    config = settle_topology(load_run(RUNS / "demo.yaml", overrides), world_size)
+    assert config.parallel.expert_parallel == expected
+
 
 ALONE = ["parallel.expert_parallel=1", "train.micro_batch_rows=1"]
 
@@ -45,9 +63,17 @@ def test_what_works_is_let_through(ranks: int, overrides: list[str]) -> None:
     [
         (3, ["parallel.expert_parallel=3"], "expert_parallel 3 does not divide 16 experts: use 1, 2, 4, 8 or 16."),
         (6, ["parallel.expert_parallel=4"], "expert_parallel 4 does not divide 6 ranks: use 1 or 2, or start a mult"),
-        (2, ["model.decoder.moe.bias=local"], "set parallel.expert_parallel=1, or train a model with bias 'global'"),
-        (2, ["parallel.engine=plain"], "but the run has 2 ranks and zero 3 and expert_parallel 2: start one rank"),
-        (1, ["parallel.engine=plain", "parallel.zero=0"], "but the run has expert_parallel 2"),
+        (
+            2,
+            ["model.decoder.moe.bias=local", "parallel.expert_parallel=2"],
+            "set parallel.expert_parallel=1, or train a model with bias 'global'",
+        ),
+        (
+            2,
+            ["parallel.engine=plain", "parallel.expert_parallel=2"],
+            "2 ranks and zero 3 and expert_parallel 2: start one",
+        ),
+        (2, ["parallel.engine=plain", "parallel.zero=0"], "but the run has 2 ranks"),
         (2, ["model.encoder=", "model.memory_attention="], "model 'demo' has no encoder"),
         (2, ["stage.weights={ar: 0, mlm: 0}"], "are both 0, so nothing is learnt"),
         (2, ["train.total_tokens=4000"], "train.total_tokens (4,000) is less than one step"),

@@ -20,6 +20,8 @@ from rxt_dist.model.moe import RoutedExperts
 from rxt_dist.stages.joint import JointStage
 
 LR = 1e-2
+# Large enough that a gradient of rounding noise does not become a whole Adam step.
+EPS = 1e-5
 STEPS = 5
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 
@@ -52,10 +54,11 @@ def _train(
         changes: see `run_config`.
     """
     model = model_config() if memory_attention else model_config("memory_attention=null")
+    changes = {"eps": EPS} | changes
     config = run_config(model=model, micro_batch_rows=ROWS // context.world_size // accumulation, **changes)
     stage = make_stage(config)
+    shapes = {name: list(p.shape) for name, p in stage.model.named_parameters() if p.requires_grad}
     engine = build_engine(stage, stage.model, config, torch.device("cpu"))
-    shapes = {name: list(parameter.shape) for name, parameter in make_stage(config).model.named_parameters()}
     if one_place:
         engine.routing.bias_ME[:, -2:] = 100.0
     poisoned = Poison(stage)
@@ -63,19 +66,20 @@ def _train(
     for step in range(STEPS):
         micros = rank_share(context, stage, config.train.micro_batch_rows, step)
         struck = poison is not None and step == poison[0]
-        before = canonical(engine, shapes) if struck else {}
+        before = local_copy(engine) if struck else []
         poisoned.active = struck and poison is not None and context.rank == poison[1]
         record = _record(engine.train_step(micros, LR))
         if struck:
-            after = canonical(engine, shapes)
-            record["unchanged"] = all(torch.equal(before[key], after[key]) for key in before)
+            changed = not all(map(torch.equal, before, local_copy(engine)))
+            record["unchanged"] = not engine.ranks.any(changed)
         records.append(record)
     evaluated = engine.evaluate(micros)
+    state, wrong = canonical(engine, shapes)
     result = {
         "steps": records,
         "evaluated": evaluated.sums_T / evaluated.counts_T,
-        "state": canonical(engine, shapes),
-        "covered": covered(engine, shapes),
+        "state": state,
+        "fragments": wrong,
         "routing": {name: tensor.clone() for name, tensor in engine.routing_state().items()},
         "agreed": len(set(engine.ranks.gather(str(records)))) == 1,
     }
@@ -122,41 +126,41 @@ class Poison:
         return output
 
 
-def _gather(engine: Engine, shapes: dict[str, list[int]], owned: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(parameters and moments put together from the fragments of all ranks, how often each element was given)."""
+def canonical(engine: Engine, shapes: dict[str, list[int]]) -> tuple[dict[str, Tensor], list[str]]:
+    """The whole training state in the model's own layout, put together from the fragments of all ranks.
+
+    Returns:
+        {"kind:name": flat float32 tensor}, and complaints where owned fragments do not give every element exactly
+        once, or all fragments together not at least once.
+    """
     mine = [
-        (fragment.name, fragment.start, {kind: tensor.clone() for kind, tensor in fragment.tensors.items()})
+        (owned, fragment.name, fragment.start, {kind: t.clone() if owned else t.numel() for kind, t in tensors.items()})
+        for owned in (True, False)
         for fragment in engine.fragments(owned=owned)
+        for tensors in (fragment.tensors,)
     ]
-    whole: dict[str, Tensor] = {}
-    times: dict[str, Tensor] = {}
-    for name, start, tensors in (fragment for fragments in engine.ranks.gather(mine) for fragment in fragments):
+    state: dict[str, Tensor] = {}
+    times: dict[tuple[bool, str], Tensor] = {}
+    for owned, name, start, tensors in (fragment for fragments in engine.ranks.gather(mine) for fragment in fragments):
+        size = math.prod(shapes[name])
         for kind, tensor in tensors.items():
             key = f"{kind}:{name}"
-            size = math.prod(shapes[name])
-            part = slice(start, start + tensor.numel())
+            part = slice(start, start + (tensor.numel() if owned else tensor))
             assert part.stop <= size, f"{key}: a fragment reaches {part.stop} of {size}"
-            whole.setdefault(key, torch.zeros(size))[part] = tensor
-            times.setdefault(key, torch.zeros(size, dtype=torch.int64))[part] += 1
-    return whole, times
+            if owned:
+                state.setdefault(key, torch.zeros(size))[part] = tensor
+            times.setdefault((owned, key), torch.zeros(size, dtype=torch.int64))[part] += 1
+    wanted = {(owned, f"{kind}:{name}") for owned in (True, False) for kind in KINDS for name in shapes}
+    wrong = [f"{key} is missing or too much" for _, key in sorted(wanted ^ times.keys())]
+    for (owned, key), count in times.items():
+        if not bool((count == 1).all() if owned else (count >= 1).all()):
+            wrong.append(f"{key}, owned={owned}: given {count.unique().tolist()} times")
+    return state, wrong
 
 
-def canonical(engine: Engine, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
-    """{"kind:name": flat float32 tensor} of the whole training state, in the model's own layout."""
-    return _gather(engine, shapes, owned=True)[0]
-
-
-def covered(engine: Engine, shapes: dict[str, list[int]]) -> list[str]:
-    """Complaints where owned fragments do not give every element exactly once, or all fragments not at least once."""
-    wrong = []
-    for owned in (True, False):
-        _, times = _gather(engine, shapes, owned)
-        missing = {f"{kind}:{name}" for kind in KINDS for name in shapes if "memory_attention" not in name} - set(times)
-        wrong += [f"{key} is missing" for key in sorted(missing)]
-        for key, count in times.items():
-            if not bool((count == 1).all() if owned else (count >= 1).all()):
-                wrong.append(f"{key}, owned={owned}: given {count.unique().tolist()} times")
-    return wrong
+def local_copy(engine: Engine) -> list[Tensor]:
+    """All that this rank holds of the training state."""
+    return [tensor.clone() for part in engine.fragments(owned=False) for tensor in part.tensors.values()]
 
 
 def routed_block(context: RankContext, expert_parallel: int, bias: bool) -> dict[str, float]:
