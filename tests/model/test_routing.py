@@ -1,0 +1,182 @@
+"""What routers are told: the balance loss, the z-loss, the counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import make_stage, model_config, packed_batch, relative, run_config
+from torch import Tensor
+
+from rxt_dist.losses import load_fractions
+from rxt_dist.model.moe import MoEFeedForward, routing_terms, select_experts
+
+EXPERTS, ACTIVE = 8, 2
+
+
+def logits_of(tokens: int, spread: float = 1.0, seed: int = 0) -> Tensor:
+    return spread * torch.randn(tokens, EXPERTS, generator=torch.Generator().manual_seed(seed))
+
+
+def test_terms_equal_formulas_written_by_hand() -> None:
+    logits = logits_of(50)
+    valid = torch.arange(50) % 3 != 0
+    load = torch.rand(EXPERTS, generator=torch.Generator().manual_seed(1)).softmax(0)
+    bias = torch.linspace(-0.1, 0.1, EXPERTS)
+    terms = routing_terms(logits, valid, load, ACTIVE, bias)
+    balance, z, counts = 0.0, 0.0, [0] * EXPERTS
+    for row in logits[valid].double().tolist():
+        exponentials = torch.tensor(row).double().exp()
+        probabilities = exponentials / exponentials.sum()
+        balance += EXPERTS * float((load.double() * probabilities).sum())
+        z += float(exponentials.sum().log()) ** 2
+        for expert in (probabilities + bias).argsort(descending=True)[:ACTIVE].tolist():
+            counts[expert] += 1
+    assert terms.balance_M.item() == pytest.approx(balance, rel=1e-5)
+    assert terms.z_M.item() == pytest.approx(z, rel=1e-5)
+    assert terms.counts_ME.tolist() == counts
+
+
+def test_padding_is_neither_counted_nor_in_the_loss() -> None:
+    logits = logits_of(40)
+    valid = torch.arange(40) < 25
+    load = torch.full((EXPERTS,), 1 / EXPERTS)
+    alone = routing_terms(logits[:25], valid[:25], load, ACTIVE, None)
+    logits.requires_grad_()
+    padded = routing_terms(logits, valid, load, ACTIVE, None)
+    for mine, theirs in zip(padded, alone, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    assert padded.counts_ME.sum().item() == 25 * ACTIVE
+    (padded.balance_M + padded.z_M).backward()
+    assert logits.grad is not None
+    assert not logits.grad[25:].any()
+    assert bool(logits.grad[:25].any())
+
+
+def test_a_micro_batch_of_nothing_but_padding_is_zero() -> None:
+    logits = logits_of(6).requires_grad_()
+    terms = routing_terms(logits, torch.zeros(6, dtype=torch.bool), torch.full((EXPERTS,), 0.125), ACTIVE, None)
+    (terms.balance_M + terms.z_M).backward()
+    assert (terms.balance_M.item(), terms.z_M.item(), terms.counts_ME.sum().item()) == (0.0, 0.0, 0)
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_even_experts_cost_one_a_token() -> None:
+    valid = torch.ones(30, dtype=torch.bool)
+    even = torch.full((EXPERTS,), 1 / EXPERTS)
+    assert routing_terms(logits_of(30), valid, even, ACTIVE, None).balance_M.item() / 30 == pytest.approx(1.0)
+    skewed = torch.tensor([1.0] + [0.0] * 7)
+    on_it = torch.zeros(30, EXPERTS)
+    on_it[:, 0] = 50.0
+    assert routing_terms(on_it, valid, skewed, ACTIVE, None).balance_M.item() / 30 == pytest.approx(EXPERTS)
+
+
+def test_terms_of_parts_add_up_to_those_of_the_whole() -> None:
+    logits, valid = logits_of(64), torch.arange(64) % 5 != 0
+    load = torch.rand(EXPERTS).softmax(0)
+    whole = routing_terms(logits, valid, load, ACTIVE, None)
+    cuts = ([16] * 4, [1, 63], [30, 34])
+    for sizes in cuts:
+        parts = [
+            routing_terms(part, mask, load, ACTIVE, None)
+            for part, mask in zip(logits.split(sizes), valid.split(sizes), strict=True)
+        ]
+        for total, pieces in zip(whole, zip(*parts, strict=True), strict=True):
+            torch.testing.assert_close(torch.stack(pieces).sum(0), total)
+
+
+def test_loads_carry_no_gradient_and_raise_the_cost_of_busy_experts() -> None:
+    logits = logits_of(20).requires_grad_()
+    valid = torch.ones(20, dtype=torch.bool)
+    load = torch.tensor([0.65] + [0.05] * 7)
+    routing_terms(logits, valid, load, ACTIVE, None).balance_M.backward()
+    assert not load.requires_grad
+    assert logits.grad is not None
+    assert bool((logits.grad[:, 0] > 0).all())
+    assert bool((logits.grad[:, 1:] < 0).all())
+
+
+def load_after_training(weight_z: float) -> tuple[float, float, Tensor]:
+    """Train a skewed router on the balance loss alone, with the loads of its last batch as the engine keeps them.
+
+    Returns: largest load over the mean, before and after, and the last logits.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2048, 16, generator=generator)
+    # A direction that all tokens share lets the router prefer experts whatever the token is.
+    x[:, 0] = 1.0
+    gate = torch.nn.Linear(16, EXPERTS, bias=False)
+    with torch.no_grad():
+        gate.weight.copy_(0.3 * torch.randn(EXPERTS, 16, generator=generator))
+        gate.weight[:, 0] = torch.linspace(2.0, -2.0, EXPERTS)
+    optimizer = torch.optim.Adam(gate.parameters(), lr=1e-2)
+    valid = torch.ones(2048, dtype=torch.bool)
+    load = load_fractions(torch.zeros(1, EXPERTS, dtype=torch.int64))[0]
+    first = None
+    for _ in range(400):
+        logits = gate(x)
+        terms = routing_terms(logits, valid, load, ACTIVE, None)
+        ((terms.balance_M + weight_z * terms.z_M) / 2048).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        load = load_fractions(terms.counts_ME.unsqueeze(0))[0]
+        first = load.max().item() * EXPERTS if first is None else first
+    return first or 0.0, load.max().item() * EXPERTS, logits.detach()
+
+
+def test_a_skewed_router_balances_itself_by_the_loss_alone() -> None:
+    before, after, _ = load_after_training(weight_z=0.0)
+    assert before > 2.5
+    assert after < 1.1
+
+
+def test_the_z_loss_keeps_logits_small() -> None:
+    """It pulls logsumexp to 0: every logit towards -log E."""
+    _, after, logits = load_after_training(weight_z=0.1)
+    assert logits.logsumexp(-1).abs().mean().item() < 0.2
+    assert after < 1.1
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_nothing_is_counted_twice_under_recomputation(recompute: bool) -> None:
+    stage = make_stage(run_config())
+    stage.model.decoder.recompute = stage.model.encoder.recompute = recompute
+    batch = packed_batch()
+    output = stage(stage.prepare(batch, 0), torch.full((3, EXPERTS), 1 / EXPERTS))
+    valid = int((batch.segments_BT >= 0).sum())
+    before = output.expert_counts_ME.clone()
+    output.sums_T.sum().backward()
+    assert torch.equal(output.expert_counts_ME, before)
+    assert before.sum(-1).tolist() == [valid * ACTIVE] * 3
+    # With uniform loads the balance term is 1 a token, whatever the router says.
+    assert output.sums_T[2].item() == pytest.approx(valid, rel=1e-5)
+
+
+def test_recomputation_gives_the_same_gradients() -> None:
+    gradients = []
+    for recompute in (False, True):
+        stage = make_stage(run_config())
+        stage.model.decoder.recompute = stage.model.encoder.recompute = recompute
+        stage(stage.prepare(packed_batch(), 0), torch.full((3, EXPERTS), 1 / EXPERTS)).sums_T.sum().backward()
+        gradients.append([p.grad for p in stage.parameters() if p.requires_grad])
+    assert all(relative(mine, theirs) < 1e-6 for mine, theirs in zip(*gradients, strict=True))
+
+
+def test_a_bias_changes_the_choice_but_not_the_shares() -> None:
+    """Shares are the chosen experts' own probabilities, made to sum to 1."""
+    layer = MoEFeedForward(model_config("decoder.moe.shared_experts=0", "decoder.moe.shared_hidden=0"))
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
+    x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(3))
+    layer.routed.expert_bias = torch.tensor([5.0, 0, 0, 0, 0, 0, 0, 5.0])
+    out, logits = layer.routed(x)
+    probs, selected = select_experts(logits, ACTIVE, layer.routed.expert_bias)
+    assert set(selected.flatten().tolist()) == {0, 7}
+    share = probs[:, [0, 7]] / probs[:, [0, 7]].sum(-1, keepdim=True)
+    flat, wanted = x.flatten(0, 1), torch.zeros(10, 32)
+    for column, expert in enumerate((0, 7)):
+        gate, up = (flat @ layer.routed.experts.gate_up_proj[expert].T).chunk(2, dim=-1)
+        wanted += share[:, column : column + 1] * (
+            (torch.nn.functional.silu(gate) * up) @ layer.routed.experts.down_proj[expert].T
+        )
+    torch.testing.assert_close(out.flatten(0, 1), wanted, rtol=1e-4, atol=1e-6)
