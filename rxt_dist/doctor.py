@@ -33,7 +33,14 @@ ENGINE_FACTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "deepspeed.module_inject.auto_ep_layer",
         "AutoEPMoELayer",
-        ("self.router =", "self.experts =", "self.expert_bias", "self.return_router_logits", "self.top_k"),
+        (
+            "self.router =",
+            "self.experts =",
+            "self.expert_bias",
+            "self.return_router_logits",
+            "self.top_k",
+            "router_logits_capture_mode",
+        ),
     ),
     (
         "deepspeed.runtime.engine",
@@ -45,7 +52,6 @@ ENGINE_FACTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "DeepSpeedZeroOptimizer",
         (
             "def update_lp_params",
-            "def _lazy_init_hp_params_optimizer_state",
             "self.single_partition_of_fp32_groups",
             "self.check_grad_overflow",
         ),
@@ -61,8 +67,11 @@ ENGINE_FACTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             "self.persistent_parameters",
         ),
     ),
-    ("deepspeed.utils.tensor_fragment", "tensor_fragment", ("def get_hp_fragment", "lp_fragment_address")),
+    ("deepspeed.utils.tensor_fragment", "tensor_fragment", ("hp_fragment_address", "lp_fragment_address")),
+    ("deepspeed.runtime.bf16_optimizer", "BF16_Optimizer", ("self.fp32_groups_flat_partition", "def update_lp_params")),
     ("deepspeed.utils.groups", "_get_expert_parallel_rank", ()),
+    ("deepspeed.utils.groups", "_get_expert_parallel_group", ()),
+    ("deepspeed.utils.groups", "_get_expert_data_parallel_group", ()),
     ("megatron.core.transformer.moe.moe_utils", "switch_load_balancing_loss_func", ()),
     ("megatron.core.transformer.moe.moe_utils", "z_loss_func", ()),
     ("megatron.core.num_microbatches_calculator", "RampupBatchsizeNumMicroBatchesCalculator", ()),
@@ -81,7 +90,7 @@ class Check:
 
 def examine(directory: Path = Path()) -> list[Check]:
     """All checks, in the order in which to mend what fails; `directory` is where runs will be written."""
-    checks = [_python(), *(_version(name) for name in PINNED), _compiler(), _ninja(), _disk(directory)]
+    checks = [_python(), *(_version(name) for name in PINNED), _compiler(), _disk(directory)]
     if importlib.util.find_spec("torch"):
         checks += [_accelerator(), _attempt("grouped matrix product", _grouped_mm), _attempt("gloo loopback", _gloo)]
     # DeepSpeed logs to stdout, which is for the findings, and megatron-core warns of extras that nothing here uses.
@@ -126,23 +135,11 @@ def _version(name: str) -> Check:
 
 
 def _compiler() -> Check:
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
     if compiler:
-        return Check("C++ compiler", "ok", compiler)
-    advice = "DeepSpeed compiles its CPU collectives on first use: install g++ (Debian, Ubuntu: apt install g++)."
-    return Check("C++ compiler", "fail", "none", advice)
-
-
-def _ninja() -> Check:
-    # DeepSpeed calls it by name: an environment that is used without activation hides its own ninja.
-    beside_python = Path(sys.executable).with_name("ninja")
-    found = shutil.which("ninja")
-    if found:
-        return Check("ninja", "ok", found)
-    if beside_python.exists():
-        advice = f"Activate the environment, or add {beside_python.parent} to PATH."
-        return Check("ninja", "warn", f"{beside_python}, not on PATH", advice)
-    return Check("ninja", "fail", "none", "Run: pip install ninja")
+        return Check("C compiler", "ok", compiler)
+    advice = "Only GPUs need one: Triton compiles the kernels of the experts with it. Install gcc there."
+    return Check("C compiler", "warn", "none", advice)
 
 
 def _disk(directory: Path) -> Check:

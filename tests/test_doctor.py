@@ -25,10 +25,10 @@ def test_another_version_than_the_pinned_is_refused(monkeypatch: pytest.MonkeyPa
     assert doctor._version("no-such-package").found == "not installed"
 
 
-def test_a_missing_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
-    assert doctor._compiler().status == "fail"
+    assert doctor._compiler().status == "warn"
 
 
 @pytest.mark.parametrize(

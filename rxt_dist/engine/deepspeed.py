@@ -43,6 +43,11 @@ from rxt_dist.losses import StageOutput, objective
 
 _PREFIX = "stage.model."
 
+# DeepSpeed asks this table which of its own C++ operators it can build, and the first look runs compilers for seconds;
+# on CPU it then builds a shared-memory collective that only its inference uses (35 s, and a start without g++ fails).
+# Training needs none of them.
+deepspeed.ops.__compatible_ops__ = {}
+
 
 class _Wrapper(nn.Module):
     """The stage as DeepSpeed wants to see it: with a `config` that says how many experts there are."""
