@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 or later, make and gcc; everything else they install into .venv.
+# `make demo` and `make test` need Python 3.11 or later and make; everything else they install into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash

@@ -5,12 +5,15 @@ Importing this module costs no torch: a verb imports what it needs when it runs,
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import Annotated
 
 import typer
 
+from rxt_dist import __version__
 from rxt_dist.commands import checkpoint, config, data, doctor, launch, plan, train
-from rxt_dist.errors import ExitCode, UserError
+from rxt_dist.errors import ConfigError, ExitCode, UserError
 
 app = typer.Typer(
     name="rxt-dist",
@@ -28,6 +31,22 @@ app.command()(train.train)
 app.command()(plan.plan)
 app.command()(doctor.doctor)
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Distributed mixture-of-experts pre-training of Reactive Transformers."""
+
+
 # What typer exits with when a verb, an option or an argument is wrong.
 _USAGE = 2
 
@@ -37,7 +56,9 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Every rank of a run refuses the same configuration; one of them says so.
+        if not isinstance(error, ConfigError) or os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except SystemExit as end:
         sys.exit(ExitCode.CONFIG if end.code == _USAGE else end.code)

@@ -30,8 +30,9 @@ ORDER = (
     "cli",
     "__main__",
 )
-# Beside the order: a stage is given to an engine and knows neither it nor checkpoints.
+# Beside the order: a stage is given to an engine and knows of it only what an engine asks of a stage.
 FORBIDDEN = {"stages": {"engine", "checkpoint"}}
+EXCEPTIONS = {("stages", "rxt_dist.engine.interface")}
 DATA_PREP_MAY = ("rxt_dist.data.format", "rxt_dist.data.packing", "rxt_dist.errors", "rxt_dist.files", "data_prep")
 COLLECTIVE_ROOMS = ("rxt_dist/engine", "rxt_dist/checkpoint", "rxt_dist/doctor.py")
 
@@ -73,7 +74,8 @@ def test_rooms_import_one_way(path: Path) -> None:
     assert own in ORDER, f"{path}: a new room; give it a place in ORDER"
     allowed = set(ORDER[: ORDER.index(own) + 1]) - FORBIDDEN.get(own, set())
     inside = [name for name in imports_of(path, "rxt_dist") if name.count(".") and room(name) in ORDER]
-    assert [name for name in inside if room(name) not in allowed] == []
+    wrong = [name for name in inside if room(name) not in allowed]
+    assert [name for name in wrong if not any(own == o and name.startswith(n) for o, n in EXCEPTIONS)] == []
 
 
 def test_rooms_of_the_package_import_nothing_around_it_but_the_verbs() -> None:

@@ -35,7 +35,8 @@ def list_checkpoints(run_dir: RunDir, as_json: AsJson = False) -> None:
     if not found:
         typer.echo(f"No checkpoints in {store.directory} yet.")
     for info in found:
-        meta = "  ".join(f"{key}={value}" for key, value in info.meta.items())
+        shown = {key: info.meta[key] for key in ("tokens", "ranks") if key in info.meta}
+        meta = "  ".join(f"{key} {value:,}" for key, value in shown.items())
         typer.echo(f"{info.path.name:<18}  {_status(info):<10}  {info.bytes / 1e6:>12.1f} MB  {info.problem or meta}")
 
 

@@ -246,7 +246,8 @@ def show(
 ) -> None:
     """Show the row that training reads at a global position, decoded, document by document.
 
-    The order is that of a run whose sources are mixed in proportion to their size.
+    The order is that of a run without `data.mixture`, whose sources are mixed in proportion to their size. A position
+    beyond the last row belongs to a later epoch.
     Example: `rxt-dist data show data/mine --position 0`.
     """
     import numpy as np
@@ -270,10 +271,19 @@ def show(
         documents.append(vars(segment) | {"text": text})
         at += segment.length
     name = opened.sources[source].name
-    value = {"position": position, "source": name, "row": row, "padding": len(tokens) - at, "documents": documents}
+    epoch = position // sum(rows)
+    value = {
+        "position": position,
+        "epoch": epoch,
+        "source": name,
+        "row": row,
+        "padding": len(tokens) - at,
+        "documents": documents,
+    }
 
     def print_row() -> None:
-        print(f"Position {position}: row {row} of source {name}, {at} tokens and {len(tokens) - at} of padding")
+        where = f"Position {position} (epoch {epoch}): row {row} of source {name}"
+        print(f"{where}, {at} tokens and {len(tokens) - at} of padding")
         for number, document in enumerate(documents):
             print(f"\n--- segment {number}: {document['length']} tokens of document {document['document']}, "
                   f"from its token {document['offset']}")  # fmt: skip

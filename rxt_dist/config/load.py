@@ -37,7 +37,11 @@ RESUMABLE = (
     "log",
     "checkpoint",
     "eval",
+    # The data is compared by content: by its digest, and the consumed part of its order by the plan's hash.
     "data.path",
+    "data.tokenizer",
+    "data.mixture",
+    "data.max_epochs",
     "train.micro_batch_rows",
     "train.recompute",
     "train.logit_chunk_tokens",

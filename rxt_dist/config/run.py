@@ -38,8 +38,8 @@ class DataConfig(Config):
 class LinearSchedule(Config):
     """A value that moves linearly with the tokens trained, then stays."""
 
-    start: NonNegativeFloat
-    end: NonNegativeFloat
+    start: NonNegativeFloat = Field(description="Value at the beginning.")
+    end: NonNegativeFloat = Field(description="Value after `tokens` trained tokens, and from then on.")
     tokens: NonNegativeInt = Field(0, description="Tokens over which start becomes end; 0: `end` from the beginning.")
 
     def at(self, tokens: int) -> float:
@@ -59,9 +59,9 @@ class LossWeights(Config):
 
 
 class StageConfig(Config):
-    """Joint pre-training with cheated context (docs/model.md, training)."""
+    """Joint pre-training with cheated context (docs/training.md)."""
 
-    kind: Literal["joint"] = "joint"
+    kind: Literal["joint"] = Field("joint", description="Which stage; this version has joint pre-training.")
     mlm_probability: Probability = Field(0.15, description="Share of ordinary tokens the encoder sees as [MASK].")
     memory_noise: LinearSchedule = Field(
         LinearSchedule(start=0.5, end=0.5), description="Standard deviation of the noise on the decoder's memory."
@@ -100,7 +100,8 @@ class TrainConfig(Config):
     )
     recompute: bool = Field(False, description="Recompute each layer in the backward pass instead of storing it.")
     balancing: Literal["loss", "bias"] = Field(
-        "loss", description="Balance experts by the Switch loss, or by routing biases from the same counts."
+        "loss",
+        description="Balance experts by the Switch loss, or in its place by routing biases.",
     )
     bias_rate: PositiveFloat = Field(0.001, description="Step of the routing biases (balancing: bias).")
     logit_chunk_tokens: PositiveInt = Field(2048, description="Positions whose logits exist at one time.")
@@ -111,10 +112,10 @@ class OptimizerConfig(Config):
     """AdamW."""
 
     lr: PositiveFloat = Field(3e-4, description="Peak learning rate.")
-    beta1: Probability = 0.9
-    beta2: Probability = 0.95
-    eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.1
+    beta1: Probability = Field(0.9, description="Decay of the first moment per step.")
+    beta2: Probability = Field(0.95, description="Decay of the second moment per step.")
+    eps: PositiveFloat = Field(1e-8, description="Added to the root of the second moment.")
+    weight_decay: NonNegativeFloat = Field(0.1, description="Decoupled weight decay, times the learning rate a step.")
     no_decay: tuple[str, ...] = Field(
         (r"norm.*\.weight$", r"\.bias$"),
         description="Regular expressions of parameter names without weight decay; each must match something.",
@@ -126,7 +127,7 @@ class ScheduleConfig(Config):
     """Learning rate as a function of trained tokens."""
 
     kind: Literal["cosine", "wsd"] = Field("cosine", description="Cosine decay, or warm-up, stable, linear decay.")
-    warmup_tokens: NonNegativeInt = 0
+    warmup_tokens: NonNegativeInt = Field(0, description="Tokens over which the rate rises linearly to its peak.")
     decay_tokens: NonNegativeInt = Field(0, description="Length of the final decay (wsd only).")
     min_ratio: Probability = Field(0.1, description="Final learning rate as a share of the peak.")
 
@@ -164,14 +165,14 @@ class LogConfig(Config):
     wandb: Literal["offline", "online", "disabled"] = Field(
         "offline", description="Weights & Biases is a copy; metrics.jsonl in the run directory is the truth."
     )
-    wandb_project: str = "rxt-dist"
+    wandb_project: str = Field("rxt-dist", description="Project that the copy belongs to.")
 
 
 class ClusterConfig(Config):
     """The machine a run is planned for and launched on."""
 
-    name: str = "local"
-    nodes: PositiveInt = 1
+    name: str = Field("local", description="Name of the cluster, for reports.")
+    nodes: PositiveInt = Field(1, description="Nodes of one job.")
     gpus_per_node: PositiveInt = Field(1, description="Ranks per node.")
     gpu_memory_gb: PositiveFloat = Field(80.0, description="Memory of one GPU in 10^9 bytes.")
     peak_tflops: PositiveFloat = Field(312.0, description="Dense bfloat16 peak of one GPU (A100: 312, H100: 989).")
@@ -188,7 +189,7 @@ class RunConfig(Config):
 
     name: str = Field(description="Name of the run; its directory is output / name.")
     output: Path = Field(Path("runs"), description="Parent of the run directory.")
-    seed: NonNegativeInt = Field(0, le=2**63 - 1)
+    seed: NonNegativeInt = Field(0, le=2**63 - 1, description="Seed of weights, data order, masks and noise.")
     model: ModelConfig
     data: DataConfig
     cluster: ClusterConfig = ClusterConfig()

@@ -1,9 +1,11 @@
 """Initial weights: every choice that differs from the published systems, and why, in this one place.
 
-Kept: norms 1, biases 0, residual memory gates at their configured start (3.0). Different:
+Kept: norms 1, biases 0, residual memory gates at their configured start (3.0), and the embedding N(0, 1). The last is
+no matter of taste here: joint pre-training adds noise of an absolute level to the encoder's residual stream, and a
+stream that starts at 1 / sqrt(D) drowns in it (with such an embedding the demo model never learnt to read its memory).
 
-- Embedding N(0, 1 / D) instead of N(0, 1): norms make the scale invisible to the layers, but next to unit-scale
-  embeddings the residual updates of fresh layers are tiny, and early training is spent on growing them.
+Different:
+
 - Linear layers and experts N(0, 1 / (5 D)) (0.02 at width 512), and the projections that write to the residual stream
   divided by sqrt(2 * layers) (Radford et al. 2019), so that the stream's variance does not grow with depth.
 - Attention gates N(0, 0.02^2): published code draws them from N(1, 0.01), which saturates 84 % of the gates at start.
@@ -55,7 +57,7 @@ def _standard_deviations(model: ReactiveTransformer) -> Iterator[tuple[Tensor, f
         if isinstance(module, nn.Linear):
             yield module.weight, std
         elif isinstance(module, nn.Embedding):
-            yield module.weight, config.dim**-0.5
+            yield module.weight, 1.0
         elif isinstance(module, ExpertStack | SharedExperts):
             yield module.gate_up_proj, std
     for part, layers in ((model.decoder, config.decoder_layers), (model.encoder, config.layers)):

@@ -92,6 +92,7 @@ def run_loop(training: Training, position: Position) -> ExitCode:
             done = position.row + rows_at(position.row) > last_row
             if done or position.step % config.log.every_steps == 0 or position.step == 1:
                 voice.line(position, interval.figures() | _levels(micros[0], lr), position.row * training.seq_len)
+            paused = time.monotonic()
             if _crosses(before, position, config.eval.every_tokens, training) and not done:
                 run_evaluation(training, position)
             reason = training.stop.reason
@@ -99,6 +100,7 @@ def run_loop(training: Training, position: Position) -> ExitCode:
             if done or stopping or _crosses(before, position, config.checkpoint.every_tokens, training):
                 save(training, position)
                 saved = position.step
+            interval.exclude(time.monotonic() - paused)
             if stopping and not done:
                 voice.event("stop", step=position.step, reason=reason or "another rank was asked to stop")
                 return ExitCode.PREEMPTED
@@ -113,7 +115,8 @@ def save(training: Training, position: Position) -> None:
     """Commit a checkpoint of `position`."""
     started = time.monotonic()
     state = DataState.at(training.order, training.dataset.digest, position.row, position.tokens_seen)
-    meta = {"position": asdict(position), "data": state.to_dict(), **training.identity}
+    tokens = position.row * training.seq_len
+    meta = {"tokens": tokens, "position": asdict(position), "data": state.to_dict(), **training.identity}
     path = save_state(training.engine, training.store, position.step, meta)
     size = sum(file.stat().st_size for file in path.iterdir())
     seconds = time.monotonic() - started

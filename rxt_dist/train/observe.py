@@ -38,6 +38,10 @@ class Interval:
         is_document = batch.segments_BT.flatten()[batch.cu_seqlens[:-1].long()] >= 0
         self._squares += int((lengths[is_document].long() ** 2).sum())
 
+    def exclude(self, seconds: float) -> None:
+        """Leave out time that was not spent on training (evaluating, saving)."""
+        self._started += seconds
+
     def figures(self) -> dict[str, float | list[float]]:
         """The figures of the interval, which ends here; all ranks together."""
         seconds = time.monotonic() - self._started

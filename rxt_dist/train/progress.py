@@ -75,9 +75,13 @@ class Progress:
         self._last_line = line
 
     def message(self, text: str) -> None:
-        """Print a line of its own, above the live line on a terminal."""
-        if self._enabled:
-            self._print(text)
+        """Print a line of its own, above the live line on a terminal, after the state that it belongs to."""
+        if not self._enabled:
+            return
+        if self._last_line and not self._live:
+            self._print(self._last_line)
+            self._last_line = ""
+        self._print(text)
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

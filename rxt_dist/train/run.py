@@ -11,7 +11,6 @@ import sys
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,7 +18,7 @@ import rxt_dist
 from rxt_dist.checkpoint.state import load_state
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.config.load import resolved_yaml, training_hash
-from rxt_dist.config.run import RunConfig
+from rxt_dist.config.run import RunConfig, StageConfig
 from rxt_dist.config.validate import DataFacts, validate_run
 from rxt_dist.data.dataset import TokenDataset, verify_dataset
 from rxt_dist.data.format import tokenizer_fingerprint
@@ -60,7 +59,7 @@ def train(config: RunConfig, ranks: Ranks, stop: StopRequest) -> ExitCode:
     device = start_ranks(ranks.world_size, ranks.local_rank, config.parallel.engine == "plain")
     with ExitStack() as stack:
         model = build_model(config)
-        stage = JointStage(model, config.stage, config.seed, config.train.logit_chunk_tokens)
+        stage = JointStage(model, stage_config(config), config.seed, config.train.logit_chunk_tokens)
         engine = build_engine(stage, model, config, device)
         stack.callback(engine.close)
         store = CheckpointStore(directory.checkpoints, config.checkpoint.keep)
@@ -79,8 +78,8 @@ def train(config: RunConfig, ranks: Ranks, stop: StopRequest) -> ExitCode:
             voice.event("resume", step=position.step, row=position.row, checkpoint=checkpoint.path.name)
         if writer is not None:
             writer.truncate_after(position.step)
-        identity = {"run_id": run_id, "topology": _topology(config, ranks), "versions": _versions()}
-        identity["training_hash"] = training_hash(config)
+        identity = {"run_id": run_id, "ranks": ranks.world_size, "topology": config.parallel.model_dump()}
+        identity |= {"training_hash": training_hash(config), "versions": _versions()}
         training = Training(config, engine, stage, dataset, order, store, stop, voice, identity)
         if engine.ranks.any(writer is not None and _is_finished(directory, position)):
             voice.message(f"run '{config.name}' is finished: {directory.path}")
@@ -146,6 +145,14 @@ def _fingerprint(tokenizer: Path) -> str:
         ) from error
 
 
+def stage_config(config: RunConfig) -> StageConfig:
+    """The stage without its balance loss where biases balance the experts instead."""
+    if config.train.balancing == "loss":
+        return config.stage
+    weights = config.stage.weights.model_copy(update={"balance": 0.0})
+    return config.stage.model_copy(update={"weights": weights})
+
+
 def build_model(config: RunConfig) -> ReactiveTransformer:
     """The network of this stage with its initial weights; memory attention is not part of joint pre-training."""
     model = ReactiveTransformer(config.model.model_copy(update={"memory_attention": None}))
@@ -180,10 +187,6 @@ def _is_finished(directory: RunDirectory, position: Position) -> bool:
         return False
     events = [json.loads(line) for line in directory.events.read_text().splitlines() if line.endswith("}")]
     return any(event["kind"] == "finish" and event["step"] == position.step for event in events)
-
-
-def _topology(config: RunConfig, ranks: Ranks) -> dict[str, Any]:
-    return {"ranks": ranks.world_size, **config.parallel.model_dump()}
 
 
 def _versions() -> dict[str, str]:

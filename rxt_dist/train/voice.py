@@ -52,7 +52,7 @@ class Voice:
 
     def evaluation(self, step: int, tokens: int, results: Sequence[Evaluation]) -> None:
         """An evaluation: one metrics line, and a table for a person."""
-        if self._writer is None:
+        if self._writer is None or not results:
             return
         values: dict[str, float] = {"tokens": tokens}
         for result in results:

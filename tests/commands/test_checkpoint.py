@@ -47,7 +47,7 @@ def test_list_shows_every_folder(run_dir: Path) -> None:
         ["step-00000002", "committed"],
         ["step-00000003.tmp", "unfinished"],
     ]
-    assert "tokens=2000" in out
+    assert "tokens 2,000" in out
 
 
 def test_list_as_json_is_one_object(run_dir: Path) -> None:

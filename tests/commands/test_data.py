@@ -52,7 +52,7 @@ def test_people_read_something_too(built: Path) -> None:
     for arguments, expected in (
         (("stats", built / "out"), "padding"),
         (("verify", built / "out"), "is sound"),
-        (("show", built / "out", "--position", 0), "Position 0: row"),
+        (("show", built / "out", "--position", 0), "Position 0 (epoch 0): row"),
         (("tokenizer", built / "corpus", "--out", built / "t.json", "--vocab-size", 300), "tokens a word"),
         (("build", built / "corpus", "--out", built / "out", "--vocab-size", 800, "--seq-len", 64), "1 of 1 units"),
     ):
