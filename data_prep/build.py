@@ -28,7 +28,7 @@ from blake3 import blake3
 from tokenizers import Tokenizer
 
 from data_prep.corpora import CorpusFile, Document, ReadCounts, find_files, read_file
-from data_prep.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from data_prep.tokenizer import load_tokenizer, require_vocabulary_size, save_tokenizer, train_tokenizer
 from rxt_dist.data.format import (
     DATASET_FILE,
     FORMAT_VERSION,
@@ -106,6 +106,8 @@ class BuildRequest:
             raise ConfigError(f"--workers is {self.workers}; at least 1 is needed.")
         if not 0 <= self.eval_fraction < 1:
             raise ConfigError(f"--eval-fraction is {self.eval_fraction}; it must be at least 0 and below 1.")
+        if self.tokenizer is None:
+            require_vocabulary_size(self.vocab_size)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

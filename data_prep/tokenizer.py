@@ -45,6 +45,15 @@ class LanguageReport:
         return asdict(self) | {name: round(value, 3) for name, value in ratios.items()}
 
 
+def require_vocabulary_size(vocab_size: int) -> None:
+    """Raise ConfigError unless a tokenizer of `vocab_size` ids can be trained."""
+    if not MIN_VOCABULARY <= vocab_size <= MAX_VOCABULARY:
+        raise ConfigError(
+            f"--vocab-size is {vocab_size}; it must be from {MIN_VOCABULARY} ({SPECIAL_COUNT} control tokens and 256 "
+            f"bytes) to {MAX_VOCABULARY} (shards hold 16-bit ids)."
+        )
+
+
 def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> Tokenizer:
     """Train on at most 64 MB of text a language. A small corpus may give fewer than `vocab_size` ids.
 
@@ -52,11 +61,7 @@ def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> Tokenizer
         ConfigError: `vocab_size` is outside [267, 65,536].
         DataError: there are no documents.
     """
-    if not MIN_VOCABULARY <= vocab_size <= MAX_VOCABULARY:
-        raise ConfigError(
-            f"--vocab-size is {vocab_size}; it must be from {MIN_VOCABULARY} ({SPECIAL_COUNT} control tokens and 256 "
-            f"bytes) to {MAX_VOCABULARY} (shards hold 16-bit ids)."
-        )
+    require_vocabulary_size(vocab_size)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()

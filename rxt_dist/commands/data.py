@@ -180,6 +180,8 @@ def build(
             f"mended invalid UTF-8 in {read.repaired_utf8}. {result.units_kept} of {result.units} units were already "
             f"finished. {seconds:.1f} s."
         )
+        if result.units_kept:
+            print(f"Finished units are recognised by their sizes; `rxt-dist data verify {out}` reads their contents.")
 
     _emit(as_json, value, show)
 
