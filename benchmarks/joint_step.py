@@ -1,10 +1,11 @@
 """Tokens per second of the joint training step on this machine, beside the public reference package.
 
-    python benchmarks/joint_step.py [--shape nano] [--steps 5]
+    python benchmarks/joint_step.py [--shape nano] [--rounds 3]
 
 The reference (rxlm 0.3.80) has a non-commercial licence, so it is no dependency: the first run installs it into
-benchmarks/.reference-venv with the torch version of this environment, and benchmarks/reference_joint_step.py runs there
-in a process of its own. Prints one JSON object; takes about a minute per shape on two cores, and 7.5 GB for `micro`.
+benchmarks/.reference-venv with the torch version of this environment, and benchmarks/reference_joint_step.py runs there.
+Every measurement is a fresh process; the two sides alternate, and medians over the rounds are compared. Prints a table
+and one JSON object; takes about ten minutes on two cores, and 7.5 GB for `micro`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import venv
@@ -25,8 +27,9 @@ REFERENCE = "rxlm==0.3.80"
 # What the reference's joint step imports. Its other declared dependencies (transformer-engine, datasets, ...) are for
 # kernels and trainers that are not measured here, so it is installed without dependencies.
 REFERENCE_NEEDS = ("huggingface-hub", "transformers>=4.51,<5", "tokenizers>=0.21,<0.22", "numpy", "pyyaml")
-# Model file, rows and tokens in a row.
-SHAPES = {"nano": ("rxt-alpha-nano.yaml", 8, 256), "micro": ("rxt-beta-micro.yaml", 1, 1024)}
+# Model file, rows, tokens in a row, timed steps a round.
+SHAPES = {"nano": ("rxt-alpha-nano.yaml", 8, 256, 10), "micro": ("rxt-beta-micro.yaml", 1, 1024, 4)}
+PRECISIONS = ("float32", "bfloat16")
 
 
 def reference_python() -> Path:
@@ -45,30 +48,68 @@ def reference_python() -> Path:
     return python
 
 
-def measure_reference(shape: str, steps: int) -> dict[str, Any]:
-    """What benchmarks/reference_joint_step.py prints for a shape of `SHAPES`."""
-    model, rows, length = SHAPES[shape]
+def measure(side: str, shape: str, precision: str) -> dict[str, Any]:
+    """What one fresh process of a side, 'ours' or 'reference', prints for a shape of `SHAPES`."""
+    model, rows, length, steps = SHAPES[shape]
+    python = reference_python() if side == "reference" else Path(sys.executable)
     command = [
-        str(reference_python()),
-        str(HERE / "reference_joint_step.py"),
+        str(python),
+        str(HERE / f"{side.replace('ours', 'our')}_joint_step.py"),
         str(HERE.parent / "configs" / "model" / model),
         f"--rows={rows}",
         f"--length={length}",
         f"--steps={steps}",
+        f"--precision={precision}",
     ]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return measured
+
+
+def measure_shape(shape: str, rounds: int) -> dict[str, Any]:
+    """Medians over rounds of tokens/s and peak memory, by side and precision."""
+    cases = [(side, precision) for precision in PRECISIONS for side in ("reference", "ours")]
+    taken: dict[tuple[str, str], list[dict[str, Any]]] = {case: [] for case in cases}
+    for _ in range(rounds):
+        for case in cases:
+            taken[case].append(measure(case[0], shape, case[1]))
+    result: dict[str, Any] = {"shape": shape, "rounds": rounds}
+    for (side, precision), runs in taken.items():
+        for field in ("tokens_per_s", "peak_rss_bytes"):
+            result[f"{side}_{precision}_{field}"] = statistics.median(run[field] for run in runs)
+        result[f"{side}_{precision}_all_tokens_per_s"] = [round(run["tokens_per_s"]) for run in runs]
+    return result
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """One line per shape and precision of ours, against the reference in float32 and in the same precision."""
+    lines = [
+        "| shape | precision | tokens/s | / reference float32 | / reference same precision "
+        "| peak GB | / reference float32 | / reference same precision |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        for precision in PRECISIONS:
+            cells = [result["shape"], precision]
+            for field, unit, form in (("tokens_per_s", 1, ",.0f"), ("peak_rss_bytes", 1e9, ".2f")):
+                ours = result[f"ours_{precision}_{field}"]
+                cells.append(format(ours / unit, form))
+                for other in ("float32", precision):
+                    reference = result[f"reference_{other}_{field}"]
+                    cells.append(f"{ours / reference:.2f} ({format(reference / unit, form)})")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, action="append", help="may be repeated; default: all shapes")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps per shape; the median counts (default 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements per side and precision (default 3)")
     arguments = parser.parse_args()
-    shapes = arguments.shape or list(SHAPES)
-    print(json.dumps({"reference": {shape: measure_reference(shape, arguments.steps) for shape in shapes}}, indent=2))
+    results = [measure_shape(shape, arguments.rounds) for shape in arguments.shape or SHAPES]
+    print(table(results))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Runs inside the environment that benchmarks/joint_step.py makes, where the package is installed and this project is not.
 The step is the package's own joint model, called as its trainer calls it with default settings: encoder on masked ids,
 MLM loss, the encoder's layers detached and noised as the decoder's memory, next-token loss; then backward, clipping and
-AdamW. One process, float32, its loop over experts, no balance loss, rows without padding.
+AdamW. One process, its loop over experts, no balance loss, rows without padding. bfloat16 is autocast, as its trainer
+does it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import yaml
 from rxlm.rxt.models import RxTDecoder, RxTEncoder
 from rxlm.training.models import JointTrainingModel, MLMHead
 
-WARMUP_STEPS = 1
+WARMUP_STEPS = 2
 MASK_ID = 4
 # Ids below are special tokens.
 FIRST_ORDINARY_ID = 11
@@ -80,13 +81,14 @@ def build(shape: dict[str, Any]) -> JointTrainingModel:
     return JointTrainingModel(encoder, decoder, head, noise_level=0.5, masking_prob=0.15)
 
 
-def step(model: JointTrainingModel, optimizer: torch.optim.Optimizer, ids_BT: torch.Tensor) -> float:
+def step(model: JointTrainingModel, optimizer: torch.optim.Optimizer, ids_BT: torch.Tensor, bfloat16: bool) -> float:
     """One optimizer step on rows of ids; returns the sum of both losses."""
     masked_BT = torch.rand(ids_BT.shape) < MLM_PROBABILITY
-    mlm_logits_BTV, logits_BTV = model(ids_BT.masked_fill(masked_BT, MASK_ID), ids_BT)
-    mlm = F.cross_entropy(mlm_logits_BTV.flatten(0, 1), ids_BT.masked_fill(~masked_BT, IGNORED).flatten())
-    ar = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten())
-    loss = mlm + ar
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        mlm_logits_BTV, logits_BTV = model(ids_BT.masked_fill(masked_BT, MASK_ID), ids_BT)
+        mlm = F.cross_entropy(mlm_logits_BTV.flatten(0, 1), ids_BT.masked_fill(~masked_BT, IGNORED).flatten())
+        ar = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten())
+        loss = mlm + ar
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -100,7 +102,8 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a file of configs/model")
     parser.add_argument("--rows", type=int, required=True)
     parser.add_argument("--length", type=int, required=True, help="tokens in a row")
-    parser.add_argument("--steps", type=int, required=True, help="timed steps, after one that is not timed")
+    parser.add_argument("--steps", type=int, required=True, help="timed steps, after two that are not timed")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), required=True)
     arguments = parser.parse_args()
 
     shape = yaml.safe_load(arguments.model.read_text())
@@ -111,7 +114,7 @@ def main() -> None:
     for _ in range(WARMUP_STEPS + arguments.steps):
         ids_BT = torch.randint(FIRST_ORDINARY_ID, shape["vocab_size"], (arguments.rows, arguments.length))
         began = time.perf_counter()
-        losses.append(step(model, optimizer, ids_BT))
+        losses.append(step(model, optimizer, ids_BT, arguments.precision == "bfloat16"))
         seconds.append(time.perf_counter() - began)
     timed = seconds[WARMUP_STEPS:]
     tokens = arguments.rows * arguments.length

@@ -25,7 +25,7 @@ LENGTHS = ((20, 9), (32,), (5,), (1, 30, 1), (11, 11), (3, 4, 5, 6), (31,), (16,
 
 
 def model_config(*overrides: str) -> ModelConfig:
-    """The demo model's structure at width 32: a dense, two stateful and one stateless MoE layer, 8 experts, 2 active."""
+    """The demo model's structure at width 32: a dense, two stateful, a stateless MoE layer; 8 experts, 2 active."""
     small = [
         "vocab_size=128",
         "dim=32",

@@ -32,12 +32,12 @@ class MoEConfig(Config):
     experts: PositiveInt = Field(description="Routed experts E.")
     active: PositiveInt = Field(description="Routed experts per token K.")
     hidden: PositiveInt = Field(description="Hidden width h of one routed expert.")
-    bias: Literal["global", "local", "off"] = Field(
+    bias: Literal["global", "local", "none"] = Field(
         "global", description="Routed bias: one vector after the combination, two per expert, or none."
     )
     shared_experts: int = Field(0, ge=0, description="Experts that see every token; two or more are softmax-gated.")
     shared_hidden: int = Field(0, ge=0, description="Hidden width of one shared expert.")
-    shared_bias: Literal["global", "local", "off"] = Field("global", description="Bias mode of the shared experts.")
+    shared_bias: Literal["global", "local", "none"] = Field("global", description="Bias mode of the shared experts.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

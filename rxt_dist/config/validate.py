@@ -75,7 +75,7 @@ def _check_experts(config: RunConfig, world_size: int) -> None:
     if moe.bias == "local":
         raise ConfigError(
             f"expert_parallel {ranks} needs experts without biases of their own, but model.decoder.moe.bias is "
-            f"'local': set parallel.expert_parallel=1, or train a model with bias 'global' or 'off'."
+            f"'local': set parallel.expert_parallel=1, or train a model with bias 'global' or 'none'."
         )
 
 
@@ -185,6 +185,11 @@ def _check_ramp(config: RunConfig, ramp: RampConfig, world_size: int, seq_len: i
         raise ConfigError(
             f"train.ramp.start_tokens ({ramp.start_tokens:,}) is not below train.global_batch_tokens ({full:,}): the "
             f"ramp enlarges the batch, so start with less or set train.ramp=null."
+        )
+    if ramp.over_tokens < seq_len:
+        raise ConfigError(
+            f"train.ramp.over_tokens ({ramp.over_tokens:,}) is less than one row of {seq_len} tokens: make it longer, "
+            f"or set train.ramp=null."
         )
     _check_portion("train.ramp.start_tokens", ramp.start_tokens, config, world_size, seq_len)
     _check_portion("train.ramp.increment_tokens", ramp.increment_tokens, config, world_size, seq_len)

@@ -25,6 +25,8 @@ _BUCKET_ELEMENTS = 1 << 26
 class ReplicatedEngine(PlainEngine):
     """The plain engine on several ranks; with expert parallelism through AutoEP's layers. See `Engine`."""
 
+    _sums_ranks = True
+
     def __init__(self, stage: Stage, config: RunConfig, device: torch.device) -> None:
         self.expert_parallel = config.parallel.expert_parallel
         self.expert_group: Any = None

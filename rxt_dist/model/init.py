@@ -45,7 +45,9 @@ def initialise(model: ReactiveTransformer, seed: int) -> None:
                     parameter.normal_(0.0, std, generator=_generator(seed, names[id(parameter)]))
                 elif isinstance(module, nn.RMSNorm | nn.LayerNorm) and field == "weight":
                     parameter.fill_(1.0)
-                elif not isinstance(module, ResidualGate):
+                elif isinstance(module, ResidualGate):
+                    parameter.fill_(module.init)
+                else:
                     parameter.zero_()
 
 

@@ -23,11 +23,12 @@ class ResidualGate(nn.Module):
     def __init__(self, config: ModelConfig, gate: ResidualGateConfig) -> None:
         super().__init__()
         self.kind, self.activation, self.per_slot = gate.kind, gate.activation, gate.per_slot
+        self.init = gate.init
         slots = config.stm_slots
         if gate.kind == "linear":
             self.linear = nn.Linear(slots, slots if gate.per_slot else 1)
         elif gate.kind != "none":
-            self.weight = nn.Parameter(torch.full((slots, 1) if gate.per_slot else (1,), gate.init))
+            self.weight = nn.Parameter(torch.empty((slots, 1) if gate.per_slot else (1,)))
         self.status = nn.Linear(config.dim, 1) if gate.status == "linear" else None
 
     def forward(self, old_BSD: Tensor, new_BSD: Tensor) -> Tensor:

@@ -93,6 +93,7 @@ def test_what_works_is_let_through(ranks: int, overrides: list[str]) -> None:
             "set train.global_batch_tokens to 2560 or 5120, or train.micro_batch",
         ),
         (6, [], "16 rows of 256 tokens, which 6 ranks cannot share"),
+        (2, ["train.ramp={start_tokens: 2048, increment_tokens: 2048, over_tokens: 100}"], "less than one row of 256"),
         (2, [RAMP.format(8192, 2048)], "the ramp enlarges the batch, so start with less"),
         (1, [*ALONE, RAMP.format(1024, 2048)], "use an increment that divides 3,072."),
         (2, [RAMP.format(4096, 2048)], "is not below train.global_batch_tokens (4,096)"),

@@ -17,7 +17,7 @@ from rxt_dist.engine.build import build_engine, start_ranks
 from rxt_dist.engine.interface import Engine, StepResult
 from rxt_dist.engine.steps import moe_blocks
 from rxt_dist.model.moe import RoutedExperts
-from rxt_dist.stages.joint import JointStage
+from rxt_dist.stages.joint import JointBatch, JointStage
 
 LR = 1e-2
 # Large enough that a gradient of rounding noise does not become a whole Adam step.

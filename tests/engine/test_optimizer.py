@@ -21,7 +21,7 @@ def test_norms_and_biases_do_not_decay_and_everything_else_does() -> None:
     named, groups = groups_of(OptimizerConfig(weight_decay=0.1))
     assert set(groups) == {0.1, 0.0}
     for name, parameter in named.items():
-        spared = name.endswith("norm.weight") or name.endswith(".bias")
+        spared = name.endswith(("norm.weight", ".bias"))
         assert (id(parameter) in groups[0.0]) is spared, name
         assert (id(parameter) in groups[0.1]) is not spared, name
     assert any("experts.gate_up_proj" in name and id(named[name]) in groups[0.1] for name in named)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import ROWS, make_stage, packed_batch, relative, run_config
 
+from rxt_dist.engine import plain
 from rxt_dist.engine.interface import StepResult
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.stages.joint import JointBatch, JointStage
@@ -89,12 +90,12 @@ def test_accumulation_changes_nothing(micro_rows: int) -> None:
 
 
 def test_bfloat16_sums_the_gradients_of_micro_batches_in_float32() -> None:
-    """Sixty-four equal parts of a gradient: in bfloat16 the later ones would be rounded away."""
-    engine = engine_of(precision="bfloat16")
-    (micro,) = micros_of(engine, rows=ROWS)
-    once = engine.train_step([micro], 0.0).grad_norm
-    many = engine.train_step([micro] * 64, 0.0).grad_norm
-    assert many == pytest.approx(once, rel=1e-5)
+    """Sixteen equal parts of a gradient add up exactly; a sum in bfloat16 would round the later ones away."""
+    norms = []
+    for times in (1, 16):
+        engine = engine_of(precision="bfloat16")
+        norms.append(engine.train_step(micros_of(engine, rows=1)[:1] * times, 0.0).grad_norm)
+    assert norms[1] == pytest.approx(norms[0], rel=1e-6)
 
 
 def test_float32_masters_move_where_bfloat16_weights_could_not() -> None:
@@ -114,6 +115,17 @@ def test_float32_masters_move_where_bfloat16_weights_could_not() -> None:
     for name, master in engine.masters.items():
         assert master.dtype == torch.float32
         assert torch.equal(model[name], master.detach().to(torch.bfloat16))
+
+
+def test_a_bfloat16_step_in_portions_is_the_step_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = []
+    for elements in (1 << 24, 5000):
+        monkeypatch.setattr(plain, "_PORTION_ELEMENTS", elements)
+        engine = engine_of(precision="bfloat16", clip=0.1)
+        for step in range(2):
+            engine.train_step(micros_of(engine, step), 1e-2)
+        states.append(state_of(engine))
+    assert all(torch.equal(states[1][name], tensor) for name, tensor in states[0].items())
 
 
 def state_of_moments(engine: PlainEngine) -> dict[str, torch.Tensor]:

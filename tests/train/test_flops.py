@@ -21,7 +21,7 @@ decoder:
   self_attention: {query_heads: 2, kv_heads: 1}
   cross_attention: {query_heads: 2, kv_heads: 2}
   dense_hidden: 16
-  moe: {experts: 4, active: 2, hidden: 4, bias: "off"}
+  moe: {experts: 4, active: 2, hidden: 4, bias: none}
   head_norm: none
 encoder:
   attention: {query_heads: 4, kv_heads: 4}
