@@ -64,7 +64,8 @@ def launch(command: Sequence[str], ranks: int, resume_attempts: int = 0, grace_s
     Args:
         command: what each rank executes; rank facts reach it by torchrun's environment variables.
         ranks: how many.
-        resume_attempts: how often to start all ranks again after exit code 75 or a crash; never after Ctrl-C.
+        resume_attempts: how often to start all ranks again after exit code 75 or a crash; never after a signal to this
+            process itself.
         grace_seconds: how long the other ranks live on after one has failed.
 
     Returns:
@@ -73,10 +74,10 @@ def launch(command: Sequence[str], ranks: int, resume_attempts: int = 0, grace_s
     with _signals_noted() as received:
         code = _one_life(command, ranks, grace_seconds, received)
         for attempt in range(1, resume_attempts + 1):
-            if code in _FINAL or received.interrupts:
+            # Whoever signals the launcher wants the run to stop; a scheduler that stops ranks does not.
+            if code in _FINAL or received.interrupts or received.stop:
                 break
             print(f"ranks ended with exit code {code}; starting again ({attempt} of {resume_attempts})", flush=True)
-            received.stop = None
             code = _one_life(command, ranks, grace_seconds, received)
     return code
 
@@ -171,7 +172,9 @@ def _wait(processes: list[subprocess.Popen[bytes]], grace_seconds: float, receiv
         time.sleep(_POLL_SECONDS)
     if ExitCode.PREEMPTED in codes:
         return ExitCode.PREEMPTED
-    return next((code for code in codes if code), ExitCode.DONE)
+    # A rank that says why it ended counts before those that only lost their connection to it.
+    reasons = [code for code in codes if code in _FINAL and code]
+    return next((code for code in reasons + codes if code), ExitCode.DONE)
 
 
 def _send(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:

@@ -15,10 +15,10 @@ import errno
 import zlib
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -26,10 +26,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore, FileRecord
-from rxt_dist.engine.interface import FIRST_MOMENT, SECOND_MOMENT, WEIGHT, Engine
+from rxt_dist.engine.interface import Engine
 from rxt_dist.errors import CheckpointError, DiskError, UserError
 
-_KINDS = (WEIGHT, FIRST_MOMENT, SECOND_MOMENT)
+T = TypeVar("T")
 _ROUTING_FILE = "routing.safetensors"
 # Elements of a piece that are checksummed at once; bounds the temporary memory to a few tens of megabytes.
 _CHECKSUM_ELEMENTS = 1 << 20
@@ -128,28 +128,21 @@ def _write(engine: Engine, store: CheckpointStore, step: int) -> list[FileRecord
     return records
 
 
-def _together(engine: Engine, action: Any) -> list[Any]:
-    """Run `action` on every rank and gather the results; where any rank fails, all raise what the first one did.
+def _together(engine: Engine, action: Callable[[], T]) -> list[T]:
+    """`Collectives.together` for writing: what the system or a library says of it becomes an error for a person."""
 
-    Without this a full disk on one node would leave all other ranks waiting for it for ever.
-    """
-    try:
-        outcome: tuple[Any, UserError | None] = (action(), None)
-    except UserError as error:
-        outcome = (None, error)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        text = f"Writing the checkpoint failed on rank {engine.ranks.rank}: {error}. Earlier checkpoints are untouched."
-        outcome = (None, DiskError(text) if full else CheckpointError(text))
-    except Exception as error:
-        # A library reports a full disk in an exception of its own.
-        text = f"Writing the checkpoint failed on rank {engine.ranks.rank}: {type(error).__name__}: {error}."
-        outcome = (None, CheckpointError(text))
-    outcomes = engine.ranks.gather(outcome)
-    for _, failure in outcomes:
-        if failure is not None:
-            raise failure
-    return [result for result, _ in outcomes]
+    def write() -> T:
+        try:
+            return action()
+        except UserError:
+            raise
+        except Exception as error:
+            # Libraries report a full disk in exceptions of their own.
+            text = f"Writing the checkpoint failed on rank {engine.ranks.rank}: {type(error).__name__}: {error}."
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise (DiskError if full else CheckpointError)(f"{text} Earlier checkpoints are untouched.") from error
+
+    return engine.ranks.together(write)
 
 
 @dataclass(frozen=True)

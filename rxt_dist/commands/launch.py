@@ -30,7 +30,8 @@ def local(
 ) -> None:
     """Start all ranks on this machine, pass signals on to them, and return what they return.
 
-    TERM and USR2 mean: save and stop. Ctrl-C is passed on too, and nothing is started again after it.
+    TERM, USR1 and USR2 to this process mean: save and stop; so does the file STOP in the run directory. Ctrl-C is
+    passed on too. After a signal to this process nothing is started again.
     """
     from launch.local import launch
     from rxt_dist.config.load import load_run

@@ -45,6 +45,10 @@ RESUMABLE = (
     "train.micro_batch_rows",
     "train.recompute",
     "train.logit_chunk_tokens",
+    # A person may have to turn these in the middle of a run; the change is logged as an event.
+    "optimizer.lr",
+    "optimizer.clip",
+    "train.max_skipped_steps",
 )
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -86,11 +90,6 @@ def is_model_file(path: Path) -> bool:
 def resolved_yaml(config: Config) -> str:
     """The whole configuration with all defaults, as YAML that `load_run` reads back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def config_hash(config: Config) -> str:
-    """Hex sha256 of the configuration's canonical JSON."""
-    return _hash(config.model_dump(mode="json"))
 
 
 def training_hash(config: RunConfig) -> str:

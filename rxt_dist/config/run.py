@@ -5,15 +5,25 @@ Everything a person thinks of in tokens is given in tokens; rows follow from the
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from rxt_dist.config.base import Config
 from rxt_dist.config.model import ModelConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class PhaseConfig(Config):
@@ -112,8 +122,8 @@ class OptimizerConfig(Config):
     """AdamW."""
 
     lr: PositiveFloat = Field(3e-4, description="Peak learning rate.")
-    beta1: Probability = Field(0.9, description="Decay of the first moment per step.")
-    beta2: Probability = Field(0.95, description="Decay of the second moment per step.")
+    beta1: Decay = Field(0.9, description="Decay of the first moment per step.")
+    beta2: Decay = Field(0.95, description="Decay of the second moment per step.")
     eps: PositiveFloat = Field(1e-8, description="Added to the root of the second moment.")
     weight_decay: NonNegativeFloat = Field(0.1, description="Decoupled weight decay, times the learning rate a step.")
     no_decay: tuple[str, ...] = Field(
@@ -121,6 +131,16 @@ class OptimizerConfig(Config):
         description="Regular expressions of parameter names without weight decay; each must match something.",
     )
     clip: PositiveFloat = Field(1.0, description="Bound of the global gradient norm.")
+
+    @field_validator("no_decay")
+    @classmethod
+    def _patterns_compile(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"'{pattern}' is not a regular expression: {error}") from error
+        return patterns
 
 
 class ScheduleConfig(Config):
@@ -187,7 +207,9 @@ class ClusterConfig(Config):
 class RunConfig(Config):
     """A whole run, as read from configs/run/*.yaml with the files it names joined in."""
 
-    name: str = Field(description="Name of the run; its directory is output / name.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", description="Name of the run; its directory is output / name."
+    )
     output: Path = Field(Path("runs"), description="Parent of the run directory.")
     seed: NonNegativeInt = Field(0, le=2**63 - 1, description="Seed of weights, data order, masks and noise.")
     model: ModelConfig

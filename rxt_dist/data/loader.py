@@ -8,8 +8,8 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +49,6 @@ class Batch:
     segments_BT: int32 number of the document within its row, from 0; -1 on padding.
     cu_seqlens: int32 [N + 1] bounds of all segments in the flattened B * T tokens, from 0 to B * T; the padding tail
         of a row is a segment of its own, so no segment spans two rows.
-    max_seqlen: length of the longest segment (padding tails included).
     source_B: int64 index of each row's source in the dataset's sources.
     samples_B: int64 global position of each row; the key of all randomness that concerns it.
     """
@@ -59,7 +58,6 @@ class Batch:
     positions_BT: torch.Tensor
     segments_BT: torch.Tensor
     cu_seqlens: torch.Tensor
-    max_seqlen: int
     source_B: torch.Tensor
     samples_B: torch.Tensor
 
@@ -72,22 +70,8 @@ class Batch:
         """All positions, padding included: B * T."""
         return self.tokens_BT.numel()
 
-    @property
-    def padding(self) -> int:
-        """Positions that hold padding (a host sync when the batch is on an accelerator)."""
-        return int((self.segments_BT < 0).sum())
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch with every tensor on `device`."""
-        moved: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, torch.Tensor):
-                moved[field.name] = value.to(device, non_blocking=non_blocking)
-        return replace(self, **moved)
-
     def micro_batches(self, rows: int) -> list[Batch]:
-        """Split into consecutive batches of `rows` rows. Call it before `to`: it looks at values on the host.
+        """Split into consecutive batches of `rows` rows.
 
         Raises:
             ValueError: B is not a multiple of `rows`.
@@ -109,7 +93,6 @@ class Batch:
                     positions_BT=self.positions_BT[part],
                     segments_BT=self.segments_BT[part],
                     cu_seqlens=bounds,
-                    max_seqlen=int(bounds.diff().max()),
                     source_B=self.source_B[part],
                     samples_B=self.samples_B[part],
                 )
@@ -143,7 +126,6 @@ def make_batch(raw: RawRows, source_B: Int64Array, samples_B: Int64Array) -> Bat
         positions_BT=torch.from_numpy(positions.reshape(shape)),
         segments_BT=torch.from_numpy(segments.reshape(shape)),
         cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
-        max_seqlen=int(lengths.max()),
         source_B=torch.from_numpy(source_B),
         samples_B=torch.from_numpy(samples_B.copy()),
     )
@@ -168,16 +150,6 @@ class BatchReader:
 def eval_reader(dataset: TokenDataset, source: str) -> BatchReader:
     """A reader of a source's held-out rows in file order; positions are row numbers."""
     return BatchReader(dataset, FileOrder(dataset.source_index(source)), "eval")
-
-
-def eval_positions(dataset: TokenDataset, source: str, batch_rows: int) -> Iterator[Int64Array]:
-    """Positions for `eval_reader` that cover every held-out row of a source once; the last array may be shorter.
-
-    Yields nothing for a source without held-out documents (one so small that all of it is trained on).
-    """
-    rows = dataset.rows(dataset.source_index(source), "eval")
-    for start in range(0, rows, batch_rows):
-        yield np.arange(start, min(start + batch_rows, rows), dtype=np.int64)
 
 
 class Prefetcher(Iterator[Batch]):

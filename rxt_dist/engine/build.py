@@ -4,30 +4,54 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 
 from rxt_dist.config.run import RunConfig
+from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.interface import Engine, Stage
+from rxt_dist.errors import ConfigError
 from rxt_dist.model.reactive import ReactiveTransformer
 
 
-def start_ranks(world_size: int, local_rank: int, plain: bool) -> torch.device:
-    """Choose this rank's device and join the process group (NCCL on GPUs, gloo on CPU)."""
+def choose_device(local_rank: int) -> torch.device:
+    """This rank's GPU, or the CPU on a machine without any.
+
+    Raises:
+        ConfigError: fewer GPUs than ranks on this machine.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        return torch.device("cpu")
+    found = torch.cuda.device_count()
+    if local_rank >= found:
+        raise ConfigError(
+            f"Rank {local_rank} of this machine needs a GPU of its own, but {found} can be seen here. Start at most "
+            f"{found} ranks, or hide all GPUs (CUDA_VISIBLE_DEVICES= ) to train on the CPU."
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def joined_ranks(device: torch.device, plain: bool) -> Iterator[Collectives]:
+    """The process group of this run while the block lasts (NCCL on GPUs, gloo on CPU); none for engine 'plain'."""
     # DeepSpeed calls collectives by names that torch 2.13 renames; nothing a user can act on.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
-    cuda = torch.cuda.is_available()
-    if not cuda:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
     if not plain:
+        cuda = device.type == "cuda"
         dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
-        assert dist.get_world_size() == world_size
-    return device
+    try:
+        yield Collectives(device)
+    finally:
+        # A rank that leaves its group standing dies at exit with a code of its own.
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def describe_kernels(config: RunConfig, device: torch.device) -> list[str]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from rxt_dist.errors import UserError
+
+T = TypeVar("T")
 
 
 class Collectives:
@@ -40,7 +45,18 @@ class Collectives:
         dist.all_gather_object(values, value)
         return values
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.distributed:
-            dist.barrier()
+    def together(self, action: Callable[[], T]) -> list[T]:
+        """Run `action` on every rank and gather the (picklable) results; if any rank refuses, all raise its UserError.
+
+        Without this an error on one rank would leave all others waiting for it for ever.
+        """
+        outcome: tuple[T | None, UserError | None]
+        try:
+            outcome = (action(), None)
+        except UserError as error:
+            outcome = (None, error)
+        outcomes = self.gather(outcome)
+        for _, failure in outcomes:
+            if failure is not None:
+                raise failure
+        return [result for result, _ in outcomes]

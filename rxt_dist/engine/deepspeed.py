@@ -183,7 +183,6 @@ class DeepSpeedEngine:
     def close(self) -> None:
         """See `Engine.close`."""
         self.engine.destroy()
-        deepspeed.comm.destroy_process_group()
 
     def _flat_parameters(self) -> list[nn.Parameter]:
         """The float32 tensors that the optimizer steps over."""
@@ -261,7 +260,9 @@ def engine_config(config: RunConfig, device: torch.device) -> dict[str, Any]:
     }
     if config.train.precision == "bfloat16":
         made["bf16"] = {"enabled": True}
+        # Gradients are summed in float32, over micro-batches and over ranks.
         made["data_types"] = {"grad_accum_dtype": "fp32"}
+        made["communication_data_type"] = "fp32"
     if config.parallel.expert_parallel > 1:
         made["expert_parallel"] = autoep_config(config.parallel.expert_parallel)
     return made

@@ -112,5 +112,5 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Free process groups."""
+        """Free what the engine holds beside the process group."""
         ...

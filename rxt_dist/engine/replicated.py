@@ -49,10 +49,6 @@ class ReplicatedEngine(PlainEngine):
             f"optimizer: fused AdamW, {self.train_config.precision} weights",
         ]
 
-    def close(self) -> None:
-        """See `Engine.close`."""
-        dist.destroy_process_group()
-
     def _split(self) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients of dense parameters and of experts; one that no token reached is made zero, as on other ranks."""
         dense: list[Tensor] = []

@@ -147,9 +147,10 @@ class JointStage(Stage):
         if micro.memory == "zero":
             return torch.zeros_like(encoded_LBTD)
         if micro.memory == "foreign":
-            if len(micro.samples) < 2:
-                raise ValueError("a foreign memory is another row's, but the micro-batch has one row only")
-            return encoded_LBTD.roll(1, dims=1)
+            if len(micro.samples) % 2:
+                raise ValueError(f"rows change memories in pairs, but the micro-batch has {len(micro.samples)} rows")
+            # In pairs, so that the partner does not depend on how rows were split into micro-batches.
+            return encoded_LBTD.unflatten(1, (-1, 2)).flip(2).flatten(1, 2)
         if micro.noise == 0 and micro.masking == 0:
             return encoded_LBTD
         return cheated_context(encoded_LBTD, micro.samples, self.seed, micro.noise, micro.masking)

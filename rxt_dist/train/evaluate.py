@@ -7,12 +7,14 @@ row's memory (how much a wrong memory harms).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rxt_dist.data.dataset import TokenDataset
+from rxt_dist.data.format import PAD_ID
 from rxt_dist.data.loader import Batch, eval_reader
+from rxt_dist.data.masking import IGNORED_LABEL
 from rxt_dist.engine.interface import Engine, TermTotals
 from rxt_dist.stages.joint import JointStage, MemoryKind
 
@@ -41,37 +43,48 @@ def sources_without_evaluation(dataset: TokenDataset) -> list[str]:
 def evaluate(
     engine: Engine, stage: JointStage, dataset: TokenDataset, rows_per_source: int, micro_rows: int
 ) -> list[Evaluation]:
-    """Evaluate every source that has at least two held-out rows; all ranks together."""
+    """Evaluate every source that has at least two held-out rows; all ranks together.
+
+    Rows are taken in pairs, and the foreign memory of a row is its partner's: the figures do not depend on how many
+    ranks there are or how many rows they compute at once.
+    """
     results = []
     passed_over = sources_without_evaluation(dataset)
     for index, source in enumerate(dataset.sources):
         if source.name in passed_over:
             continue
-        rows = max(2, min(rows_per_source, dataset.rows(index, "eval")))
-        used, batches = _rank_batches(engine, dataset, source.name, rows, micro_rows)
+        pairs = max(2, min(rows_per_source, dataset.rows(index, "eval"))) // 2
+        batches = _rank_batches(engine, dataset, source.name, pairs, max(1, micro_rows // 2))
         micros = [stage.prepare(batch, None) for batch in batches]
         for memory in MEMORIES:
             totals = engine.evaluate([micro.with_memory(memory) for micro in micros])
-            results.append(Evaluation(source.name, source.language, memory, used, *_figures(stage, totals)))
+            results.append(Evaluation(source.name, source.language, memory, 2 * pairs, *_figures(stage, totals)))
     return results
 
 
-def _rank_batches(
-    engine: Engine, dataset: TokenDataset, source: str, rows: int, micro_rows: int
-) -> tuple[int, list[Batch]]:
-    """(rows used, this rank's micro-batches): equally many on every rank, each of at least two rows.
+def _rank_batches(engine: Engine, dataset: TokenDataset, source: str, pairs: int, micro_pairs: int) -> list[Batch]:
+    """This rank's micro-batches: equally many and equally large on every rank, the last of them filled up with blanks.
 
-    With fewer than two rows a rank, every rank reads all of them: sums and counts grow alike, so no figure changes.
+    Ranks must compute equally often, because they exchange tokens and weights in every forward pass.
     """
-    world, rank = engine.ranks.world_size, engine.ranks.rank
-    share = rows // world
-    positions = np.arange(rows) if share < 2 else np.arange(rank * share, (rank + 1) * share)
-    cuts = list(range(0, len(positions), max(2, micro_rows)))
-    if len(cuts) > 1 and len(positions) - cuts[-1] < 2:
-        cuts.pop()
+    share = -(-pairs // engine.ranks.world_size)
+    first = engine.ranks.rank * share
     reader = eval_reader(dataset, source)
-    batches = [reader.read(part.astype(np.int64)) for part in np.split(positions, cuts[1:])]
-    return rows if share < 2 else share * world, batches
+    batches = []
+    for start in range(first, first + share, micro_pairs):
+        wanted = np.arange(2 * start, 2 * min(start + micro_pairs, first + share), dtype=np.int64)
+        real = int((wanted < 2 * pairs).sum())
+        batches.append(_blank(reader.read(np.where(wanted < 2 * pairs, wanted, 0)), real))
+    return batches
+
+
+def _blank(batch: Batch, real: int) -> Batch:
+    """The batch with only its first `real` rows; the others become padding, which counts for nothing."""
+    tokens_BT, labels_BT, segments_BT = batch.tokens_BT.clone(), batch.labels_BT.clone(), batch.segments_BT.clone()
+    tokens_BT[real:] = PAD_ID
+    labels_BT[real:] = IGNORED_LABEL
+    segments_BT[real:] = -1
+    return replace(batch, tokens_BT=tokens_BT, labels_BT=labels_BT, segments_BT=segments_BT)
 
 
 def _figures(stage: JointStage, totals: TermTotals) -> tuple[float, float, float, float]:

@@ -87,7 +87,7 @@ def run_loop(training: Training, position: Position) -> ExitCode:
                 raise DivergedError(
                     f"{position.skipped_in_a_row} steps in a row had a {result.reason} (the last is step "
                     f"{position.step}). Nothing was updated since step {position.step - position.skipped_in_a_row}; "
-                    "resume from a checkpoint with a lower optimizer.lr or a longer warm-up."
+                    "start again with a lower optimizer.lr or optimizer.clip: the run goes on from its last checkpoint."
                 )
             done = position.row + rows_at(position.row) > last_row
             if done or position.step % config.log.every_steps == 0 or position.step == 1:

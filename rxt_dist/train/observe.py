@@ -1,6 +1,6 @@
 """From step results to the figures of a log line.
 
-Results stay tensors until the log interval ends; then one host copy and one small reduction make the line.
+Losses and counts stay tensors until the log interval ends; then one host copy and one small reduction make the line.
 """
 
 from __future__ import annotations

@@ -14,12 +14,14 @@ A run is opened by the same name again and again; it continues only with the tra
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -49,6 +51,24 @@ class RunDirectory:
         self.logs = path / "logs"
         self.checkpoints = path / "checkpoints"
         self.stop_file = path / "STOP"
+        self.changes: list[str] = []
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; rank 0 does, for all.
+
+        Raises:
+            ConfigError: another process trains it. Two of them would delete each other's checkpoints.
+        """
+        with open(self.path / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ConfigError(
+                    f"{self.path} is being trained by another process. Wait until it has ended, stop it (create "
+                    f"{self.stop_file}), or give this run another name (name=...)."
+                ) from error
+            yield
 
     def log_file(self, rank: int) -> Path:
         """Where a rank other than the first writes what it prints."""
@@ -70,6 +90,7 @@ class RunDirectory:
         run = cls(path)
         if run.config.exists():
             _require_same_training(run, resolved_yaml, training_hash)
+            run.changes = _differences(run.config.read_text(), resolved_yaml, every=True)
         if rank == 0:
             for folder in (run.path, run.logs, run.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -130,14 +151,15 @@ def _require_same_training(run: RunDirectory, resolved_yaml: str, training_hash:
     )
 
 
-def _differences(old_yaml: str, new_yaml: str) -> list[str]:
-    """`key was A, is B` for every training key whose value differs."""
+def _differences(old_yaml: str, new_yaml: str, *, every: bool = False) -> list[str]:
+    """`key was A, is B` for every training key (or for every key) whose value differs."""
     try:
         old = dict(_leaves(yaml.safe_load(old_yaml)))
     except yaml.YAMLError:
         return ["config.resolved.yaml is no longer readable YAML"]
     new = dict(_leaves(yaml.safe_load(new_yaml)))
-    keys = [key for key in {**new, **old} if not f"{key}.".startswith(tuple(f"{free}." for free in RESUMABLE))]
+    free = () if every else tuple(f"{free}." for free in RESUMABLE)
+    keys = [key for key in {**new, **old} if not f"{key}.".startswith(free)]
     return [f"{key} was {_shown(old, key)}, is {_shown(new, key)}" for key in keys if old.get(key) != new.get(key)]
 
 

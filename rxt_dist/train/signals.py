@@ -39,10 +39,6 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._signal = self._signal or signal.Signals(number).name
 
-    def requested(self) -> bool:
-        """Whether to stop at this step boundary; costs one look at the file system."""
-        return self.reason is not None
-
     @property
     def reason(self) -> str | None:
         """What asked for the stop, for the log: a signal's name or the file; None when nothing did."""

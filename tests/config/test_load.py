@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rxt_dist.config.load import config_hash, load_model, load_run, resolved_yaml, training_hash
+from rxt_dist.config.load import load_model, load_run, resolved_yaml, training_hash
 from rxt_dist.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -146,9 +146,7 @@ def test_a_file_that_is_not_there_suggests_its_neighbour() -> None:
 
 def test_hashes_tell_what_changed() -> None:
     config = load_run(DEMO)
-    assert config_hash(config) == config_hash(load_run(DEMO))
     free = ["parallel.zero=1", "train.micro_batch_rows=2", "train.recompute=true", "cluster.nodes=2", "data.path=moved"]
     elsewhere = load_run(DEMO, free)
-    assert config_hash(elsewhere) != config_hash(config)
     assert training_hash(elsewhere) == training_hash(config)
-    assert training_hash(load_run(DEMO, ["optimizer.lr=1e-3"])) != training_hash(config)
+    assert training_hash(load_run(DEMO, ["optimizer.beta2=0.9"])) != training_hash(config)

@@ -12,7 +12,7 @@ from tiny import make_stage, packed_batch, run_config
 
 from rxt_dist.checkpoint.state import load_state, save_state, state_checksum
 from rxt_dist.checkpoint.store import CheckpointStore
-from rxt_dist.engine.build import build_engine, start_ranks
+from rxt_dist.engine.build import build_engine
 from rxt_dist.engine.interface import Engine
 
 SAVED_AT = 4
@@ -66,7 +66,7 @@ def _optimizer(engine: Engine) -> torch.optim.Optimizer:
 def _engine(context: RankContext, topology: dict[str, Any], seed: int = 0) -> tuple[Any, Any, Any]:
     topology = dict(topology)
     if topology.get("engine") != "plain" and not torch.distributed.is_initialized():
-        start_ranks(context.world_size, context.rank, plain=False)
+        torch.distributed.init_process_group("gloo")
     accumulation = topology.pop("accumulation", 1)
     config = run_config(micro_batch_rows=8 // context.world_size // accumulation, **topology)
     stage = make_stage(config.model_copy(update={"seed": seed}))

@@ -13,7 +13,7 @@ from tiny import ROWS, TOKENS, make_stage, model_config, packed_batch, relative,
 from torch import Tensor
 
 import rxt_dist.engine.deepspeed  # noqa: F401
-from rxt_dist.engine.build import build_engine, start_ranks
+from rxt_dist.engine.build import build_engine
 from rxt_dist.engine.interface import Engine, StepResult
 from rxt_dist.engine.steps import moe_blocks
 from rxt_dist.model.moe import RoutedExperts
@@ -88,7 +88,8 @@ def _train(
 
 
 def _join(context: RankContext, distributed: bool = True) -> None:
-    start_ranks(context.world_size, context.rank, plain=not distributed)
+    if distributed:
+        torch.distributed.init_process_group("gloo")
 
 
 def rank_share(context: RankContext, stage: JointStage, micro_rows: int, step: int) -> list[JointBatch]:

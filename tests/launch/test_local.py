@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launch.local import launch, rank_environment
@@ -114,8 +115,16 @@ def test_a_preempted_run_resumes_by_itself(tmp_path: Path) -> None:
     first_life = "import pathlib, sys; sys.exit(0) if list(pathlib.Path(sys.argv[1]).glob('asked*')) else None\n"
     launcher = start(tmp_path, 1, script(first_life + OBEDIENT, tmp_path))
     wait_for(tmp_path / "ready0", tmp_path / "ready1")
-    launcher.send_signal(signal.SIGTERM)
+    for rank in psutil.Process(launcher.pid).children():
+        rank.send_signal(signal.SIGTERM)
     assert launcher.wait(10) == ExitCode.DONE
+
+
+def test_nothing_starts_again_after_a_signal_to_the_launcher(tmp_path: Path) -> None:
+    launcher = start(tmp_path, 5, script(OBEDIENT, tmp_path))
+    wait_for(tmp_path / "ready0", tmp_path / "ready1")
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(10) == ExitCode.PREEMPTED
 
 
 @pytest.mark.parametrize(("code", "lives"), [(1, 3), (75, 3), (87, 3), (64, 1), (65, 1), (86, 1), (0, 1)])

@@ -137,11 +137,11 @@ def test_a_run_directory_of_another_configuration(tiny):
     from rxt_dist.config.load import resolved_yaml, training_hash
     from rxt_dist.train.run_dir import RunDirectory
 
-    config = load_run(tiny.file, ["optimizer.lr=5e-3"])
+    config = load_run(tiny.file, ["optimizer.eps=5e-3"])
     RunDirectory.open(config.directory, resolved_yaml(config), training_hash(config), 0)
     error = refused(tiny)
     assert isinstance(error, ConfigError)
-    assert "optimizer.lr" in str(error)
+    assert "optimizer.eps" in str(error)
     assert "0.005" in str(error)
 
 

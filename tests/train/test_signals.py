@@ -21,7 +21,7 @@ from rxt_dist.train.signals import StopRequest
 before = signal.getsignal(signal.SIGTERM)
 with StopRequest(Path(sys.argv[1])) as stop:
     print("ready", flush=True)
-    while not stop.requested():
+    while stop.reason is None:
         time.sleep(0.01)
     time.sleep(0.2)
     print("saved", stop.reason, signal.getsignal(signal.SIGTERM) == before, flush=True)
@@ -57,11 +57,11 @@ def test_a_signal_is_a_request_and_repeats_are_harmless(tmp_path: Path, number: 
 
 def test_the_first_signal_is_the_reason(tmp_path: Path) -> None:
     with StopRequest(tmp_path / "STOP") as stop:
-        assert not stop.requested()
+        assert stop.reason is None
         assert stop.reason is None
         os.kill(os.getpid(), signal.SIGUSR2)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested()
+        assert stop.reason is not None
         assert stop.reason == "SIGUSR2"
 
 
@@ -69,12 +69,12 @@ def test_the_stop_file_is_a_request_until_cleared(tmp_path: Path) -> None:
     stop_file = tmp_path / "STOP"
     stop = StopRequest(stop_file)
     stop.clear_file()
-    assert not stop.requested()
+    assert stop.reason is None
     stop_file.touch()
-    assert stop.requested()
+    assert stop.reason is not None
     assert stop.reason == f"stop file {stop_file}"
     stop.clear_file()
-    assert not stop.requested()
+    assert stop.reason is None
 
 
 def test_handlers_are_restored_when_training_fails(tmp_path: Path) -> None:
