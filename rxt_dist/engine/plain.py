@@ -34,6 +34,9 @@ from rxt_dist.losses import objective
 # Gradients are brought to float32 in portions of this many elements (64 MB), or of one parameter if that has more.
 _PORTION_ELEMENTS = 1 << 24
 
+# Elements of a float32 copy that stays in the cache (4 MB).
+_CACHED_ELEMENTS = 1 << 20
+
 
 class PlainEngine:
     """Trains a stage in this process. See `Engine`."""
@@ -139,9 +142,8 @@ class PlainEngine:
             return nn.utils.get_total_norm(summed)
         # The norm of a bfloat16 tensor would itself be rounded to bfloat16.
         gradients = [parameter.grad for parameter in self.named.values() if parameter.grad is not None]
-        rooms = (self._scratch[: gradient.numel()].view_as(gradient) for gradient in gradients)
-        norms = [room.copy_(gradient).norm() for room, gradient in zip(rooms, gradients, strict=True)]
-        return torch.stack(norms).norm()
+        pieces = (piece for gradient in gradients for piece in gradient.view(-1).split(_CACHED_ELEMENTS))
+        return torch.stack([self._scratch[: piece.numel()].copy_(piece).norm() for piece in pieces]).norm()
 
     def _update(self, grad_norm: Tensor) -> None:
         """Clip, step and refresh the bfloat16 weights.

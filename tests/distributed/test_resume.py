@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import resume_scenarios
 import torch
-from harness import Ranks
 from resume_scenarios import SAVED_AT, load_and_go_on, save_and_go_on
 
 pytestmark = pytest.mark.distributed
 
 WRITER = {"zero": 3, "expert_parallel": 2}
 STEPS = SAVED_AT + 20
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    server = Ranks(tmp_path_factory.mktemp("ranks"), resume_scenarios.__name__)
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +43,20 @@ def test_other_ranks_and_expert_parallelism_go_on_alike(ranks, uninterrupted, wo
     for topology, result in zip(topologies, results, strict=True):
         assert result["loaded"] == result["saved"], topology
         torch.testing.assert_close(torch.tensor(result["records"]), reference, rtol=1e-5, atol=0, msg=str(topology))
+
+
+@pytest.mark.parametrize(
+    "topology",
+    [{"zero": 0, "expert_parallel": 2}, {"zero": 1}, {"zero": 1, "expert_parallel": 2}, {"zero": 2}, {"zero": 3}],
+    ids=str,
+)
+def test_bfloat16_goes_on_bit_equal(ranks, tmp_path, topology):
+    topology = topology | {"precision": "bfloat16"}
+    steps = SAVED_AT + 3
+    expected = ranks.run(save_and_go_on, 2, directory=str(tmp_path), topology=topology, steps=steps)[0]
+    result = ranks.run(load_and_go_on, 2, directory=str(tmp_path), topologies=[topology], steps=steps)[0][0]
+    assert result["records"] == expected["records"]
+    assert result["checksum"] == expected["checksum"]
 
 
 def test_every_state_counts_its_own_steps_and_groups_keep_their_names(ranks, uninterrupted):
