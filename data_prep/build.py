@@ -159,13 +159,13 @@ class _Encoded:
     ids: npt.NDArray[np.uint16]
     text_bytes: int
     literals: int
-    held_out_rank: int  # 64 bits of the hash of the document's id
+    held_out_rank: int  # 64 bits of the hash of the document's text
 
 
 class _SourceBuilder:
     """Routes one source's documents of a unit to training or evaluation.
 
-    A document is held out when the hash of its id falls below the fraction. So that a small source is not left without
+    A document is held out when the hash of its text falls below the fraction. So that a small source is not left without
     any, the document with the smallest hash waits; if no other was held out by the end, it is.
     """
 
@@ -243,7 +243,7 @@ class UnitBuilder:
 
 
 def _encoded(ordinal: int, document: Document, ids: npt.NDArray[np.uint16]) -> _Encoded:
-    rank = int.from_bytes(blake3(document.id.encode()).digest()[:8], "little")
+    rank = int.from_bytes(blake3(document.text.encode()).digest()[:8], "little")
     literals = sum(1 for _ in _CONTROL_LITERAL.finditer(document.text))
     return _Encoded(ordinal, ids, len(document.text.encode()), literals, rank)
 

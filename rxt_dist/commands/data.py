@@ -141,7 +141,7 @@ def build(
     seq_len: int = typer.Option(256, help="Tokens a row: the sequence length you will train with."),
     vocab_size: int = typer.Option(4096, help="Ids of the tokenizer that is trained when none is given."),
     workers: int = typer.Option(os.cpu_count() or 1, help="Processes; changes the speed, never the result."),
-    eval_fraction: float = typer.Option(0.02, help="Share of the documents held out, chosen by hash of their id."),
+    eval_fraction: float = typer.Option(0.02, help="Share of the documents held out, chosen by hash of their text."),
     as_json: bool = _JSON,
 ) -> None:
     """Tokenise and pack text into shards that training reads.
