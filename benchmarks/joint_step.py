@@ -3,8 +3,8 @@
     python benchmarks/joint_step.py [--shape nano] [--rounds 3]
 
 The reference (rxlm 0.3.80) has a non-commercial licence, so it is no dependency: the first run installs it into
-benchmarks/.reference-venv with the torch version of this environment, and benchmarks/reference_joint_step.py runs there.
-Every measurement is a fresh process; the two sides alternate, and medians over the rounds are compared. Prints a table
+benchmarks/.reference-venv with the torch version of this environment, and reference_joint_step.py runs in it. Every
+measurement is a fresh process; the two sides alternate, and medians over the rounds are compared. Prints a table
 and one JSON object; takes about ten minutes on two cores, and 7.5 GB for `micro`.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -61,7 +62,9 @@ def measure(side: str, shape: str, precision: str) -> dict[str, Any]:
         f"--steps={steps}",
         f"--precision={precision}",
     ]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # By default idle OpenMP threads spin for good; when anything else runs, steps then take up to ten times as long.
+    environment = os.environ | {"GOMP_SPINCOUNT": "20000"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return measured
 

@@ -142,7 +142,7 @@ class PlainEngine:
             return nn.utils.get_total_norm(summed)
         # The norm of a bfloat16 tensor would itself be rounded to bfloat16.
         gradients = [parameter.grad for parameter in self.named.values() if parameter.grad is not None]
-        pieces = (piece for gradient in gradients for piece in gradient.view(-1).split(_CACHED_ELEMENTS))
+        pieces = (piece for gradient in gradients for piece in gradient.flatten().split(_CACHED_ELEMENTS))
         return torch.stack([self._scratch[: piece.numel()].copy_(piece).norm() for piece in pieces]).norm()
 
     def _update(self, grad_norm: Tensor) -> None:

@@ -71,19 +71,20 @@ class _Layout(NamedTuple):
     def of(dispatch: Dispatch, weights_NK: Tensor, dtype: torch.dtype) -> _Layout:
         alignment = _alignment(dtype)
         blocks, shifts, end, filled = [], [], 0, 0
-        counts = dispatch.counts_E.tolist()
-        for expert, count in enumerate(counts):
+        for expert, count in enumerate(dispatch.counts_E.tolist()):
+            # How far this expert's rows move from their place among the sorted choices.
             shifts.append(end - filled)
-            filled += count
             length = -(-count // alignment) * alignment
             if count:
                 blocks.append((expert, slice(end, end + length)))
             end += length
-        shift_R = torch.tensor(shifts).repeat_interleave(dispatch.counts_E)
+            filled += count
+        device = weights_NK.device
+        shift_R = torch.tensor(shifts, device=device).repeat_interleave(dispatch.counts_E)
         position_R = dispatch.inverse_R + shift_R[dispatch.inverse_R]
-        source_P = torch.zeros(end, dtype=torch.int64)
-        source_P[position_R] = torch.arange(weights_NK.shape[0]).repeat_interleave(dispatch.choices)
-        weight_P1 = torch.zeros(end, 1, dtype=dtype)
+        source_P = torch.zeros(end, dtype=torch.int64, device=device)
+        source_P[position_R] = torch.arange(weights_NK.shape[0], device=device).repeat_interleave(dispatch.choices)
+        weight_P1 = torch.zeros(end, 1, dtype=dtype, device=device)
         weight_P1[position_R, 0] = weights_NK.detach().flatten().to(dtype)
         return _Layout(blocks, position_R, source_P, weight_P1)
 
@@ -135,11 +136,10 @@ class _LoopedExperts(torch.autograd.Function):
         )
         (grad_ND,) = grads
         grad_rows_PD = hidden_PF.new_empty(hidden_PF.shape[0], x_ND.shape[1])
-        grad_weights_P = torch.empty(hidden_PF.shape[0], dtype=torch.float32)
-        stacks = (gate_up_EFD, down_EDF, gate_up_bias, down_bias)
-        grad_gate_up, grad_down, grad_gate_up_bias, grad_down_bias = (
-            None if stack is None else torch.empty_like(stack) for stack in stacks
-        )
+        grad_weights_P = hidden_PF.new_empty(hidden_PF.shape[0], dtype=torch.float32)
+        grad_gate_up, grad_down = torch.empty_like(gate_up_EFD), torch.empty_like(down_EDF)
+        grad_gate_up_bias = None if gate_up_bias is None else torch.empty_like(gate_up_bias)
+        grad_down_bias = None if down_bias is None else torch.empty_like(down_bias)
         for expert, rows in ctx.blocks:
             hidden_CF, weight_C1, source_C = hidden_PF[rows], weight[rows], source[rows]
             gate_CF, up_CF = hidden_CF.chunk(2, dim=-1)

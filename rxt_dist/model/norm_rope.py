@@ -56,8 +56,8 @@ class RMSNorm(nn.RMSNorm):
 class Rotary:
     """Rotations of one set of positions; shared by all layers of a forward pass.
 
-    turn: complex64 [B or 1, T, 1, d/2], exp(i * angle) of each interleaved pair. A complex product is the rotation, in a
-    third of the time of sines, cosines and swapped pairs.
+    turn: complex64 [B or 1, T, 1, d/2], exp(i * angle) of each interleaved pair. The rotation is a complex product,
+    which takes a third of the time of sines, cosines and swapped pairs.
     """
 
     turn: Tensor

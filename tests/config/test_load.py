@@ -79,7 +79,7 @@ def test_a_language_code_is_no_truth_value() -> None:
         ("optimizer.lr=-1", "it should be greater than 0"),
         ("optimizer.no_decay=norm", "it should be a list"),
         ("train=3", "'train' cannot be 3: it should be a mapping"),
-        ("optimizer.lr.peak=3", "'optimizer.lr' is the single value 0.002, so 'optimizer.lr.peak' does not exist"),
+        ("optimizer.lr.peak=3", "'optimizer.lr' is the single value 0.004, so 'optimizer.lr.peak' does not exist"),
         ("train.total_tokens", "an override has the form a.b=value"),
         ("=3", "an override has the form a.b=value"),
         ("train.ramp={start_tokens: ", "the value is not valid YAML"),

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from rxt_dist.config.load import load_run
+from rxt_dist.config.run import RunConfig
 from rxt_dist.config.validate import DataFacts, settle_topology, validate_run
 from rxt_dist.errors import ConfigError, ExitCode
 
 RUNS = Path(__file__).parents[2] / "configs/run"
 FACTS = DataFacts(seq_len=256, vocab_size=4096, sources=("en", "pl"), tokenizer_sha="0" * 64)
+# Figures that the cases below are about, whatever the demo itself is tuned to.
+BASE = ["train.global_batch_tokens=4096", "train.total_tokens=1_228_800", "schedule.warmup_tokens=100_000"]
 RAMP = "train.ramp={{start_tokens: {}, increment_tokens: {}, over_tokens: 1e5}}"
 
 
@@ -29,11 +32,16 @@ RAMP = "train.ramp={{start_tokens: {}, increment_tokens: {}, over_tokens: 1e5}}"
     ],
 )
 def test_expert_parallel_0_means_what_a_node_allows(world_size: int, overrides: list[str], expected: int) -> None:
-    config = settle_topology(load_run(RUNS / "demo.yaml", overrides), world_size)
+    config = settle_topology(demo(overrides), world_size)
     assert config.parallel.expert_parallel == expected
 
 
 ALONE = ["parallel.expert_parallel=1", "train.micro_batch_rows=1"]
+
+
+def demo(overrides: list[str]) -> RunConfig:
+    """The demo with the base figures."""
+    return load_run(RUNS / "demo.yaml", [*BASE, *overrides])
 
 
 @pytest.mark.parametrize("path", sorted(RUNS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -55,7 +63,7 @@ def test_every_run_file_fits_its_cluster(path: Path) -> None:
     ],
 )
 def test_what_works_is_let_through(ranks: int, overrides: list[str]) -> None:
-    validate_run(load_run(RUNS / "demo.yaml", overrides), ranks, FACTS)
+    validate_run(demo(overrides), ranks, FACTS)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +111,7 @@ def test_what_works_is_let_through(ranks: int, overrides: list[str]) -> None:
 )
 def test_what_cannot_work_is_refused_with_advice(ranks: int, overrides: list[str], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        validate_run(load_run(RUNS / "demo.yaml", overrides), ranks, FACTS)
+        validate_run(demo(overrides), ranks, FACTS)
     assert said in str(caught.value)
     assert caught.value.exit_code == ExitCode.CONFIG
 
