@@ -165,8 +165,8 @@ class _Encoded:
 class _SourceBuilder:
     """Routes one source's documents of a unit to training or evaluation.
 
-    A document is held out when the hash of its text falls below the fraction. So that a small source is not left without
-    any, the document with the smallest hash waits; if no other was held out by the end, it is.
+    A document is held out when the hash of its text falls below the fraction. So that a small source is not left
+    without any, the document with the smallest hash waits; if no other was held out by the end, it is.
     """
 
     def __init__(self, language: str, streams: dict[str, _Stream], eval_fraction: float) -> None:

@@ -18,8 +18,8 @@ from rxt_dist.model.norm_rope import Rotary
 
 # A dense mask costs T * T per row, one call per document about this many query-key pairs of overhead (measured on CPU).
 _PAIRS_PER_CALL = 40_000
-# Below this length torch's CPU kernel is slower in bfloat16 than in float32: backward takes 10.2 ms instead of 5.0 ms at
-# 8 rows of 256 positions in 4 heads of 16. From here on it takes larger blocks and bfloat16 wins.
+# Below this length torch's CPU kernel is slower in bfloat16 than in float32: backward takes 10.2 ms instead of 5.0 ms
+# with 8 rows of 256 positions in 4 heads of 16. From here on it takes larger blocks and bfloat16 wins.
 _CPU_BFLOAT16_TOKENS = 768
 
 

@@ -29,9 +29,14 @@ class ClassifierSums(NamedTuple):
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor, chunk_tokens: int
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor,
+        targets_N: Tensor,
+        chunk_tokens: int,
+        needs_grad: bool,
     ) -> tuple[Tensor, Tensor]:
-        needs_grad = any(ctx.needs_input_grad[:3])
         loss = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden_ND.device)
         # Sums over chunks accumulate in float32 whatever the parameters' type.
@@ -87,6 +92,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_bias_V.mul_(scale).to(bias_type),
             None,
             None,
+            None,
         )
 
 
@@ -100,5 +106,7 @@ def linear_cross_entropy(
     hidden_ND, targets_N = hidden_ND.flatten(0, -2), targets_N.flatten()
     if hidden_ND.device.type == "cpu":
         chunk_tokens = min(chunk_tokens, _CPU_CHUNK)
-    loss, correct = _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias_V, targets_N, chunk_tokens)
+    # Asked here: inside the function gradients are always off, and its own record says yes even under no_grad.
+    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (hidden_ND, weight_VD, bias_V))
+    loss, correct = _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias_V, targets_N, chunk_tokens, needs_grad)
     return ClassifierSums(loss, (targets_N != IGNORE).sum(), correct)
