@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rxt_dist.config.load import load_model
+from rxt_dist.engine.build import keep_freed_memory
 from rxt_dist.model.moe import MoEFeedForward
 
 MODEL = Path(__file__).resolve().parent.parent / "configs/model/rxt-beta.yaml"
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each, after one not counted (default 5)")
     arguments = parser.parse_args()
+    keep_freed_memory()  # As a training run on CPU does.
     results = []
     print("| precision | 8 experts, microseconds a token | 384 experts | ratio |\n|---|---|---|---|")
     for dtype in (torch.float32, torch.bfloat16):

@@ -21,6 +21,7 @@ from rxt_dist.config.run import OptimizerConfig, StageConfig, TrainConfig
 from rxt_dist.data.dataset import RawRows
 from rxt_dist.data.format import SPECIAL_COUNT
 from rxt_dist.data.loader import Batch, make_batch
+from rxt_dist.engine.build import choose_device
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.model.init import initialise
 from rxt_dist.model.reactive import ReactiveTransformer
@@ -54,7 +55,7 @@ def main() -> None:
     tokens = arguments.rows * arguments.length
     train = TrainConfig(total_tokens=10**9, global_batch_tokens=tokens, precision=arguments.precision)
     stage = JointStage(model, StageConfig(), 0, train.logit_chunk_tokens)
-    engine = PlainEngine(stage, train, OptimizerConfig(), torch.device("cpu"))
+    engine = PlainEngine(stage, train, OptimizerConfig(), choose_device(local_rank=0))
     generator = np.random.default_rng(0)
     seconds, losses = [], []
     for step in range(WARMUP_STEPS + arguments.steps):
