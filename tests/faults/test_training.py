@@ -112,6 +112,46 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path, shards, undis
     assert tiny.curve() == undisturbed.curve()
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_trained_over(tmp_path, shards):
+    tiny = TinyRun(tmp_path, shards)
+    process = start(tiny.train_command())
+    wait_for_step(tiny, 12, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    for checkpoint in (tiny.directory / "checkpoints").glob("step-*"):
+        flip_a_bit(checkpoint / "rank-00000.safetensors")
+    before = tiny.lines(), sorted((tiny.directory / "checkpoints").rglob("*"))
+    output = run(tiny.train_command(), expected=65)
+    assert "will not start again from nothing" in output
+    assert (tiny.lines(), sorted((tiny.directory / "checkpoints").rglob("*"))) == before
+
+
+def test_two_processes_cannot_train_one_run(tmp_path, shards):
+    tiny = TinyRun(tmp_path, shards, steps=400)
+    first = start(tiny.train_command())
+    wait_for_step(tiny, 2, first)
+    assert "is being trained by another process" in run(tiny.train_command(), expected=64)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(60) == 75
+
+
+def test_a_batch_ramp_goes_on_bit_equal_after_a_stop(tmp_path, shards):
+    """From 4 to 8 rows over 60 rows; stopped inside the ramp."""
+    ramp = f"train.ramp={{start_tokens: {4 * 64}, increment_tokens: {4 * 64}, over_tokens: {60 * 64}}}"
+    whole, halves = TinyRun(tmp_path / "whole", shards), TinyRun(tmp_path / "halves", shards)
+    for tiny in (whole, halves):
+        tiny.folder.mkdir()
+    run(whole.train_command(ramp))
+    process = start(halves.train_command(ramp))
+    wait_for_step(halves, 4, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    run(halves.train_command(ramp))
+    assert halves.curve() == whole.curve()
+    tokens = [line["tokens"] for line in whole.lines() if "ar_loss" in line]
+    assert [b - a for a, b in zip([0, *tokens], tokens, strict=False)] == [256] * 15 + [512] * (len(tokens) - 15)
+
+
 def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
