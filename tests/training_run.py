@@ -23,7 +23,11 @@ STEP_TOKENS = 8 * SEQ_LEN
 def build_shards(folder: Path, seq_len: int = SEQ_LEN) -> Path:
     """A small bilingual dataset."""
     write_sample(folder / "corpus", text_bytes=120_000)
-    build_dataset(BuildRequest((folder / "corpus",), folder / "shards", seq_len=seq_len, vocab_size=600, workers=1))
+    build_dataset(
+        BuildRequest(
+            (folder / "corpus",), folder / "shards", seq_len=seq_len, vocab_size=600, eval_fraction=0.1, workers=1
+        )
+    )
     return folder / "shards"
 
 
