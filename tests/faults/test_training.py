@@ -33,6 +33,14 @@ def wait_for_step(tiny: TinyRun, step: int, process) -> None:
     wait_for(lambda: any(line["step"] >= step for line in tiny.lines()), process)
 
 
+def train_until(tiny: TinyRun, step: int, *overrides: str) -> None:
+    """Train, and stop the run by SIGTERM once it has logged `step`; it must save and exit with 75."""
+    process = start(tiny.train_command(*overrides))
+    wait_for_step(tiny, step, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+
+
 def wait_for(condition, process) -> None:
     """Until something is so, while the process runs."""
     end = time.monotonic() + 90
@@ -59,10 +67,7 @@ def test_another_life_on_a_finished_run_changes_nothing(undisturbed):
 
 def test_sigterm_saves_exits_75_and_the_next_life_goes_on_bit_equal(tmp_path, shards, undisturbed):
     tiny = TinyRun(tmp_path, shards)
-    process = start(tiny.train_command())
-    wait_for_step(tiny, 8, process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
+    train_until(tiny, 8)
     stopped = tiny.events("stop")[0]["step"]
     assert tiny.events("save")[-1]["step"] == stopped
     run(tiny.train_command())
@@ -99,10 +104,7 @@ def test_sigkill_at_random_moments_loses_nothing_committed(tmp_path, shards, und
 
 def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path, shards, undisturbed):
     tiny = TinyRun(tmp_path, shards)
-    process = start(tiny.train_command())
-    wait_for_step(tiny, 13, process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
+    train_until(tiny, 13)
     newest = sorted((tiny.directory / "checkpoints").glob("step-*"))[-1]
     flip_a_bit(newest / "rank-00000.safetensors")
     output = run(tiny.train_command())
@@ -114,10 +116,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path, shards, undis
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_trained_over(tmp_path, shards):
     tiny = TinyRun(tmp_path, shards)
-    process = start(tiny.train_command())
-    wait_for_step(tiny, 12, process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
+    train_until(tiny, 12)
     for checkpoint in (tiny.directory / "checkpoints").glob("step-*"):
         flip_a_bit(checkpoint / "rank-00000.safetensors")
     before = tiny.lines(), sorted((tiny.directory / "checkpoints").rglob("*"))
@@ -142,10 +141,7 @@ def test_a_batch_ramp_goes_on_bit_equal_after_a_stop(tmp_path, shards):
     for tiny in (whole, halves):
         tiny.folder.mkdir()
     run(whole.train_command(ramp))
-    process = start(halves.train_command(ramp))
-    wait_for_step(halves, 4, process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
+    train_until(halves, 4, ramp)
     run(halves.train_command(ramp))
     assert halves.curve() == whole.curve()
     tokens = [line["tokens"] for line in whole.lines() if "ar_loss" in line]
