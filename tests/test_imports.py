@@ -33,7 +33,13 @@ ORDER = (
 # Beside the order: a stage is given to an engine and knows of it only what an engine asks of a stage.
 FORBIDDEN = {"stages": {"engine", "checkpoint"}}
 EXCEPTIONS = {("stages", "rxt_dist.engine.interface")}
-DATA_PREP_MAY = ("rxt_dist.data.format", "rxt_dist.data.packing", "rxt_dist.errors", "rxt_dist.files", "data_prep")
+DATA_PREP_MAY = (
+    "rxt_dist.config",
+    "rxt_dist.data.format",
+    "rxt_dist.data.packing",
+    "rxt_dist.errors",
+    "rxt_dist.files",
+)
 COLLECTIVE_ROOMS = ("rxt_dist/engine", "rxt_dist/checkpoint", "rxt_dist/doctor.py")
 
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from rxt_dist.config.base import Config
 from rxt_dist.config.model import ModelConfig
-from rxt_dist.config.run import RunConfig
+from rxt_dist.config.run import DataConfig, RunConfig
 from rxt_dist.config.source import KeyPath, Tree, dotted
 from rxt_dist.errors import ConfigError, nearest
 
@@ -42,6 +42,7 @@ RESUMABLE = (
     "data.tokenizer",
     "data.mixture",
     "data.max_epochs",
+    "data.build",
     "train.micro_batch_rows",
     "train.recompute",
     "train.logit_chunk_tokens",
@@ -79,6 +80,18 @@ def load_model(path: Path, overrides: Sequence[str] = ()) -> ModelConfig:
     for override in overrides:
         tree.override(override, joined=())
     return _validated(ModelConfig, tree)
+
+
+def load_data(path: Path, overrides: Sequence[str] = ()) -> DataConfig:
+    """Read a data file alone; overrides count from the data (`seq_len=1024`).
+
+    Raises:
+        ConfigError: as `load_run`.
+    """
+    tree = Tree.read(path)
+    for override in overrides:
+        tree.override(override, joined=())
+    return _validated(DataConfig, tree)
 
 
 def is_model_file(path: Path) -> bool:

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from rxt_dist.config.base import Config
+from rxt_dist.config.corpus import BuildConfig
 from rxt_dist.config.model import ModelConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -43,6 +44,7 @@ class DataConfig(Config):
     seq_len: PositiveInt | None = Field(None, description="Row length in tokens; null: the data's own.")
     mixture: tuple[PhaseConfig, ...] = Field((), description="Phases; empty: every source by its share of the rows.")
     max_epochs: PositiveFloat = Field(4.0, description="Refuse a plan that repeats any source more often than this.")
+    build: BuildConfig | None = Field(None, description="How `rxt-dist data build` makes it; training ignores this.")
 
 
 class LinearSchedule(Config):

@@ -1,0 +1,27 @@
+"""`rxt-dist data`: from raw text to verified shards, and looking at what is in them.
+
+A verb a module; heavy imports stand inside the verbs, so that `--help` stays fast.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from rxt_dist.commands.data.build import build
+from rxt_dist.commands.data.sample import sample
+from rxt_dist.commands.data.show import show
+from rxt_dist.commands.data.stats import stats
+from rxt_dist.commands.data.tokenizer import tokenizer
+from rxt_dist.commands.data.verify import verify
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="""Turn text into token shards, check them, look at them.
+
+    Your own text in two commands: `rxt-dist data build my_texts/ --out data/mine`, then name `data/mine` in a run.
+    Nothing to train on yet? `rxt-dist data sample corpus/` writes a small English and Polish corpus.""",
+)
+
+for verb in (sample, tokenizer, build, verify, stats, show):
+    app.command()(verb)
