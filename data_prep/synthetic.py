@@ -16,7 +16,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rxt_dist.errors import DataError
 from rxt_dist.files import write_atomic
@@ -441,8 +441,16 @@ def interaction(rng: random.Random, language: str) -> Turn:
     return {"query": query, "answer": f"'{words[0]}' ma {lengths[0]}, a '{words[1]}' ma {lengths[1]}."}
 
 
-def _facts(rng: random.Random, language: str) -> list[tuple[Turn, Turn]]:
-    """(turn that tells a fact, turn that asks for it) about one person."""
+class Fact(NamedTuple):
+    """A turn that tells something, the turn that asks for it, and what the answer hangs on (both turns spell it)."""
+
+    tell: Turn
+    ask: Turn
+    value: str
+
+
+def facts(rng: random.Random, language: str) -> list[Fact]:
+    """Five facts about one person."""
     person, animal, thing = rng.choice(_PEOPLE[language]), rng.choice(_ANIMALS[language]), _thing(rng, language)
     place, number = rng.choice(_PLACES[language]), rng.choice(_NUMBERS[language])
     if language == "en":
@@ -471,16 +479,20 @@ def _facts(rng: random.Random, language: str) -> list[tuple[Turn, Turn]]:
             (f"Moja szczęśliwa liczba to {number}.", f"{_capital(number)}, już to zapisuję.",
              "Jaka jest moja szczęśliwa liczba?", f"Twoja szczęśliwa liczba to {number}."),
         )  # fmt: skip
-    return [({"query": a, "answer": b}, {"query": c, "answer": d}) for a, b, c, d in rows]
+    values = (str(person), str(animal), str(thing), place["at"], number)
+    return [
+        Fact({"query": a, "answer": b}, {"query": c, "answer": d}, value)
+        for (a, b, c, d), value in zip(rows, values, strict=True)
+    ]
 
 
 def dialogue(rng: random.Random, language: str) -> list[Turn]:
     """Five to eight turns: facts are told, something else is talked about, then the facts are asked for."""
-    chosen = rng.sample(_facts(rng, language), rng.randrange(2, 4))
+    chosen = rng.sample(facts(rng, language), rng.randrange(2, 4))
     between = [interaction(rng, language) for _ in range(rng.randrange(1, 3))]
-    asked = [ask for _, ask in chosen]
+    asked = [fact.ask for fact in chosen]
     rng.shuffle(asked)
-    return [tell for tell, _ in chosen] + between + asked
+    return [fact.tell for fact in chosen] + between + asked
 
 
 _SPEAKERS = {"en": ("User", "Model"), "pl": ("Użytkownik", "Model")}
@@ -542,6 +554,12 @@ def _language_files(language: str, text_bytes: int, seed: int) -> Iterator[tuple
     yield f"{language}/dialogues.jsonl", _jsonl(many, int(text_bytes * rest))
 
 
+def require_new_folder(out: Path) -> None:
+    """Raise DataError if `out` exists and holds something."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} already exists and is not empty. Name a new folder for the sample corpus.")
+
+
 def write_sample(out: Path, text_bytes: int = DEFAULT_BYTES, seed: int = 0) -> list[tuple[str, int]]:
     """Write about `text_bytes` of text, half English and half Polish, into folder `out`; return (file, bytes) of each.
 
@@ -550,8 +568,7 @@ def write_sample(out: Path, text_bytes: int = DEFAULT_BYTES, seed: int = 0) -> l
     Raises:
         DataError: `out` exists and holds something.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} already exists and is not empty. Name a new folder for the sample corpus.")
+    require_new_folder(out)
     written = []
     for language in LANGUAGES:
         for name, content in _language_files(language, text_bytes // len(LANGUAGES), seed):

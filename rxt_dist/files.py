@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
-from rxt_dist.errors import DiskError
+from rxt_dist.errors import ConfigError, DiskError
 
 _CHUNK_BYTES = 1 << 22
 
@@ -23,10 +24,16 @@ def fsync_dir(directory: Path) -> None:
         os.close(fd)
 
 
+def temporary_path(path: Path) -> Path:
+    """Where this process writes what is to become `path`: hidden, beside it, and no other process's name on any host
+    that shares the folder."""
+    return path.with_name(f".{path.name}.tmp.{socket.gethostname()}.{os.getpid()}")
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write `content` so that `path` holds either what it held before or all of it, whatever is killed when."""
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.tmp.{os.getpid()}")
+    temporary = temporary_path(path)
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -50,6 +57,31 @@ def sha256_file(path: Path) -> str:
         while block := file.read(_CHUNK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def require_folder(path: Path) -> None:
+    """Refuse, before work starts, a place where no folder is or can be made.
+
+    Raises:
+        ConfigError: a file stands there, or in the place of a folder above.
+    """
+    existing = path
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not existing.is_dir():
+        where = f"{path} cannot be a folder: {existing} is a file" if existing != path else f"{path} is a file"
+        raise ConfigError(f"{where}, and nothing is written over it. Name another folder.")
+
+
+def require_file_place(path: Path) -> None:
+    """Refuse, before work starts, a place where no file can be written.
+
+    Raises:
+        ConfigError: it is a folder, or would be below a file.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder, but a file is to be written. Name a file in it.")
+    require_folder(path.parent)
 
 
 def require_free_space(directory: Path, needed_bytes: int, purpose: str) -> None:

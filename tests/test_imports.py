@@ -35,10 +35,29 @@ FORBIDDEN = {"stages": {"engine", "checkpoint"}}
 EXCEPTIONS = {("stages", "rxt_dist.engine.interface")}
 DATA_PREP_MAY = (
     "rxt_dist.config",
+    "rxt_dist.data.dialogues",
     "rxt_dist.data.format",
+    "rxt_dist.data.interactions",
     "rxt_dist.data.packing",
+    "rxt_dist.data.spare",
+    "rxt_dist.data.verify",
     "rxt_dist.errors",
     "rxt_dist.files",
+)
+# The rooms of data_prep, in the same way.
+DATA_PREP_ORDER = (
+    "readers",
+    "languages",
+    "corpora",
+    "units",
+    "pictures",
+    "synthetic",
+    "tokenizing",
+    "cleaning",
+    "building",
+    "shards",
+    "interactions",
+    "megatron",
 )
 COLLECTIVE_ROOMS = ("rxt_dist/engine", "rxt_dist/checkpoint", "rxt_dist/doctor.py")
 
@@ -49,8 +68,12 @@ def sources(*folders: str) -> list[Path]:
 
 def imports(path: Path) -> set[str]:
     """Dotted names of all that a file imports, wherever in it; `from a import b` gives `a` and `a.b`."""
+    return imports_in(path.read_text(encoding="utf-8"), path)
+
+
+def imports_in(source: str, path: Path) -> set[str]:
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -103,6 +126,19 @@ def test_data_preparation_knows_the_shard_format_only(path: Path) -> None:
     ]
     assert outside == []
     assert imports_of(path, "torch") == imports_of(path, "deepspeed") == []
+
+
+@pytest.mark.parametrize("path", sources("data_prep"), ids=name_of)
+def test_rooms_of_data_preparation_import_one_way(path: Path) -> None:
+    own = path.relative_to(ROOT / "data_prep").parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    assert own in DATA_PREP_ORDER, f"{path}: a new room; give it a place in DATA_PREP_ORDER"
+    allowed = set(DATA_PREP_ORDER[: DATA_PREP_ORDER.index(own) + 1])
+    # What stands under `if TYPE_CHECKING` is not imported.
+    runtime = path.read_text(encoding="utf-8").replace("if TYPE_CHECKING:\n    from data_prep.units import Unit\n", "")
+    found = {name for name in imports_in(runtime, path) if name.startswith("data_prep.")}
+    assert sorted(name for name in found if room(name) not in allowed) == []
 
 
 @pytest.mark.parametrize("path", sources("launch"), ids=name_of)

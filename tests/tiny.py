@@ -11,9 +11,8 @@ import torch
 from rxt_dist.config.load import load_model
 from rxt_dist.config.model import ModelConfig
 from rxt_dist.config.run import OptimizerConfig, ParallelConfig, RunConfig, StageConfig, TrainConfig
-from rxt_dist.data.dataset import RawRows
 from rxt_dist.data.format import SPECIAL_COUNT
-from rxt_dist.data.loader import Batch, make_batch
+from rxt_dist.data.loader import Batch, host_batch
 from rxt_dist.model.init import initialise
 from rxt_dist.model.reactive import ReactiveTransformer
 from rxt_dist.stages.joint import JointStage
@@ -78,12 +77,13 @@ def packed_batch(step: int = 0, lengths: tuple[tuple[int, ...], ...] = LENGTHS) 
     tokens = np.random.default_rng(step).integers(SPECIAL_COUNT, 128, (rows, TOKENS)).astype(np.uint16)
     for row, documents in enumerate(lengths):
         tokens[row, sum(documents) :] = 0
-    raw = RawRows(
-        tokens_NT=tokens,
-        seg_count_N=np.array([len(documents) for documents in lengths]),
-        seg_len_S=np.array([length for documents in lengths for length in documents]),
-    )
-    return make_batch(raw, np.zeros(rows, np.int64), np.arange(rows, dtype=np.int64) + step * rows)
+    return host_batch(
+        torch.from_numpy(tokens.view(np.int16)),
+        np.array([len(documents) for documents in lengths]),
+        np.array([length for documents in lengths for length in documents]),
+        np.zeros(rows, np.int64),
+        np.arange(rows, dtype=np.int64) + step * rows,
+    ).to(torch.device("cpu"))
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:

@@ -188,7 +188,7 @@ class CheckpointStore:
         """
         pointer = self.directory / LATEST
         if pointer.exists():
-            name = pointer.read_text(errors="replace").strip()
+            name = pointer.read_text(encoding="utf-8", errors="replace").strip()
             if not name or not (self.directory / name).is_dir():
                 report(f"{pointer} names '{name}', which does not exist; looking at the folders instead.")
         for step, folder in reversed(self._folders(_FINAL)):

@@ -36,6 +36,8 @@ class CleanConfig(Config):
     max_ngram_repetition: Share = Field(
         1.0, description="Drop a document when more than this share of its words is in repeated 10-grams."
     )
-    min_letters: Share = Field(0.0, description="Drop a document when a smaller share of it is letters.")
+    min_letters: Share = Field(
+        0.0, description="Drop a document when letters are a smaller share of it, white space aside."
+    )
     exact_duplicates: bool = Field(False, description="Drop all but the first document of equal text.")
     near_duplicates: NearDuplicateConfig | None = Field(None, description="Drop near-duplicates; null: keep them.")

@@ -11,7 +11,21 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from rxt_dist.config.base import Config
 from rxt_dist.config.clean import CleanConfig
 
-_SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+# What a dataset holds beside the folders of its sources.
+RESERVED_NAMES = frozenset(
+    {f"{name}.json" for name in ("dataset", "build", "plan", "tokenizer", "clean", "interactions", "origin")}
+    | {"spare.zip", "units", "duplicates"}
+)
+
+
+def source_name_problem(name: str) -> str | None:
+    """What is wrong with the name of a source, which becomes a folder of the dataset; None if nothing is."""
+    if not _SOURCE_NAME.fullmatch(name):
+        return f"'{name}' must be up to 100 lower-case letters, digits, '.', '_' or '-', as it names a folder"
+    if name in RESERVED_NAMES:
+        return f"'{name}' is the name of something else in a dataset; choose another one"
+    return None
 
 
 class SourceConfig(Config):
@@ -27,7 +41,7 @@ class SourceConfig(Config):
     language: str | None = Field(None, description="Language tag of every document; null: see language_column.")
     text_column: str | None = Field(None, description="Column of the text; null: the first of the usual names.")
     language_column: str | None = Field(
-        None, description="Column of the language; null: `language` or `lang`, else the file's name, else a guess."
+        None, description="Column of the language; null: `language` or `lang`, else names and a guess."
     )
     documents: PositiveInt | None = Field(None, description="Documents as published; only `data plan` uses it.")
     text_gb: PositiveFloat | None = Field(None, description="Text in GB as published; only `data plan` uses it.")
@@ -35,8 +49,9 @@ class SourceConfig(Config):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, value: str) -> str:
-        if not _SOURCE_NAME.fullmatch(value):
-            raise ValueError(f"'{value}' must be lower-case letters, digits, '.', '_' or '-', as it names a folder")
+        problem = source_name_problem(value)
+        if problem:
+            raise ValueError(problem)
         return value
 
     @model_validator(mode="after")
@@ -49,7 +64,7 @@ class SourceConfig(Config):
 class BuildConfig(Config):
     """How `rxt-dist data build DATA.yaml` makes the shards in `path`."""
 
-    sources: tuple[SourceConfig, ...] = Field(description="Where the text comes from.")
+    sources: tuple[SourceConfig, ...] = Field((), description="Where the text comes from.")
     tokenizer: Path | None = Field(None, description="tokenizer.json; null: one is trained on the sources.")
     vocab_size: PositiveInt = Field(4096, description="Ids of the tokenizer that is trained when none is given.")
     backend: Literal["auto", "tokenizers", "gigatoken"] = Field(
@@ -58,14 +73,16 @@ class BuildConfig(Config):
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.02, description="Share of the documents held out, chosen by hash of their text."
     )
-    unit_mb: PositiveInt = Field(256, description="Text in MB that is committed as one unit of work.")
-    max_document_mb: PositiveInt = Field(64, description="Skip, and count, documents above this many MB of text.")
+    unit_mb: float | None = Field(
+        None, ge=0.001, description="Text in MB that is committed as one unit of work; null: a 64th of all, 16 to 256."
+    )
+    max_document_mb: PositiveFloat = Field(32.0, description="Skip, and count, documents above this many MB of text.")
     clean: CleanConfig = CleanConfig()
 
     @model_validator(mode="after")
     def _distinct_sources(self) -> Self:
         names = [source.name for source in self.sources]
         twice = sorted({name for name in names if names.count(name) > 1})
-        if not names or twice:
-            raise ValueError(f"sources must be one or more with distinct names; given twice: {twice}")
+        if twice:
+            raise ValueError(f"sources must have distinct names; given twice: {', '.join(twice)}")
         return self

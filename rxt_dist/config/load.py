@@ -83,12 +83,13 @@ def load_model(path: Path, overrides: Sequence[str] = ()) -> ModelConfig:
 
 
 def load_data(path: Path, overrides: Sequence[str] = ()) -> DataConfig:
-    """Read a data file alone; overrides count from the data (`seq_len=1024`).
+    """Read a data file alone; overrides count from the data (`seq_len=1024`). A folder stands for a file that names it
+    as `path`.
 
     Raises:
         ConfigError: as `load_run`.
     """
-    tree = Tree.read(path)
+    tree = Tree(str(path), {"path": str(path)}) if path.is_dir() else Tree.read(path)
     for override in overrides:
         tree.override(override, joined=())
     return _validated(DataConfig, tree)

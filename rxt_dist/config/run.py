@@ -28,10 +28,36 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class PhaseConfig(Config):
-    """One phase of the data mixture."""
+    """One phase of the data mixture, in one of three forms: weights, tokens_per_source or languages."""
 
-    tokens: PositiveInt | None = Field(None, description="Tokens this phase lasts; null: until the end of training.")
-    weights: dict[str, PositiveFloat] = Field(description="Share of each source, relative to the others.")
+    tokens: PositiveInt | None = Field(
+        None, description="Tokens this phase lasts; null: the sum of tokens_per_source, else until the end of training."
+    )
+    weights: dict[str, PositiveFloat] = Field({}, description="Share of each source, relative to the others.")
+    tokens_per_source: dict[str, PositiveInt] = Field(
+        {}, description="Tokens of each source; together they are the length of the phase."
+    )
+    languages: dict[str, PositiveFloat] = Field(
+        {}, description="Share of each language, relative to the others; within a language sources go by size."
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        forms = ("weights", "tokens_per_source", "languages")
+        given = [name for name in forms if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(
+                f"a phase needs one of {', '.join(forms)}, with at least one share in it, and has {given or 'none'}"
+            )
+        total = sum(self.tokens_per_source.values())
+        if total and self.tokens not in (None, total):
+            raise ValueError(f"tokens is {self.tokens:,}, but tokens_per_source adds up to {total:,}: leave out tokens")
+        return self
+
+    @property
+    def length(self) -> int | None:
+        """Tokens of the phase; None: it lasts until the end of training."""
+        return self.tokens or sum(self.tokens_per_source.values()) or None
 
 
 class DataConfig(Config):

@@ -6,9 +6,10 @@ itself is checked there (config/model.py, config/run.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rxt_dist.config.run import RampConfig, RunConfig
+from rxt_dist.config.run import PhaseConfig, RampConfig, RunConfig
 from rxt_dist.errors import ConfigError, nearest
 
 _SHOWN = 8
@@ -132,25 +133,33 @@ def _check_schedule(config: RunConfig) -> None:
 def _check_mixture(config: RunConfig, facts: DataFacts | None) -> None:
     phases = config.data.mixture
     for index, phase in enumerate(phases):
-        if not phase.weights:
-            raise ConfigError(f"data.mixture.{index}.weights is empty: give at least one source a positive share.")
-        for source in phase.weights if facts else ():
+        for source in {**phase.weights, **phase.tokens_per_source} if facts else ():
             if facts and source not in facts.sources:
                 known = ", ".join(facts.sources)
                 raise ConfigError(
-                    f"data.mixture.{index}.weights names '{source}', but {config.data.path} holds {known}."
+                    f"data.mixture.{index} names '{source}', but {config.data.path} holds {known}."
                     f"{nearest(source, facts.sources)}"
                 )
-        if phase.tokens is None and index != len(phases) - 1:
+    check_phases(phases, config.train.total_tokens)
+
+
+def check_phases(phases: Sequence[PhaseConfig], total_tokens: int | None) -> None:
+    """Refuse phases that do not cover a training of `total_tokens`; None: a training as long as they are.
+
+    Raises:
+        ConfigError: a phase before the last has no length, or together they are shorter than the training.
+    """
+    for index, phase in enumerate(phases[:-1]):
+        if phase.length is None:
             raise ConfigError(
                 f"data.mixture.{index}.tokens is not set, so the phases after it would never begin: set it; only the "
                 f"last phase may last until the end."
             )
-    covered = sum(phase.tokens or 0 for phase in phases)
-    if phases and phases[-1].tokens is not None and covered < config.train.total_tokens:
+    covered = sum(phase.length or 0 for phase in phases)
+    if total_tokens is not None and phases and phases[-1].length is not None and covered < total_tokens:
         raise ConfigError(
-            f"data.mixture covers {covered:,} tokens of train.total_tokens {config.train.total_tokens:,}: leave out "
-            f"the last phase's tokens, so that it lasts until the end."
+            f"data.mixture covers {covered:,} tokens of a training of {total_tokens:,}: lengthen the last phase, or "
+            f"leave out its tokens, so that it lasts until the end."
         )
 
 
@@ -205,14 +214,13 @@ def _check_portion(name: str, tokens: int, config: RunConfig, world_size: int, s
     micro = config.train.micro_batch_rows
     if tokens % seq_len:
         raise ConfigError(
-            f"{name} ({tokens:,}) is not a whole number of rows of {seq_len} tokens: use "
-            f"{_neighbours(tokens, seq_len)}."
+            f"{name} ({tokens:,}) is not a whole number of rows of {seq_len} tokens: use {neighbours(tokens, seq_len)}."
         )
     rows = tokens // seq_len
     if rows % (world_size * micro) == 0:
         return
     portion = world_size * micro * seq_len
-    advice = f"set {name} to {_neighbours(tokens, portion)}"
+    advice = f"set {name} to {neighbours(tokens, portion)}"
     if rows % world_size == 0:
         advice += f", or train.micro_batch_rows to {_one_of(divisors(rows // world_size))}"
     raise ConfigError(
@@ -232,7 +240,7 @@ def _one_of(values: list[int]) -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} or {shown[-1]}"
 
 
-def _neighbours(tokens: int, unit: int) -> str:
+def neighbours(tokens: int, unit: int) -> str:
     """The multiples of `unit` next below and above."""
     below = tokens // unit * unit
     return f"{below} or {below + unit}" if below else str(unit)

@@ -1,19 +1,28 @@
 """Random access to the rows of a dataset, by byte offset.
 
 A row is a slice of a memory map, at an offset that the manifest states; Arrow is not involved, because reading one of
-its record batches makes the system fetch the whole file. Nothing is loaded at opening but the manifest. Arrow has no
-checksum, so every shard is hashed once, when its first row is asked for, and a damaged one is refused by name.
+its record batches makes the system fetch the whole file. Nothing is loaded at opening but the manifest. Every row is
+checked against its own checksum when it is read, so a flipped bit anywhere is found before its row is used, no file is
+hashed before work starts, and what was sound a day ago is not taken on trust.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+import os
+import resource
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from rxt_dist.data.format import (
     TOKENIZER_FILE,
@@ -21,14 +30,17 @@ from rxt_dist.data.format import (
     DatasetManifest,
     ShardInfo,
     SourceInfo,
-    blake3_file,
     load_manifest,
-    tokenizer_fingerprint,
+    row_sum,
+    sums_file,
 )
 from rxt_dist.data.sampler import OrderSource
+from rxt_dist.data.verify import SUM_BYTES, size_problem, sums_problem
 from rxt_dist.errors import ConfigError, DataError
 
-_REPAIR = "Delete the file and run the same `rxt-dist data build` again: it rebuilds exactly the units that miss one."
+_STAT_THREADS, _STAT_FILES = 16, 64
+# Files that a process opens besides shards: sockets, libraries, devices, checkpoints.
+_OTHER_FILES = 512
 
 
 @dataclass(frozen=True)
@@ -50,71 +62,136 @@ class Segment:
 
 
 class _Batch:
-    """Views of one record batch's buffers in the shard's memory map."""
+    """Views of one record batch's buffers in the shard's memory map.
+
+    The views of segments reach to the next buffer: how many segments there are is itself read from the file, and is
+    right only where a row's checksum says so.
+    """
 
     def __init__(self, whole: npt.NDArray[np.uint8], info: BatchInfo, seq_len: int) -> None:
-        def view(offset: int, dtype: str, count: int) -> npt.NDArray[np.generic]:
+        def view(offset: int, dtype: str, count: int) -> npt.NDArray[Any]:
             return np.frombuffer(whole, dtype=dtype, count=count, offset=offset)
 
         self.tokens = view(info.tokens, "<u2", info.rows * seq_len).reshape(info.rows, seq_len)
-        self.bounds = view(info.seg_len_offsets, "<i8", info.rows + 1)
-        segments = int(self.bounds[-1])
+        # One number at a time is read of these and of the checksums: from a memoryview that costs a tenth.
+        self.bounds = view(info.seg_len_offsets, "<i8", info.rows + 1).data
+        segments = (info.seg_doc_offsets - info.seg_len) // 2
         self.seg_len = view(info.seg_len, "<u2", segments)
-        self.seg_doc = view(info.seg_doc, "<u4", segments)
-        self.seg_off = view(info.seg_off, "<u4", segments)
+        self.seg_doc = view(info.seg_doc, "<u4", min(segments, (info.seg_off_offsets - info.seg_doc) // 4))
+        self.seg_off = view(info.seg_off, "<u4", min(segments, (len(whole) - info.seg_off) // 4))
 
 
 class _Shard:
-    """One verified, mapped shard."""
+    """One mapped shard and its row checksums; record batches are looked at when first used."""
 
-    def __init__(self, path: Path, info: ShardInfo, seq_len: int) -> None:
-        problem = shard_problem(path, info)
-        if problem:
-            raise DataError(f"Shard {path} {problem}. {_REPAIR}")
-        with open(path, "rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    def __init__(self, root: Path, info: ShardInfo, seq_len: int) -> None:
+        self._root, self._info, self._seq_len = root, info, seq_len
+        path, sums = root / info.file, root / sums_file(info.file)
+        for name, problem in ((path, size_problem(path, info.bytes)), (sums, sums_problem(sums, info))):
+            if problem:
+                raise DataError(problem_text(root, f"{name} {problem}"))
+        try:
+            with open(path, "rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise DataError(problem_text(root, f"{path} cannot be read ({error.strerror})")) from error
         # Rows are asked for in random order: reading ahead would fetch megabytes to use kilobytes.
         mapped.madvise(mmap.MADV_RANDOM)
-        whole = np.frombuffer(mapped, dtype=np.uint8)
-        self._batches = [_Batch(whole, batch, seq_len) for batch in info.batches]
-        self._ends = np.cumsum([batch.rows for batch in info.batches])
+        self._whole = np.frombuffer(mapped, dtype=np.uint8)
+        # A map too, without an open file: the checksums of a large dataset are hundreds of megabytes.
+        with pa.memory_map(str(sums)) as source:
+            self._sums = memoryview(source.read_buffer()).cast("Q")
+        self._batches: list[_Batch | None] = [None] * len(info.batches)
+        self._ends = list(accumulate(batch.rows for batch in info.batches))
 
     def locate(self, row: int) -> tuple[_Batch, int]:
-        index = int(np.searchsorted(self._ends, row, side="right"))
-        return self._batches[index], row - (int(self._ends[index - 1]) if index else 0)
+        """The record batch of a row, and the row's number in it."""
+        index = bisect_right(self._ends, row)
+        batch = self._batches[index]
+        if batch is None:
+            batch = self._batches[index] = _Batch(self._whole, self._info.batches[index], self._seq_len)
+        return batch, row - self._ends[index - 1] if index else row
+
+    def read(self, row: int, tokens_T: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
+        """Copy a row's tokens and return its segment lengths; what is checked is the copy that will be used.
+
+        Raises:
+            DataError: they do not match the row's checksum.
+        """
+        batch, local = self.locate(row)
+        tokens_T[:] = batch.tokens[local]
+        start, stop = batch.bounds[local], batch.bounds[local + 1]
+        seg_len = batch.seg_len[start:stop].copy()
+        # Python cuts a slice that reaches too far; an offset that made it reach there is damage too.
+        if len(seg_len) != stop - start or row_sum(tokens_T, seg_len) != self._sums[row]:
+            raise DataError(
+                problem_text(
+                    self._root,
+                    f"Row {row} of shard {self._root / self._info.file} does not match its checksum: a bit of its "
+                    f"tokens or segment lengths was flipped, or the file was overwritten",
+                )
+            )
+        return seg_len
 
 
 class _Split:
     """The shards of one source and split, opened when first used."""
 
-    def __init__(self, root: Path, shards: tuple[ShardInfo, ...], seq_len: int) -> None:
-        self._root, self._infos, self._seq_len = root, shards, seq_len
-        self._shards: dict[int, _Shard] = {}
-        self._ends = np.cumsum([shard.rows for shard in shards], dtype=np.int64)
+    def __init__(self, root: Path, shards: tuple[ShardInfo, ...], seq_len: int, opened: _Opened) -> None:
+        self._root, self._infos, self._seq_len, self._opened = root, shards, seq_len, opened
+        self._shards: list[_Shard | None] = [None] * len(shards)
+        self._ends = list(accumulate(shard.rows for shard in shards))
 
     @property
     def rows(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._ends[-1] if self._ends else 0
 
-    def locate(self, row: int) -> tuple[_Batch, int]:
+    def locate(self, row: int) -> tuple[_Shard, int]:
         if not 0 <= row < self.rows:
             raise IndexError(f"row {row} of {self.rows}")
-        index = int(np.searchsorted(self._ends, row, side="right"))
-        if index not in self._shards:
-            info = self._infos[index]
-            self._shards[index] = _Shard(self._root / info.file, info, self._seq_len)
-        return self._shards[index].locate(row - (int(self._ends[index - 1]) if index else 0))
+        index = bisect_right(self._ends, row)
+        shard = self._shards[index]
+        if shard is None:
+            shard = self._shards[index] = _Shard(self._root, self._infos[index], self._seq_len)
+            self._opened.add(self, index)
+        return shard, row - self._ends[index - 1] if index else row
+
+    def close(self, index: int) -> None:
+        """Forget a shard; its map goes when nobody reads from it any more."""
+        self._shards[index] = None
+
+
+class _Opened:
+    """Keeps the number of mapped shards below the process's limit of open files, since every map holds one.
+
+    The oldest goes first: reads are random, so none is more likely than another to be asked for next.
+    """
+
+    def __init__(self, shards: int) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = shards + _OTHER_FILES
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        self._most = max(1, wanted - _OTHER_FILES if soft == resource.RLIM_INFINITY else soft - _OTHER_FILES)
+        self._order: deque[tuple[_Split, int]] = deque()
+
+    def add(self, split: _Split, index: int) -> None:
+        self._order.append((split, index))
+        if len(self._order) > self._most:
+            oldest, at = self._order.popleft()
+            oldest.close(at)
 
 
 class TokenDataset:
-    """An open dataset. Shards are verified at their first use; several threads may read.
+    """An open dataset. Every row is checked as it is read; several threads may read.
 
     Args:
         root: the folder that `rxt-dist data build` made.
         tokenizer_sha256: fingerprint of the tokenizer that the caller uses, if it has one.
 
     Raises:
-        DataError: no dataset there, a shard missing or of the wrong size, another tokenizer.
+        DataError: no dataset there, a file missing or of the wrong size, another tokenizer.
     """
 
     def __init__(self, root: Path, tokenizer_sha256: str | None = None) -> None:
@@ -127,12 +204,13 @@ class TokenDataset:
                 f"{tokenizer_sha256[:16]}...: every id would mean something else. Use {root / TOKENIZER_FILE}, or "
                 f"build the data again with the other tokenizer."
             )
-        for shard in self.manifest.shards():
-            problem = size_problem(root / shard.file, shard)
-            if problem:
-                raise DataError(f"Shard {root / shard.file} {problem}. {_REPAIR}")
+        shards = list(self.manifest.shards())
+        problem = _first_size_problem(root, shards)
+        if problem:
+            raise DataError(problem_text(root, problem))
+        opened = _Opened(len(shards))
         self._splits = {
-            (index, name): _Split(root, source.split(name).shards, self.seq_len)
+            (index, name): _Split(root, source.split(name).shards, self.seq_len, opened)
             for index, source in enumerate(self.manifest.sources)
             for name in ("train", "eval")
         }
@@ -166,67 +244,65 @@ class TokenDataset:
         """Number of rows of a source (by index) in a split ("train" or "eval")."""
         return self._splits[source, split].rows
 
-    def read(self, split: str, source_N: npt.NDArray[np.int64], row_N: npt.NDArray[np.int64]) -> RawRows:
-        """Copy N rows out of the shards: about 3 us a row from a cached file.
+    def read(
+        self,
+        split: str,
+        source_N: npt.NDArray[np.int64],
+        row_N: npt.NDArray[np.int64],
+        into: npt.NDArray[np.uint16] | None = None,
+    ) -> RawRows:
+        """Copy N rows out of the shards and check each: about 4 us a row of 8,192 tokens from a cached file.
+
+        `into` is memory for the tokens, uint16 [N, T] and contiguous; without it they are given new memory.
 
         Raises:
-            DataError: a row's shard is damaged.
+            DataError: a row is damaged; the message names its shard.
         """
-        tokens_NT = np.empty((len(row_N), self.seq_len), dtype=np.uint16)
-        seg_count_N = np.empty(len(row_N), dtype=np.int64)
+        tokens_NT = np.empty((len(row_N), self.seq_len), dtype=np.uint16) if into is None else into
         lengths = []
-        for at, (source, row) in enumerate(zip(source_N.tolist(), row_N.tolist(), strict=True)):
-            batch, local = self._splits[source, split].locate(row)
-            tokens_NT[at] = batch.tokens[local]
-            start, stop = batch.bounds[local : local + 2].tolist()
-            lengths.append(batch.seg_len[start:stop])
-            seg_count_N[at] = stop - start
-        seg_len_S = np.concatenate(lengths).astype(np.int64) if lengths else np.empty(0, dtype=np.int64)
+        for tokens_T, source, row in zip(tokens_NT, source_N.tolist(), row_N.tolist(), strict=True):
+            shard, local = self._splits[source, split].locate(row)
+            lengths.append(shard.read(local, tokens_T))
+        seg_count_N = np.array([len(seg_len) for seg_len in lengths], dtype=np.int64)
+        seg_len_S = np.concatenate(lengths, dtype=np.int64) if lengths else np.empty(0, dtype=np.int64)
         return RawRows(tokens_NT, seg_count_N, seg_len_S)
 
     def segments(self, split: str, source: int, row: int) -> list[Segment]:
-        """The document pieces of one row, in order."""
-        batch, local = self._splits[source, split].locate(row)
-        start, stop = batch.bounds[local : local + 2].tolist()
+        """The document pieces of one row, in order.
+
+        Raises:
+            DataError: the row is damaged.
+        """
+        shard, local = self._splits[source, split].locate(row)
+        shard.read(local, np.empty(self.seq_len, dtype=np.uint16))
+        batch, local = shard.locate(local)
+        start, stop = batch.bounds[local], batch.bounds[local + 1]
         columns = (batch.seg_len, batch.seg_doc, batch.seg_off)
         return [Segment(*values) for values in zip(*(column[start:stop].tolist() for column in columns), strict=True)]
 
 
-def size_problem(path: Path, info: ShardInfo) -> str | None:
-    """What a look at the directory says is wrong with a shard, or None."""
-    if not path.is_file():
-        return "is missing"
-    size = path.stat().st_size
-    return None if size == info.bytes else f"has {size:,} bytes instead of {info.bytes:,} (truncated or overwritten)"
+def problem_text(root: Path, problem: str) -> str:
+    """What is wrong with a file of the dataset, and what to do about it."""
+    return f"{problem}. Run `rxt-dist data verify {root} --repair`, which finds all that is damaged and mends it."
 
 
-def shard_problem(path: Path, info: ShardInfo) -> str | None:
-    """What is wrong with a shard's size or content, or None. Reads the whole file, at 1-3 GB/s when it is cached."""
-    problem = size_problem(path, info)
-    if problem is None and blake3_file(path) != info.blake3:
-        return "does not have the content its manifest states (blake3 differs: a flipped bit or another file)"
-    return problem
+def _first_size_problem(root: Path, shards: Sequence[ShardInfo]) -> str | None:
+    """The first missing or wrongly sized file, by a look at all of them.
 
-
-def verify_dataset(root: Path, on_shard: Callable[[ShardInfo], None]) -> list[tuple[str, str]]:
-    """Hash every file of a dataset; return (file, problem) for each damaged one.
-
-    Raises:
-        DataError: the manifest itself cannot be used.
+    A look costs microseconds on a local disk and most of a millisecond on a network one, so many are made at once.
     """
-    manifest = load_manifest(root)
-    damaged = []
-    tokenizer = root / TOKENIZER_FILE
-    try:
-        if tokenizer_fingerprint(tokenizer.read_text()) != manifest.tokenizer_sha256:
-            damaged.append((TOKENIZER_FILE, "is not the tokenizer that made the shards"))
-    except FileNotFoundError:
-        damaged.append((TOKENIZER_FILE, "is missing"))
-    except (ValueError, KeyError, TypeError):
-        damaged.append((TOKENIZER_FILE, "is not a tokenizer file"))
-    for shard in manifest.shards():
-        problem = shard_problem(root / shard.file, shard)
-        if problem:
-            damaged.append((shard.file, problem))
-        on_shard(shard)
-    return damaged
+    folder = str(root)
+
+    def first(part: Sequence[ShardInfo]) -> str | None:
+        for shard in part:
+            for file, size in ((shard.file, shard.bytes), (sums_file(shard.file), SUM_BYTES * shard.rows)):
+                path = os.path.join(folder, file)
+                if problem := size_problem(path, size):
+                    return f"{path} {problem}"
+        return None
+
+    parts = [shards[start : start + _STAT_FILES] for start in range(0, len(shards), _STAT_FILES)]
+    if len(parts) < 2:
+        return first(shards)
+    with ThreadPoolExecutor(_STAT_THREADS) as pool:
+        return next(filter(None, pool.map(first, parts)), None)

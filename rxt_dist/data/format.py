@@ -5,11 +5,14 @@ A dataset is a folder:
     dataset.json                    the top manifest, written last; without it there is no dataset
     tokenizer.json                  a copy of the tokenizer that made the ids
     <source>/train/<unit>-000.arrow rows of one source and split, one or more shards per unit of work
+    <source>/train/<unit>-000.sums  a checksum of every row of that shard
     <source>/eval/<unit>-000.arrow  the held-out documents of the same source
     units/<unit>.json               written after the unit's shards; a shard that no unit names does not exist
 
 A shard is an uncompressed Arrow IPC file of rows of exactly `seq_len` tokens, so any Arrow reader opens it. Training
 does not read it through Arrow: the manifest holds the byte offset of every buffer, and a row is a slice of the file.
+Arrow has no checksums, so each shard has a file of them beside it: little-endian uint64 [rows], xxh3_64 over a row's
+token bytes followed by the bytes of its segment lengths. A reader checks what it reads, when it reads it.
 Building imports this module, so it imports neither torch nor the tokenizer library.
 """
 
@@ -18,22 +21,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import blake3
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import xxhash
 
 from rxt_dist.errors import ConfigError, DataError
-from rxt_dist.files import fsync_dir
+from rxt_dist.files import fsync_dir, temporary_path
 
 FORMAT_NAME = "rxt-shards"
 FORMAT_VERSION = 1
 BOUNDARY_POLICY = "bos-eos"
+INTERACTION_BOUNDARIES = "interactions"  # the same, with the parts of an interaction between them
 BATCH_ROWS = 4096
 SHARD_ROWS = 65_536
 MAX_VOCABULARY = 65_536
@@ -49,6 +54,7 @@ SPECIAL_COUNT = len(SPECIAL_TOKENS)
 DATASET_FILE = "dataset.json"
 TOKENIZER_FILE = "tokenizer.json"
 SPLITS = ("train", "eval")
+SHARD_SUFFIX, SUMS_SUFFIX = ".arrow", ".sums"
 
 _READ_BYTES = 1 << 22
 
@@ -90,17 +96,6 @@ class PackedRows:
         )
 
 
-def concat_rows(parts: list[PackedRows]) -> PackedRows:
-    """The rows of all parts, in order."""
-    return PackedRows(
-        np.concatenate([part.tokens_RT for part in parts]),
-        np.concatenate([part.seg_count_R for part in parts]),
-        np.concatenate([part.seg_len_S for part in parts]),
-        np.concatenate([part.seg_doc_S for part in parts]),
-        np.concatenate([part.seg_off_S for part in parts]),
-    )
-
-
 def check_rows(rows: PackedRows, vocab_size: int) -> None:
     """Assert what every reader relies on: ids below the vocabulary, PAD only after the last segment, special ids only
     at a segment's ends (BOS where a document begins, EOS where it may end).
@@ -134,8 +129,8 @@ def check_rows(rows: PackedRows, vocab_size: int) -> None:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    """JSON with sorted keys and no spaces: equal values give equal text. A dataclass counts as its fields."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=vars)
 
 
 def digest_json(value: Any) -> str:
@@ -165,6 +160,25 @@ def blake3_file(path: Path) -> str:
     return str(digest.hexdigest())
 
 
+def row_sum(tokens_T: npt.NDArray[np.uint16], seg_len: npt.NDArray[np.uint16]) -> int:
+    """xxh3_64 of one row: its tokens' bytes, then its segment lengths' (both contiguous, little-endian uint16)."""
+    digest = xxhash.xxh3_64(tokens_T.data)
+    digest.update(seg_len.data)
+    return digest.intdigest()
+
+
+def row_sums(rows: PackedRows) -> npt.NDArray[np.uint64]:
+    """`row_sum` of every row, "<u8" [R]."""
+    bounds = np.concatenate(([0], np.cumsum(rows.seg_count_R))).tolist()
+    sums = [row_sum(rows.tokens_RT[r], rows.seg_len_S[bounds[r] : bounds[r + 1]]) for r in range(rows.rows)]
+    return np.array(sums, dtype="<u8")
+
+
+def sums_file(file: str) -> str:
+    """The file of row checksums that belongs to a shard: `x.arrow` has `x.sums`."""
+    return file.removesuffix(SHARD_SUFFIX) + SUMS_SUFFIX
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Manifests
 # ---------------------------------------------------------------------------------------------------------------------
@@ -187,11 +201,11 @@ class Totals:
         return Totals(**{name: mine[name] + theirs[name] for name in mine})
 
 
-@dataclass(frozen=True)
-class BatchInfo:
+class BatchInfo(NamedTuple):
     """Where one record batch lies in its file: byte offsets of the buffers that a reader slices.
 
-    A list column has two buffers, int64 list offsets [rows + 1] and the values.
+    A list column has two buffers, int64 list offsets [rows + 1] and the values. In JSON it is a list of these numbers:
+    a large dataset has hundreds of thousands of record batches, and names would make its manifest slow to read.
     """
 
     rows: int
@@ -206,18 +220,22 @@ class BatchInfo:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard: `file` relative to the dataset folder, `first_document` the smallest ordinal of its first row."""
+    """One shard: `file` relative to the dataset folder, `first_document` the smallest ordinal of its first row.
+
+    `blake3` is the hash of the shard, `row_sums_blake3` that of the file of row checksums beside it.
+    """
 
     file: str
     rows: int
     bytes: int
     blake3: str
+    row_sums_blake3: str
     first_document: int
     batches: tuple[BatchInfo, ...]
 
     @staticmethod
     def from_dict(value: Mapping[str, Any]) -> ShardInfo:
-        batches = tuple(BatchInfo(**batch) for batch in value["batches"])
+        batches = tuple(BatchInfo(*batch) for batch in value["batches"])
         return ShardInfo(**{**value, "batches": batches})
 
 
@@ -268,8 +286,20 @@ class InputFile:
 
 
 @dataclass(frozen=True)
+class FileInfo:
+    """A file of the dataset folder that is neither a shard nor its row checksums."""
+
+    file: str
+    bytes: int
+    blake3: str
+
+
+@dataclass(frozen=True)
 class DatasetManifest:
-    """The top manifest. `root_digest` covers everything that decides a training token, and no time, path or host."""
+    """The top manifest. `root_digest` covers everything that decides a training token, and no time, path or host.
+
+    `files` are all other files of the folder; `rxt_dist.data.spare.finish_dataset` fills it in.
+    """
 
     seq_len: int
     vocab_size: int
@@ -278,6 +308,8 @@ class DatasetManifest:
     packing_version: int
     inputs: tuple[InputFile, ...]
     sources: tuple[SourceInfo, ...]
+    files: tuple[FileInfo, ...] = ()
+    boundaries: str = BOUNDARY_POLICY
 
     @property
     def totals(self) -> Totals:
@@ -285,7 +317,7 @@ class DatasetManifest:
 
     @property
     def root_digest(self) -> str:
-        return digest_json([FORMAT_VERSION, self.seq_len, self.tokenizer_sha256, [asdict(s) for s in self.sources]])
+        return digest_json([FORMAT_VERSION, self.seq_len, self.tokenizer_sha256, self.sources])
 
     def shards(self) -> Iterator[ShardInfo]:
         """Every shard of every source and split."""
@@ -304,10 +336,11 @@ class DatasetManifest:
                 "vocab_size": self.vocab_size,
                 "special_tokens": SPECIAL_TOKENS,
             },
-            "boundaries": BOUNDARY_POLICY,
+            "boundaries": self.boundaries,
             "packing_version": self.packing_version,
             "spec_hash": self.spec_hash,
             "inputs": [asdict(item) for item in self.inputs],
+            "files": [asdict(item) for item in self.files],
             "sources": [asdict(source) for source in self.sources],
             "totals": asdict(self.totals),
             "root_digest": self.root_digest,
@@ -323,17 +356,37 @@ class DatasetManifest:
             packing_version=int(value["packing_version"]),
             inputs=tuple(InputFile(**item) for item in value["inputs"]),
             sources=tuple(SourceInfo.from_dict(source) for source in value["sources"]),
+            files=tuple(FileInfo(**item) for item in value["files"]),
+            boundaries=value["boundaries"],
         )
+
+
+def read_manifest(path: Path) -> bytes | None:
+    """The content of a top manifest; None where there is no such file.
+
+    Raises:
+        DataError: the system does not let it be read.
+    """
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}). Mend its rights, or what is wrong with its disk, and try again."
+        ) from error
 
 
 def load_manifest(directory: Path) -> DatasetManifest:
     """Read and check `directory/dataset.json`.
 
     Raises:
-        DataError: no such dataset, an unfinished one, another format version, or a manifest that was edited.
+        DataError: no such dataset, an unfinished one, one that cannot be read, another format version, or a manifest
+            that was edited.
     """
     path = directory / DATASET_FILE
-    if not path.is_file():
+    text = read_manifest(path)
+    if text is None:
         unfinished = (directory / "units").is_dir()
         hint = (
             "A build was started there and has not finished; run the same `rxt-dist data build` again to finish it."
@@ -342,23 +395,24 @@ def load_manifest(directory: Path) -> DatasetManifest:
         )
         raise DataError(f"{directory} is not a dataset: it has no {DATASET_FILE}. {hint}")
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(text)
         if (value.get("format"), value.get("version")) != (FORMAT_NAME, FORMAT_VERSION):
             raise DataError(
                 f"{path} has format {value.get('format')!r} version {value.get('version')!r}; this program reads "
-                f"{FORMAT_NAME!r} version {FORMAT_VERSION}. Build the dataset again with this version."
+                f"{FORMAT_NAME!r} version {FORMAT_VERSION} here. Name a dataset of this format, or build it again with "
+                f"this version."
             )
         manifest = DatasetManifest.from_dict(value)
         claimed = value["root_digest"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} cannot be read as a dataset manifest ({type(error).__name__}: {error}). It is damaged or was "
-            f"edited by hand; run the same `rxt-dist data build` again, which rewrites it from the finished units."
+            f"edited by hand; `rxt-dist data verify {directory} --repair` restores it from its copy."
         ) from error
     if claimed != manifest.root_digest:
         raise DataError(
             f"{path} states root digest {claimed} but its content has {manifest.root_digest}: it was edited or "
-            f"damaged. Run the same `rxt-dist data build` again, which rewrites it from the finished units."
+            f"damaged. `rxt-dist data verify {directory} --repair` restores it from its copy."
         )
     return manifest
 
@@ -377,6 +431,7 @@ class ShardSpec:
     tokenizer_sha256: str
     packing_version: int
     spec_hash: str
+    boundaries: str = BOUNDARY_POLICY
 
     def __post_init__(self) -> None:
         if not 2 <= self.seq_len <= MAX_SEQ_LEN:
@@ -396,7 +451,7 @@ class ShardSpec:
             "rxt.dtype": "uint16",
             "rxt.tokenizer_sha256": self.tokenizer_sha256,
             "rxt.special_tokens": canonical_json(SPECIAL_TOKENS),
-            "rxt.boundaries": BOUNDARY_POLICY,
+            "rxt.boundaries": self.boundaries,
             "rxt.packing_version": str(self.packing_version),
             "rxt.spec_hash": self.spec_hash,
         }
@@ -412,50 +467,62 @@ class ShardSpec:
 class ShardWriter:
     """Writes the rows of one source, split and unit as `<stem>-000.arrow`, `<stem>-001.arrow`, ...
 
-    A shard appears under its name only whole: written to a temporary file, synced, hashed, renamed. Rows are checked
-    before they are written. Memory: at most one record batch of rows beyond what `add` is given.
+    A shard and its row checksums appear under their names only whole: written to temporary files, synced, hashed,
+    renamed. Rows are checked (`check`) before they are written. Memory: at most one record batch of rows beyond what
+    `add` is given.
     """
 
-    def __init__(self, root: Path, directory: str, stem: str, spec: ShardSpec) -> None:
-        self._root, self._directory, self._stem, self._spec = root, directory, stem, spec
+    def __init__(
+        self,
+        root: Path,
+        directory: str,
+        stem: str,
+        spec: ShardSpec,
+        check: Callable[[PackedRows, int], None] = check_rows,
+    ) -> None:
+        self._root, self._directory, self._stem, self._spec, self._check = root, directory, stem, spec, check
         self._schema = spec.schema()
-        self._pending: list[PackedRows] = []
-        self._pending_rows = 0
+        # One record batch of rows, filled in place; the system gives memory only to what is touched.
+        self._tokens_RT = np.empty((BATCH_ROWS, spec.seq_len), dtype=np.uint16)
+        self._held_rows = 0
+        self._segments: list[tuple[npt.NDArray[Any], ...]] = []  # seg_count_R, seg_len_S, seg_doc_S, seg_off_S
         self._shards: list[ShardInfo] = []
         self._file: pa.OSFile | None = None
         self._writer: pa.ipc.RecordBatchFileWriter | None = None
         self._shard_rows = 0
+        self._sums: list[npt.NDArray[np.uint64]] = []
         self._first_document = 0
 
     def add(self, rows: PackedRows) -> None:
         """Take R rows; whole record batches are written at once."""
-        check_rows(rows, self._spec.vocab_size)
-        self._pending.append(rows)
-        self._pending_rows += rows.rows
-        if self._pending_rows >= BATCH_ROWS:
-            self._drain(keep_rest=True)
+        self._check(rows, self._spec.vocab_size)
+        at = 0
+        while at < rows.rows:
+            part = rows.slice(at, min(at + BATCH_ROWS - self._held_rows, rows.rows))
+            self._tokens_RT[self._held_rows : self._held_rows + part.rows] = part.tokens_RT
+            self._segments.append((part.seg_count_R, part.seg_len_S, part.seg_doc_S, part.seg_off_S))
+            self._held_rows += part.rows
+            at += part.rows
+            if self._held_rows == BATCH_ROWS:
+                self._write_batch()
 
     def finish(self) -> tuple[ShardInfo, ...]:
         """Write what is left, commit the last shard and return all of them in row order."""
-        self._drain(keep_rest=False)
+        if self._held_rows:
+            self._write_batch()
         if self._writer is not None:
             self._commit()
         return tuple(self._shards)
 
-    def _drain(self, keep_rest: bool) -> None:
-        if not self._pending_rows:
-            return
-        rows = concat_rows(self._pending)
-        end = rows.rows - rows.rows % BATCH_ROWS if keep_rest else rows.rows
-        for start in range(0, end, BATCH_ROWS):
-            self._write(rows.slice(start, min(start + BATCH_ROWS, end)))
-        rest = rows.slice(end, rows.rows)
-        self._pending, self._pending_rows = ([rest], rest.rows) if rest.rows else ([], 0)
+    def _write_batch(self) -> None:
+        columns = [np.concatenate(column) for column in zip(*self._segments, strict=True)]
+        self._write(PackedRows(self._tokens_RT[: self._held_rows], *columns))
+        self._held_rows, self._segments = 0, []
 
     def _write(self, rows: PackedRows) -> None:
         if self._writer is None:
-            self._temporary.parent.mkdir(parents=True, exist_ok=True)
-            self._file = pa.OSFile(str(self._temporary), "wb")
+            self._final.parent.mkdir(parents=True, exist_ok=True)
+            self._file = pa.OSFile(str(temporary_path(self._final)), "wb")
             self._writer = pa.ipc.new_file(self._file, self._schema)
             self._first_document = int(rows.seg_doc_S[: int(rows.seg_count_R[0])].min())
         bounds = pa.array(np.concatenate(([0], np.cumsum(rows.seg_count_R))), pa.int64())
@@ -465,39 +532,44 @@ class ShardWriter:
             for values in (rows.seg_len_S, rows.seg_doc_S, rows.seg_off_S)
         ]
         self._writer.write_batch(pa.record_batch([tokens, *lists], schema=self._schema))
+        self._sums.append(row_sums(rows))
         self._shard_rows += rows.rows
         if self._shard_rows == SHARD_ROWS:
             self._commit()
 
     @property
     def _name(self) -> str:
-        return f"{self._directory}/{self._stem}-{len(self._shards):03d}.arrow"
+        return f"{self._directory}/{self._stem}-{len(self._shards):03d}{SHARD_SUFFIX}"
 
     @property
-    def _temporary(self) -> Path:
-        final = self._root / self._name
-        return final.with_name(f".{final.name}.tmp.{os.getpid()}")
+    def _final(self) -> Path:
+        return self._root / self._name
 
     def _commit(self) -> None:
         assert self._writer is not None
         assert self._file is not None
         self._writer.close()
         self._file.close()
-        final, temporary = self._root / self._name, self._temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        shard, sums = self._final, self._root / sums_file(self._name)
+        temporary_path(sums).write_bytes(np.concatenate(self._sums).tobytes())
+        for path in (shard, sums):
+            with open(temporary_path(path), "rb") as file:
+                os.fsync(file.fileno())
         info = ShardInfo(
             file=self._name,
             rows=self._shard_rows,
-            bytes=temporary.stat().st_size,
-            blake3=blake3_file(temporary),
+            bytes=temporary_path(shard).stat().st_size,
+            blake3=blake3_file(temporary_path(shard)),
+            row_sums_blake3=blake3_file(temporary_path(sums)),
             first_document=self._first_document,
-            batches=batch_offsets(temporary),
+            batches=batch_offsets(temporary_path(shard)),
         )
-        os.replace(temporary, final)
-        fsync_dir(final.parent)
+        # The shard last: where it stands, its checksums stand.
+        for path in (sums, shard):
+            os.replace(temporary_path(path), path)
+        fsync_dir(shard.parent)
         self._shards.append(info)
-        self._writer, self._file, self._shard_rows = None, None, 0
+        self._writer, self._file, self._shard_rows, self._sums = None, None, 0, []
 
 
 def batch_offsets(path: Path) -> tuple[BatchInfo, ...]:

@@ -1,6 +1,8 @@
 """From positions to a `Batch`, with one thread that reads ahead.
 
-Reading a batch costs tens of microseconds, so worker processes would only add copies; one thread hides the rest.
+Reading a batch costs tens of microseconds, so worker processes would only add copies; one thread hides the rest. What
+is read stays as small as it is on disk: 16-bit ids and the bounds of documents. Widening, labels and positions are
+computed where the batch is used.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rxt_dist.data.dataset import RawRows, TokenDataset
+from rxt_dist.data.dataset import TokenDataset
 from rxt_dist.data.masking import IGNORED_LABEL
 
 Int64Array = npt.NDArray[np.int64]
@@ -100,51 +102,104 @@ class Batch:
         return result
 
 
-def make_batch(raw: RawRows, source_B: Int64Array, samples_B: Int64Array) -> Batch:
-    """Boundaries, positions and labels from the stored segment lengths, without looking for EOS."""
-    rows, width = raw.tokens_NT.shape
-    tokens = raw.tokens_NT.astype(np.int64).reshape(-1)
-    row_of = np.repeat(np.arange(rows), raw.seg_count_N)
-    padding_B = width - np.bincount(row_of, weights=raw.seg_len_S, minlength=rows).astype(np.int64)
-    padded_B = np.flatnonzero(padding_B)
-    # One list of segments with each row's padding tail after its documents; numbers count within the row.
-    firsts_B = np.cumsum(raw.seg_count_N) - raw.seg_count_N
-    tail_at = np.cumsum(raw.seg_count_N)[padded_B]
-    lengths = np.insert(raw.seg_len_S, tail_at, padding_B[padded_B])
-    numbers = np.insert(np.arange(len(raw.seg_len_S)) - firsts_B[row_of], tail_at, -1).astype(np.int32)
-    cu_seqlens = np.concatenate(([0], np.cumsum(lengths)))
-    positions = np.arange(rows * width) - np.repeat(cu_seqlens[:-1], lengths)
-    segments = np.repeat(numbers, lengths)
-    labels = np.empty_like(tokens)
-    labels[:-1] = tokens[1:]
-    labels[cu_seqlens[1:] - 1] = IGNORED_LABEL
-    labels[segments < 0] = IGNORED_LABEL
-    shape = (rows, width)
-    return Batch(
-        tokens_BT=torch.from_numpy(tokens.reshape(shape)),
-        labels_BT=torch.from_numpy(labels.reshape(shape)),
-        positions_BT=torch.from_numpy(positions.reshape(shape)),
-        segments_BT=torch.from_numpy(segments.reshape(shape)),
-        cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
+@dataclass(frozen=True)
+class HostBatch:
+    """A batch as it was read, in host memory; `to` makes a `Batch` of it.
+
+    tokens_BT: int16 [B, T], the bits of the stored uint16 ids (torch knows few operations on uint16).
+    cu_seqlens, source_B, samples_B: as in `Batch`.
+    numbers_N: int32 number of each segment within its row, from 0; -1 for a padding tail.
+    """
+
+    tokens_BT: torch.Tensor
+    cu_seqlens: torch.Tensor
+    numbers_N: torch.Tensor
+    source_B: torch.Tensor
+    samples_B: torch.Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The whole batch on a device, where all but the ids and the bounds is computed.
+
+        The copy does not wait where the host memory is pinned.
+        """
+        narrow_BT, cu_seqlens, numbers_N, source_B, samples_B = (
+            value.to(device, non_blocking=True)
+            for value in (self.tokens_BT, self.cu_seqlens, self.numbers_N, self.source_B, self.samples_B)
+        )
+        shape, total = narrow_BT.shape, narrow_BT.numel()
+        tokens = narrow_BT.flatten().to(torch.int64).bitwise_and_(0xFFFF)
+        lengths_N = cu_seqlens.diff()
+        # With the size stated, a device need not tell the host how long the result became.
+        starts = torch.repeat_interleave(cu_seqlens[:-1], lengths_N, output_size=total)
+        segments = torch.repeat_interleave(numbers_N, lengths_N, output_size=total)
+        labels = tokens.roll(-1).masked_fill_(segments < 0, IGNORED_LABEL)
+        labels[cu_seqlens[1:] - 1] = IGNORED_LABEL
+        return Batch(
+            tokens_BT=tokens.view(shape),
+            labels_BT=labels.view(shape),
+            positions_BT=torch.arange(total, device=device).sub_(starts).view(shape),
+            segments_BT=segments.view(shape),
+            cu_seqlens=cu_seqlens,
+            source_B=source_B,
+            samples_B=samples_B,
+        )
+
+
+def host_batch(
+    tokens_BT: torch.Tensor,
+    seg_count_B: Int64Array,
+    seg_len_S: Int64Array,
+    source_B: Int64Array,
+    samples_B: Int64Array,
+) -> HostBatch:
+    """Bounds of all segments from the stored lengths (without looking for EOS), each row's padding after its documents.
+
+    Args:
+        tokens_BT: int16 [B, T], as in `HostBatch`.
+        seg_count_B, seg_len_S: segments in each row, and the lengths of all in row order.
+    """
+    rows, width = tokens_BT.shape
+    last_B = seg_count_B.cumsum()
+    first_B = last_B - seg_count_B
+    ends = np.concatenate(([0], seg_len_S.cumsum()))
+    used_B = ends[last_B] - ends[first_B]
+    row_ends_B = np.arange(1, rows + 1) * width
+    is_padded_B = used_B < width
+    # Segment s of row b stands after s segments and the tails of the padded rows before b.
+    tails_before_B = is_padded_B.cumsum() - is_padded_B
+    at_S = np.arange(len(seg_len_S)) + tails_before_B.repeat(seg_count_B)
+    tail_at = (last_B + tails_before_B)[is_padded_B]
+    cu_seqlens = np.zeros(len(at_S) + len(tail_at) + 1, dtype=np.int32)
+    cu_seqlens[1 + at_S] = ends[1:] + (row_ends_B - width - ends[first_B]).repeat(seg_count_B)
+    cu_seqlens[1 + tail_at] = row_ends_B[is_padded_B]
+    numbers_N = np.full(len(cu_seqlens) - 1, -1, dtype=np.int32)
+    numbers_N[at_S] = np.arange(len(seg_len_S)) - first_B.repeat(seg_count_B)
+    return HostBatch(
+        tokens_BT=tokens_BT,
+        cu_seqlens=torch.from_numpy(cu_seqlens),
+        numbers_N=torch.from_numpy(numbers_N),
         source_B=torch.from_numpy(source_B),
         samples_B=torch.from_numpy(samples_B.copy()),
     )
 
 
 class BatchReader:
-    """Reads batches of one split in one order."""
+    """Reads batches of one split in one order; `pinned` memory is what a GPU copies from without waiting."""
 
-    def __init__(self, dataset: TokenDataset, order: Order, split: str = "train") -> None:
-        self._dataset, self._order, self._split = dataset, order, split
+    def __init__(self, dataset: TokenDataset, order: Order, split: str = "train", pinned: bool = False) -> None:
+        self._dataset, self._order, self._split, self._pinned = dataset, order, split, pinned
 
-    def read(self, positions: Int64Array) -> Batch:
+    def read(self, positions: Int64Array) -> HostBatch:
         """The rows at these positions (int64 [B], B >= 1), in the order asked.
 
         Raises:
-            DataError: a shard that holds one of the rows is damaged.
+            DataError: one of the rows is damaged.
         """
         source_B, row_B = self._order.rows(positions)
-        return make_batch(self._dataset.read(self._split, source_B, row_B), source_B, positions)
+        shape = (len(positions), self._dataset.seq_len)
+        tokens_BT = torch.empty(shape, dtype=torch.int16, pin_memory=self._pinned)
+        raw = self._dataset.read(self._split, source_B, row_B, into=tokens_BT.numpy().view(np.uint16))
+        return host_batch(tokens_BT, raw.seg_count_N, raw.seg_len_S, source_B, positions)
 
 
 def eval_reader(dataset: TokenDataset, source: str) -> BatchReader:
@@ -152,41 +207,40 @@ def eval_reader(dataset: TokenDataset, source: str) -> BatchReader:
     return BatchReader(dataset, FileOrder(dataset.source_index(source)), "eval")
 
 
-class Prefetcher(Iterator[Batch]):
+class Prefetcher(Iterator[HostBatch]):
     """Iterates over batches that one background thread reads up to `depth` ahead.
 
     An error in the thread is raised here, at the batch it belongs to. Use it as a context manager, or call `close`.
     """
 
     def __init__(self, reader: BatchReader, positions: Iterable[Int64Array], depth: int) -> None:
-        self._ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=depth)
-        self._closed = threading.Event()
+        assert depth >= 1, f"with {depth} batches ahead none would ever be read"
+        # A simple queue is a few microseconds cheaper than one with a size; the places in it are a queue themselves.
+        self._ready: queue.SimpleQueue[HostBatch | BaseException | None] = queue.SimpleQueue()
+        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(depth):
+            self._places.put(None)
+        self._closed = False
         self._thread = threading.Thread(target=self._work, args=(reader, positions), name="rxt-prefetch", daemon=True)
         self._thread.start()
 
     def _work(self, reader: BatchReader, positions: Iterable[Int64Array]) -> None:
         try:
             for wanted in positions:
-                if not self._put(reader.read(wanted)):
+                self._places.get()
+                if self._closed:
                     return
-            self._put(None)
+                self._ready.put(reader.read(wanted))
+            self._ready.put(None)
         except BaseException as error:
-            self._put(error)
+            self._ready.put(error)
 
-    def _put(self, item: Batch | BaseException | None) -> bool:
-        while not self._closed.is_set():
-            try:
-                self._ready.put(item, timeout=0.05)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def __next__(self) -> Batch:
-        if self._closed.is_set():
+    def __next__(self) -> HostBatch:
+        if self._closed:
             raise StopIteration
         item = self._ready.get()
-        if isinstance(item, Batch):
+        if isinstance(item, HostBatch):
+            self._places.put(None)
             return item
         self.close()
         if item is None:
@@ -195,7 +249,8 @@ class Prefetcher(Iterator[Batch]):
 
     def close(self) -> None:
         """Stop the thread and wait for it; batches not yet taken are dropped."""
-        self._closed.set()
+        self._closed = True
+        self._places.put(None)
         self._thread.join()
 
     def __enter__(self) -> Prefetcher:

@@ -7,84 +7,136 @@ document longer than a row is ever cut: into full rows and one remainder. Every 
 
 from __future__ import annotations
 
-from itertools import accumulate
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from rxt_dist.data.format import BOS_ID, EOS_ID, PAD_ID, PackedRows
+from rxt_dist.data.format import BOS_ID, EOS_ID, PackedRows
 
 PACKING_VERSION = 1
 WINDOW_DOCUMENTS = 4096
 
-
-class Piece(NamedTuple):
-    """`length` tokens of the window's document `document`, from token `offset` on (BOS is token 0)."""
-
-    document: int
-    offset: int
-    length: int
+Int64Array = npt.NDArray[np.int64]
 
 
-def plan_rows(lengths: list[int], seq_len: int) -> list[list[Piece]]:
-    """Assign documents of these lengths (BOS and EOS included) to rows of `seq_len` tokens.
+@dataclass(frozen=True)
+class RowPlan:
+    """R rows of S pieces in all, in row order and, within a row, in the order in which they stand.
+
+    Piece s is `length_S[s]` tokens of the window's document `document_S[s]`, from token `offset_S[s]` on (BOS is token
+    0). `count_R` is the number of pieces in each row. All int64.
+    """
+
+    document_S: Int64Array
+    offset_S: Int64Array
+    length_S: Int64Array
+    count_R: Int64Array
+
+
+def plan_rows(lengths: Sequence[int] | Int64Array, seq_len: int) -> RowPlan:
+    """Assign documents of these lengths (BOS and EOS included, so at least 1) to rows of `seq_len` tokens.
 
     Full rows cut from long documents come first, in document order; then best-fit decreasing: the longest piece goes
-    where it leaves the least room. Deterministic. The free space of all open rows is one integer used as a bit set, so
-    that "the smallest free space of at least n" is two machine-level operations instead of a search.
+    where it leaves the least room. Deterministic.
     """
-    rows: list[list[Piece]] = []
-    rest: list[Piece] = []
-    for document, length in enumerate(lengths):
-        full = length - length % seq_len if length > seq_len else 0
-        rows.extend([Piece(document, offset, seq_len)] for offset in range(0, full, seq_len))
-        if length > full:
-            rest.append(Piece(document, full, length - full))
-    rest.sort(key=lambda piece: -piece.length)
-    rows_with_space: list[list[int]] = [[] for _ in range(seq_len + 1)]
-    spaces = 0  # bit n is set where some open row has exactly n tokens of space
-    for piece in rest:
-        fitting = spaces >> piece.length
-        if fitting:
-            space = piece.length + (fitting & -fitting).bit_length() - 1
-            row = rows_with_space[space].pop()
-            if not rows_with_space[space]:
-                spaces ^= 1 << space
-        else:
-            space, row = seq_len, len(rows)
-            rows.append([])
-        rows[row].append(piece)
-        left = space - piece.length
-        if left:
-            rows_with_space[left].append(row)
-            spaces |= 1 << left
-    return rows
+    length_D = np.asarray(lengths, dtype=np.int64)
+    full_D = np.where(length_D > seq_len, length_D // seq_len, 0)
+    rows = int(full_D.sum())
+    full_document = np.repeat(np.arange(len(length_D)), full_D)
+    full_offset = (np.arange(rows) - np.repeat(full_D.cumsum() - full_D, full_D)) * seq_len
+    rest_D = length_D - full_D * seq_len
+    # What is left, longest first; equal ones stay in document order.
+    longest_first = np.argsort(-rest_D, kind="stable")
+    rest = longest_first[: int(np.count_nonzero(rest_D))]
+    row_of_rest = _best_fit(rest_D[rest], seq_len) + rows
+    by_row = np.argsort(row_of_rest, kind="stable")
+    rest = rest[by_row]
+    return RowPlan(
+        document_S=np.concatenate([full_document, rest]),
+        offset_S=np.concatenate([full_offset, (full_D * seq_len)[rest]]),
+        length_S=np.concatenate([np.full(rows, seq_len), rest_D[rest]]),
+        count_R=np.bincount(np.concatenate([np.arange(rows), row_of_rest])),
+    )
 
 
-def pack(documents: list[npt.NDArray[np.uint16]], ordinals: list[int], seq_len: int) -> PackedRows:
+def _best_fit(length_N: Int64Array, seq_len: int) -> Int64Array:
+    """The row of each piece (int64 [N]), given pieces from the longest to the shortest: best-fit decreasing.
+
+    A row that takes a piece of some length and has room for more of that length takes those too: its space was the
+    smallest that fits, and became smaller. So pieces of one length are placed row by row, not one by one. The spaces of
+    open rows are a bit set in two levels, so that "the smallest space of at least n" is a few operations on integers of
+    about 100 bits; rows of equal space are a stack, linked through `below`.
+    """
+    bits = (seq_len.bit_length() + 1) // 2
+    mask = (1 << bits) - 1
+    words = [0] * ((seq_len >> bits) + 1)  # bit n of all words together: some open row has exactly n tokens of space
+    filled = 0  # bit i: words[i] is not 0
+    top, below = [-1] * (seq_len + 1), list[int]()
+    rows, taken = list[int](), list[int]()
+    values, counts = np.unique(length_N, return_counts=True)
+    for length, count in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        while count:
+            at = length >> bits
+            word = words[at] >> (length & mask)
+            if word:
+                space = length + (word & -word).bit_length() - 1
+            elif higher := filled >> (at + 1):
+                at += (higher & -higher).bit_length()
+                word = words[at]
+                space = (at << bits) + (word & -word).bit_length() - 1
+            else:
+                space, row = seq_len, len(below)
+                below.append(-1)
+                at = -1
+            if at >= 0:
+                row = top[space]
+                top[space] = below[row]
+                if top[space] < 0:
+                    words[at] ^= 1 << (space & mask)
+                    if not words[at]:
+                        filled ^= 1 << at
+            take = min(count, space // length)
+            rows.append(row)
+            taken.append(take)
+            count -= take
+            left = space - take * length
+            if left:
+                below[row] = top[left]
+                top[left] = row
+                at = left >> bits
+                words[at] |= 1 << (left & mask)
+                filled |= 1 << at
+    return np.repeat(np.array(rows, dtype=np.int64), taken)
+
+
+def pack(documents: Sequence[npt.NDArray[np.uint16]], ordinals: Sequence[int], seq_len: int) -> PackedRows:
     """Pack documents (text ids only, uint16 [n] each; no special ids) into rows, adding BOS and EOS.
 
     `ordinals` are the documents' numbers in their unit, stored with every segment. Returns R rows of `seq_len`.
     """
-    lengths = [len(ids) + 2 for ids in documents]
-    rows = plan_rows(lengths, seq_len)
-    bos, eos = np.array([BOS_ID], dtype=np.uint16), np.array([EOS_ID], dtype=np.uint16)
-    # One flat array of all framed documents: a piece is then one slice of it.
-    framed = np.concatenate([part for ids in documents for part in (bos, ids, eos)]) if documents else bos[:0]
-    starts = [0, *accumulate(lengths)]
-    tokens_RT = np.full((len(rows), seq_len), PAD_ID, dtype=np.uint16)
-    for row, pieces in enumerate(rows):
-        at = 0
-        for piece in pieces:
-            start = starts[piece.document] + piece.offset
-            tokens_RT[row, at : at + piece.length] = framed[start : start + piece.length]
-            at += piece.length
-    flat = [piece for pieces in rows for piece in pieces]
+    text_D = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
+    plan = plan_rows(text_D + 2, seq_len)
+    document_S, offset_S, length_S, count_R = plan.document_S, plan.offset_S, plan.length_S, plan.count_R
+    tokens_RT = np.zeros((len(count_R), seq_len), dtype=np.uint16)  # PAD is 0
+    flat = tokens_RT.reshape(-1)
+    # Each row's pieces stand one after the other: where all would stand without padding, plus the padding before.
+    ends = length_S.cumsum()
+    padding_R = seq_len - np.diff(ends[count_R.cumsum() - 1], prepend=0)
+    ends += np.repeat(padding_R.cumsum() - padding_R, count_R)
+    starts = ends - length_S
+    opens, closes = offset_S == 0, offset_S + length_S == text_D[document_S] + 2
+    first, last = offset_S - 1 + opens, offset_S + length_S - 1 - closes
+    pieces = zip(document_S.tolist(), first.tolist(), last.tolist(), (starts + opens).tolist(), strict=True)
+    for document, begin, end, at in pieces:
+        flat[at : at + end - begin] = documents[document][begin:end]
+    flat[starts[opens]] = BOS_ID
+    flat[ends[closes] - 1] = EOS_ID
     return PackedRows(
         tokens_RT,
-        np.array([len(pieces) for pieces in rows], dtype=np.int64),
-        np.array([piece.length for piece in flat], dtype=np.uint16),
-        np.array([ordinals[piece.document] for piece in flat], dtype=np.uint32),
-        np.array([piece.offset for piece in flat], dtype=np.uint32),
+        count_R,
+        length_S.astype(np.uint16),
+        np.asarray(ordinals, dtype=np.uint32)[document_S],
+        offset_S.astype(np.uint32),
     )

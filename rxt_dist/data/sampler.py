@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -34,10 +34,16 @@ TABLE_ROWS = 65_536
 _TABLES_KEPT = 16
 _BLOCKS_KEPT = 4
 _GAMMA = 0x9E3779B97F4A7C15
-_MASK = (1 << 64) - 1
+_MIX_STEPS = (
+    (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
+    (np.uint64(27), np.uint64(0x94D049BB133111EB)),
+)
+_MIX_LAST, _HALF = np.uint64(31), np.uint64(32)
 
 Int64Array = npt.NDArray[np.int64]
 Uint64Array = npt.NDArray[np.uint64]
+
+_SLOTS: Int64Array = np.arange(BLOCK)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -52,9 +58,18 @@ def _keys(seed: int, epoch: int, stream: str, count: int) -> list[int]:
 
 def mix64(values: Uint64Array) -> Uint64Array:
     """splitmix64's finaliser, elementwise on uint64."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    result = values.copy()
+    _mix64_in_place(result, np.empty_like(result))
+    return result
+
+
+def _mix64_in_place(values: Uint64Array, spare: Uint64Array) -> None:
+    for shift, factor in _MIX_STEPS:
+        np.right_shift(values, shift, out=spare)
+        values ^= spare
+        values *= factor
+    np.right_shift(values, _MIX_LAST, out=spare)
+    values ^= spare
 
 
 class Feistel:
@@ -67,46 +82,64 @@ class Feistel:
     def __init__(self, n: int, seed: int, epoch: int, stream: str) -> None:
         assert 0 < n < 1 << 62, n
         self.n = n
-        self._a = math.isqrt(n - 1) + 1
-        self._b = -(-n // self._a)
+        first = math.isqrt(n - 1) + 1
+        self._a, self._b = np.uint64(first), np.uint64(-(-n // first))
         self._keys = [np.uint64(key) for key in _keys(seed, epoch, stream, 6)]
 
     def __call__(self, values: Int64Array) -> Int64Array:
-        """The images of `values` (int64 [N], each in [0, n))."""
+        """The images of `values` (int64 [N], each in [0, n)): about 30 ns each."""
         return self._walk(values, self._forward)
 
     def inverse(self, values: Int64Array) -> Int64Array:
         """The x with permutation(x) = value, for each value."""
         return self._walk(values, self._backward)
 
-    def _walk(self, values: Int64Array, step: Any) -> Int64Array:
+    def _walk(self, values: Int64Array, step: Callable[[Uint64Array], Uint64Array]) -> Int64Array:
         result = step(values.astype(np.uint64))
         while (outside := np.flatnonzero(result >= self.n)).size:
             result[outside] = step(result[outside])
-        return np.asarray(result.astype(np.int64))
-
-    def _shift(self, half: Uint64Array, key: np.uint64, size: int) -> Uint64Array:
-        return ((mix64(half + key) >> np.uint64(32)) * np.uint64(size)) >> np.uint64(32)
+        return result.view(np.int64)
 
     def _forward(self, values: Uint64Array) -> Uint64Array:
-        a, b = np.uint64(self._a), np.uint64(self._b)
-        left, right = values // b, values % b
+        left, right, work, spare = self._halves(values)
         for i, key in enumerate(self._keys):
-            if i & 1:
-                right = (right + self._shift(left, key, self._b)) % b
-            else:
-                left = (left + self._shift(right, key, self._a)) % a
-        return left * b + right
+            here, other, size = (right, left, self._b) if i & 1 else (left, right, self._a)
+            here += self._shift(other, key, size, work, spare)
+            # Both terms are below `size`, so one subtraction reduces; where it is too much it wraps to a huge value.
+            np.subtract(here, size, out=spare)
+            np.minimum(here, spare, out=here)
+        left *= self._b
+        left += right
+        return left
 
     def _backward(self, values: Uint64Array) -> Uint64Array:
-        a, b = np.uint64(self._a), np.uint64(self._b)
-        left, right = values // b, values % b
+        left, right, work, spare = self._halves(values)
         for i, key in reversed(list(enumerate(self._keys))):
-            if i & 1:
-                right = (right + (b - self._shift(left, key, self._b))) % b
-            else:
-                left = (left + (a - self._shift(right, key, self._a))) % a
-        return left * b + right
+            here, other, size = (right, left, self._b) if i & 1 else (left, right, self._a)
+            here -= self._shift(other, key, size, work, spare)
+            np.add(here, size, out=spare)
+            np.minimum(here, spare, out=here)
+        left *= self._b
+        left += right
+        return left
+
+    def _halves(self, values: Uint64Array) -> tuple[Uint64Array, Uint64Array, Uint64Array, Uint64Array]:
+        """L and R of x = L * b + R, and two arrays of their size to compute in."""
+        left = values // self._b
+        work = left * self._b
+        return left, values - work, work, np.empty_like(left)
+
+    @staticmethod
+    def _shift(
+        half: Uint64Array, key: np.uint64, size: np.uint64, work: Uint64Array, spare: Uint64Array
+    ) -> Uint64Array:
+        """The round function, in [0, size); the result lies in `work`."""
+        np.add(half, key, out=work)
+        _mix64_in_place(work, spare)
+        work >>= _HALF
+        work *= size
+        work >>= _HALF
+        return work
 
 
 def shuffled_table(n: int, seed: int, epoch: int, stream: str) -> Int64Array:
@@ -167,10 +200,13 @@ def integer_weights(shares: Sequence[float]) -> tuple[int, ...]:
     Raises:
         ConfigError: a negative or non-finite share, or none above zero.
     """
-    total = math.fsum(shares)
-    if not shares or not all(math.isfinite(share) and share >= 0 for share in shares) or total <= 0:
+    if not all(math.isfinite(share) and share >= 0 for share in shares) or not any(shares):
         raise ConfigError(f"The mixture shares {list(shares)} must be numbers >= 0 with at least one above 0.")
-    exact = [share / total * WEIGHT_ONE for share in shares]
+    # A power of two changes no quotient, and keeps the sum of huge shares finite.
+    exponent = math.frexp(max(shares))[1]
+    scaled = [math.ldexp(share, -exponent) for share in shares]
+    total = math.fsum(scaled)
+    exact = [share / total * WEIGHT_ONE for share in scaled]
     weights = [int(value) for value in exact]
     for index in sorted(range(len(exact)), key=lambda i: (weights[i] - exact[i], i))[: WEIGHT_ONE - sum(weights)]:
         weights[index] += 1
@@ -181,9 +217,20 @@ def proportional_weights(rows: Sequence[int]) -> tuple[int, ...]:
     """Weights by size, so that every source is passed over equally often.
 
     A source below 1/4,096 of the rows cannot stand in every block and gets weight 0; the plan shows it.
+
+    Raises:
+        ConfigError: no rows, or none of so many sources has 1/4,096 of them.
     """
     total = sum(rows)
-    return integer_weights([count if count * BLOCK >= total else 0 for count in rows])
+    if not total:
+        raise ConfigError("There are no training rows: lower build.eval_fraction, or add text.")
+    kept = [count if count * BLOCK >= total else 0 for count in rows]
+    if not any(kept):
+        raise ConfigError(
+            f"None of the {len(rows):,} sources holds 1/{BLOCK} of the {total:,} training rows, the least that can "
+            f"stand in every block: build them as fewer sources, or name some of them in data.mixture."
+        )
+    return integer_weights(kept)
 
 
 class GlobalOrder:
@@ -196,7 +243,7 @@ class GlobalOrder:
         phases: consumed one after the other; each but the last is rounded up to whole blocks of 4,096 rows.
         seed: of all permutations.
         seq_len: tokens a row, to turn the phases' tokens into rows.
-        max_epochs: refuse a plan that passes over any source more often than this.
+        max_epochs: refuse a plan that passes over any source more often than this, a row of rounding a phase aside.
 
     Raises:
         ConfigError: weights that do not sum to 2^32 or fall below 1/4,096, a weight on an empty source, or a plan that
@@ -236,42 +283,45 @@ class GlobalOrder:
                 raise ConfigError(f"Source '{source.name}' has no training rows; give it weight 0 in the mixture.")
             if 0 < weight < MIN_WEIGHT:
                 raise ConfigError(
-                    f"Source '{source.name}' has a share of {weight / WEIGHT_ONE:.3g}; the smallest share that can be "
-                    f"kept exactly is 1/{BLOCK} ({1 / BLOCK:.3g}). Raise it, or give the source weight 0."
+                    f"Source '{source.name}' has a share of {weight / WEIGHT_ONE:.9g}; the smallest share that can be "
+                    f"kept exactly is 1/{BLOCK} ({1 / BLOCK:.9g}). Raise it, or give the source weight 0."
                 )
 
     def _check_epochs(self, max_epochs: float) -> None:
-        for plan in self.plan():
-            if plan.epochs > max_epochs:
+        for plan, source in zip(self.plan(), self.sources, strict=True):
+            # Shares are cut to whole rows, which can give a source up to one row more in each phase.
+            if plan.rows > max_epochs * source.rows + len(self.phases):
                 raise ConfigError(
-                    f"The plan passes over source '{plan.name}' {plan.epochs:.2f} times ({plan.tokens:,} tokens from "
-                    f"{plan.tokens / plan.epochs:,.0f}), more than max_epochs = {max_epochs:g}. Train on fewer tokens, "
+                    f"The plan passes over source '{plan.name}' {plan.epochs:.6g} times ({plan.tokens:,} tokens from "
+                    f"{source.rows * self.seq_len:,}), more than max_epochs = {max_epochs:g}. Train on fewer tokens, "
                     f"give the source a smaller weight, add data to it, or raise max_epochs knowingly."
                 )
 
     @cached_property
     def _placed(self) -> tuple[_PlacedPhase, ...]:
         placed, start, drawn = [], 0, tuple(0 for _ in self.sources)
-        for phase in self.phases:
+        for phase, length in zip(self.phases, self.phase_rows, strict=True):
             placed.append(_PlacedPhase(start, phase.weights, drawn))
-            length = -(-self._rows(phase) // BLOCK) * BLOCK
             drawn = tuple(a + b for a, b in zip(drawn, _shares(phase.weights, length), strict=True))
             start += length
         return tuple(placed)
 
-    def _rows(self, phase: Phase) -> int:
-        return -(-phase.tokens // self.seq_len)
+    @cached_property
+    def phase_rows(self) -> tuple[int, ...]:
+        """Rows of each phase as they are read: whole blocks, but for the last its own length."""
+        *before, last = (-(-phase.tokens // self.seq_len) for phase in self.phases)
+        return (*(-(-rows // BLOCK) * BLOCK for rows in before), last)
 
     @cached_property
     def total_rows(self) -> int:
-        """Rows of the whole plan (the last phase's own length, not rounded to a block)."""
-        return self._placed[-1].start + self._rows(self.phases[-1])
+        """Rows of the whole plan."""
+        return sum(self.phase_rows)
 
     def plan(self) -> tuple[SourcePlan, ...]:
         """What the phases draw from each source."""
         last = self._placed[-1]
-        final = _shares(last.weights, self._rows(self.phases[-1]))
-        drawn = [a + max(b, 0) for a, b in zip(last.drawn, final, strict=True)]
+        final = _shares(last.weights, self.phase_rows[-1])
+        drawn = [a + b for a, b in zip(last.drawn, final, strict=True)]
         return tuple(
             SourcePlan(
                 source.name, rows, rows * self.seq_len, rows / self.total_rows, rows / source.rows if rows else 0.0
@@ -283,52 +333,78 @@ class GlobalOrder:
         """Source index and row (both int64 [N]) at each global position (int64 [N], any order, >= 0)."""
         positions = np.asarray(positions, dtype=np.int64)
         assert positions.ndim == 1, positions.shape
-        assert positions.min(initial=0) >= 0, "a global position is never negative"
-        source_N = np.empty_like(positions)
-        ordinal_N = np.empty_like(positions)
-        blocks = positions // BLOCK
-        for block, here in _groups(blocks):
+        if not positions.size:
+            return positions.copy(), positions.copy()
+        first, last = int(positions.min()), int(positions.max())
+        assert first >= 0, "a global position is never negative"
+        if first // BLOCK == last // BLOCK:
+            sources, rows = self._block(first // BLOCK)
+            slots = positions % BLOCK
+            return sources[slots], rows[slots]
+        source_N, row_N = np.empty_like(positions), np.empty_like(positions)
+        for block, here in _groups(positions // BLOCK):
             slots = positions[here] % BLOCK
-            block_sources, block_ordinals = self._block(block)
-            source_N[here], ordinal_N[here] = block_sources[slots], block_ordinals[slots]
-        row_N = np.empty_like(positions)
-        for index, source in enumerate(self.sources):
-            here = np.flatnonzero(source_N == index)
-            if here.size:
-                row_N[here] = self._source_rows(index, source, ordinal_N[here])
+            sources, rows = self._block(block)
+            source_N[here], row_N[here] = sources[slots], rows[slots]
         return source_N, row_N
 
-    def _block(self, block: int) -> tuple[Int64Array, Int64Array]:
-        """Source and ordinal of all 4,096 slots of a block; consecutive calls fall into the same one or two blocks.
+    def epoch(self, position: int) -> int:
+        """How many times the source that stands at a position was read whole before it: 0 in its first epoch."""
+        block, slot = divmod(position, BLOCK)
+        sources, _ = self._block(block)
+        source, start = int(sources[slot]), block * BLOCK
+        phase = next(phase for phase in reversed(self._placed) if phase.start <= start)
+        before = phase.drawn[source] + _shares(phase.weights, start - phase.start)[source]
+        return (before + int(np.count_nonzero(sources[:slot] == source))) // self.sources[source].rows
 
-        The permutation mixes the sources; each source's ordinals rise with the slot, so that even a corpus smaller
-        than a block is read whole before any row of it comes again.
-        """
-        if block not in self._blocks:
-            start = block * BLOCK
-            phase = next(phase for phase in reversed(self._placed) if phase.start <= start)
-            before = _shares(phase.weights, start - phase.start)
-            after = _shares(phase.weights, start - phase.start + BLOCK)
-            ends = np.cumsum(np.array(after, dtype=np.int64) - np.array(before, dtype=np.int64))
-            shuffled = Feistel(BLOCK, self.seed, block, "block")(np.arange(BLOCK))
-            sources = np.searchsorted(ends, shuffled, side="right")
-            ordinals = np.empty_like(sources)
-            for index, first in enumerate(np.array(before) + np.array(phase.drawn)):
-                here = np.flatnonzero(sources == index)
-                ordinals[here] = first + np.arange(here.size)
-            self._blocks[block] = (sources, ordinals)
+    def _block(self, block: int) -> tuple[Int64Array, Int64Array]:
+        """Source and row of all 4,096 slots of a block; consecutive calls fall into the same one or two blocks."""
+        found = self._blocks.get(block)
+        if found is None:
+            found = self._blocks[block] = self._make_block(block)
             if len(self._blocks) > _BLOCKS_KEPT:
                 self._blocks.popitem(last=False)
-        return self._blocks[block]
+        return found
 
-    def _source_rows(self, index: int, source: OrderSource, ordinals: Int64Array) -> Int64Array:
-        epochs, offsets = ordinals // source.rows, ordinals % source.rows
-        result = np.empty_like(ordinals)
-        for epoch, here in _groups(epochs):
+    def _make_block(self, block: int) -> tuple[Int64Array, Int64Array]:
+        """The permutation mixes the sources; each source's ordinals rise with the slot, so that even a corpus smaller
+        than a block is read whole before any row of it comes again.
+        """
+        start = block * BLOCK
+        phase = next(phase for phase in reversed(self._placed) if phase.start <= start)
+        before = _shares(phase.weights, start - phase.start)
+        after = _shares(phase.weights, start - phase.start + BLOCK)
+        counts = [b - a for a, b in zip(before, after, strict=True)]
+        shuffled = Feistel(BLOCK, self.seed, block, "block")(_SLOTS)
+        source_of_rank = np.repeat(np.arange(len(counts), dtype=np.uint16), counts)
+        sources = source_of_rank[shuffled]
+        # Sorting small integers keeps the slots of a source in order and takes numpy one pass.
+        slots = np.argsort(sources, kind="stable")
+        rows = np.empty(BLOCK, dtype=np.int64)
+        rows[slots] = np.concatenate(
+            [
+                self._source_rows(index, phase.drawn[index] + before[index], count)
+                for index, count in enumerate(counts)
+                if count
+            ]
+        )
+        return sources.astype(np.int64), rows
+
+    def _source_rows(self, index: int, first: int, count: int) -> Int64Array:
+        """Rows of a source's ordinals [first, first + count), pass by pass."""
+        source, end = self.sources[index], first + count
+        parts = []
+        while first < end:
+            epoch = first // source.rows
+            begin, stop = epoch * source.rows, min(end, (epoch + 1) * source.rows)
             permutation = self._permutation(index, source, epoch)
-            values = offsets[here]
-            result[here] = permutation(values) if isinstance(permutation, Feistel) else permutation[values]
-        return result
+            offsets = slice(first - begin, stop - begin)
+            if isinstance(permutation, Feistel):
+                parts.append(permutation(np.arange(offsets.start, offsets.stop)))
+            else:
+                parts.append(permutation[offsets])
+            first = stop
+        return np.concatenate(parts)
 
     def _permutation(self, index: int, source: OrderSource, epoch: int) -> Int64Array | Feistel:
         key = (index, epoch)

@@ -113,9 +113,8 @@ class JointStage(Stage):
 
     def counts(self, micro: JointBatch) -> Tensor:
         """float64 [terms]: next-token targets, masked positions, and twice the tokens that are not padding."""
-        targets = (micro.labels_BT != IGNORED_LABEL).sum()
-        valid = micro.valid_N.sum()
-        return torch.stack([targets, torch.tensor(micro.masked_M.numel()), valid, valid]).double()
+        targets, valid = torch.stack([(micro.labels_BT != IGNORED_LABEL).sum(), micro.valid_N.sum()]).tolist()
+        return torch.tensor([targets, micro.masked_M.numel(), valid, valid], dtype=torch.float64)
 
     def forward(self, micro: JointBatch, load_ME: Tensor) -> StageOutput:
         """Loss terms of one micro-batch; `load_ME` as in `RoutingInputs`."""

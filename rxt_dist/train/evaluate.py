@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from rxt_dist.data.dataset import TokenDataset
 from rxt_dist.data.format import PAD_ID
@@ -74,7 +75,9 @@ def _rank_batches(engine: Engine, dataset: TokenDataset, source: str, pairs: int
     for start in range(first, first + share, micro_pairs):
         wanted = np.arange(2 * start, 2 * min(start + micro_pairs, first + share), dtype=np.int64)
         real = int((wanted < 2 * pairs).sum())
-        batches.append(_blank(reader.read(np.where(wanted < 2 * pairs, wanted, 0)), real))
+        # Kept in host memory: the engine takes one micro-batch at a time.
+        read = reader.read(np.where(wanted < 2 * pairs, wanted, 0)).to(torch.device("cpu"))
+        batches.append(_blank(read, real))
     return batches
 
 

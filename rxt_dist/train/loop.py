@@ -69,11 +69,12 @@ def run_loop(training: Training, position: Position) -> ExitCode:
     config, engine, stage, voice = training.config, training.engine, training.stage, training.voice
     rows_at = batch_rows(config.train, training.seq_len)
     last_row = config.train.total_tokens // training.seq_len
-    reader = BatchReader(training.dataset, training.order)
+    reader = BatchReader(training.dataset, training.order, pinned=engine.device.type == "cuda")
     interval = Interval(config, stage.terms, engine.ranks)
     saved = position.step
     with prefetch(reader, _rank_positions(position.row, last_row, rows_at, engine)) as batches:
-        for batch in batches:
+        for read in batches:
+            batch = read.to(engine.device)
             tokens = position.row * training.seq_len
             end = tokens + rows_at(position.row) * training.seq_len
             lr = learning_rate(config.schedule, config.optimizer.lr, config.train.total_tokens, end)

@@ -103,7 +103,7 @@ class MetricsWriter:
                 dir=str(self.run.path.resolve()),
                 mode=log.wandb,
                 resume="allow",
-                config=yaml.safe_load(self.run.config.read_text()),
+                config=yaml.safe_load(self.run.config.read_text(encoding="utf-8")),
                 settings=wandb.Settings(console="off", silent=True, login_timeout=_WANDB_LOGIN_SECONDS),
             )
             # Steps repeat after a resume from an older checkpoint; wandb's own step may only grow.

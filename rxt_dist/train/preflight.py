@@ -8,9 +8,10 @@ import torch
 
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.validate import DataFacts, validate_run
-from rxt_dist.data.dataset import TokenDataset, verify_dataset
-from rxt_dist.data.format import tokenizer_fingerprint
-from rxt_dist.data.sampler import GlobalOrder, Phase, integer_weights, proportional_weights
+from rxt_dist.data.dataset import TokenDataset
+from rxt_dist.data.format import BOUNDARY_POLICY, tokenizer_fingerprint
+from rxt_dist.data.mixture import planned_order
+from rxt_dist.data.sampler import GlobalOrder
 from rxt_dist.engine.optimizer import parameter_groups
 from rxt_dist.engine.schedule import batch_rows
 from rxt_dist.errors import DataError
@@ -20,7 +21,6 @@ from rxt_dist.model.reactive import ReactiveTransformer
 
 # Weights and two moments in float32.
 _CHECKPOINT_BYTES_PER_PARAMETER = 12
-_VERIFIED_AT_START_BYTES = 4 << 30
 
 
 def preflight(config: RunConfig, world_size: int) -> tuple[TokenDataset, GlobalOrder]:
@@ -45,23 +45,6 @@ def training_model(config: RunConfig) -> ReactiveTransformer:
     return ReactiveTransformer(config.model.model_copy(update={"memory_attention": None}))
 
 
-def verify_small(dataset: TokenDataset) -> None:
-    """Hash data up to a size that costs about a second; larger data is hashed shard by shard, at first use.
-
-    Raises:
-        DataError: for the first damaged file.
-    """
-    if sum(shard.bytes for shard in dataset.manifest.shards()) > _VERIFIED_AT_START_BYTES:
-        return
-    damaged = verify_dataset(dataset.root, lambda shard: None)
-    if damaged:
-        name, problem = damaged[0]
-        raise DataError(
-            f"{dataset.root / name} {problem} ({len(damaged)} damaged files in all). Delete the damaged files, which "
-            f"`rxt-dist data verify {dataset.root}` lists, and run the same `rxt-dist data build` again."
-        )
-
-
 def order_lines(order: GlobalOrder) -> list[str]:
     """One line per source: how much of it the run reads; a source that it never reads is said to be one."""
     lines = []
@@ -78,23 +61,21 @@ def _open_data(config: RunConfig, world_size: int) -> tuple[TokenDataset, Global
     wanted = _fingerprint(config.data.tokenizer) if config.data.tokenizer else None
     dataset = TokenDataset(config.data.path, wanted)
     manifest = dataset.manifest
+    if manifest.boundaries != BOUNDARY_POLICY:
+        raise DataError(
+            f"{config.data.path} holds {manifest.boundaries}, of which only the answers carry loss, but pre-training "
+            f"reads documents. Name a dataset that `rxt-dist data build` made."
+        )
     names = tuple(source.name for source in dataset.sources)
     facts = DataFacts(dataset.seq_len, manifest.vocab_size, names, manifest.tokenizer_sha256)
     validate_run(config, world_size, facts)
-    sources = dataset.order_sources()
-    total = config.train.total_tokens
-    phases = [
-        Phase(phase.tokens or total, integer_weights([phase.weights.get(name, 0.0) for name in names]))
-        for phase in config.data.mixture
-    ]
-    if not phases:
-        phases = [Phase(total, proportional_weights([source.rows for source in sources]))]
-    return dataset, GlobalOrder(sources, phases, config.seed, dataset.seq_len, config.data.max_epochs)
+    order = planned_order(dataset.sources, dataset.seq_len, config.data, config.train.total_tokens, config.seed)
+    return dataset, order
 
 
 def _fingerprint(tokenizer: Path) -> str:
     try:
-        return tokenizer_fingerprint(tokenizer.read_text())
+        return tokenizer_fingerprint(tokenizer.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"data.tokenizer is {tokenizer}, which cannot be read as a tokenizer.json: {error}. Name the file that "

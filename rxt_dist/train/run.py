@@ -25,7 +25,7 @@ from rxt_dist.model.init import initialise
 from rxt_dist.stages.joint import JointStage
 from rxt_dist.train.loop import Position, Training, run_loop
 from rxt_dist.train.metrics import MetricsWriter
-from rxt_dist.train.preflight import order_lines, preflight, training_model, verify_small
+from rxt_dist.train.preflight import order_lines, preflight, training_model
 from rxt_dist.train.progress import Progress
 from rxt_dist.train.ranks import Ranks
 from rxt_dist.train.run_dir import RunDirectory
@@ -46,7 +46,6 @@ def train(config: RunConfig, ranks: Ranks, stop: StopRequest) -> ExitCode:
         stop.clear_file()
     with ExitStack() as stack:
         group = stack.enter_context(joined_ranks(device, config.parallel.engine == "plain"))
-        group.together(lambda: verify_small(dataset) if group.rank == 0 else None)
         directory = RunDirectory.open(config.directory, resolved_yaml(config), training_hash(config), ranks.rank)
         group.together(lambda: stack.enter_context(directory.locked()) if group.rank == 0 else None)
         stack.enter_context(_output_in(directory, ranks.rank))
@@ -117,7 +116,7 @@ def _output_in(directory: RunDirectory, rank: int) -> Iterator[None]:
     directory.logs.mkdir(parents=True, exist_ok=True)
     streams = (sys.stdout, sys.stderr)
     kept = [os.dup(stream.fileno()) for stream in streams]
-    with open(directory.log_file(rank), "a") as log:
+    with open(directory.log_file(rank), "a", encoding="utf-8") as log:
         for stream in streams:
             stream.flush()
             os.dup2(log.fileno(), stream.fileno())
@@ -165,5 +164,6 @@ def _is_finished(directory: RunDirectory, position: Position) -> bool:
     """Whether an earlier life trained and evaluated everything up to this position."""
     if not directory.events.exists():
         return False
-    events = [json.loads(line) for line in directory.events.read_text().splitlines() if line.endswith("}")]
+    lines = directory.events.read_text(encoding="utf-8").splitlines()
+    events = [json.loads(line) for line in lines if line.endswith("}")]
     return any(event["kind"] == "finish" and event["step"] == position.step for event in events)

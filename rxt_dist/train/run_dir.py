@@ -60,7 +60,7 @@ class RunDirectory:
         Raises:
             ConfigError: another process trains it. Two of them would delete each other's checkpoints.
         """
-        with open(self.path / ".lock", "w") as lock:
+        with open(self.path / ".lock", "w", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -90,7 +90,7 @@ class RunDirectory:
         run = cls(path)
         if run.config.exists():
             _require_same_training(run, resolved_yaml, training_hash)
-            run.changes = _differences(run.config.read_text(), resolved_yaml, every=True)
+            run.changes = _differences(run.config.read_text(encoding="utf-8"), resolved_yaml, every=True)
         if rank == 0:
             for folder in (run.path, run.logs, run.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def _git(checkout: Path, *arguments: str) -> str | None:
 
 
 def _require_same_training(run: RunDirectory, resolved_yaml: str, training_hash: str) -> None:
-    old_text = run.config.read_text()
+    old_text = run.config.read_text(encoding="utf-8")
     header = _HEADER.match(old_text)
     if header and header[1] == training_hash:
         return

@@ -97,7 +97,7 @@ def test_mistakes_are_user_errors(built: Path, tmp_path: Path) -> None:
 
 
 def test_help_teaches_and_loads_nothing_heavy() -> None:
-    for verb in ("sample", "tokenizer", "build", "verify", "stats", "show"):
+    for verb in ("sample", "tokenizer", "build", "verify", "stats", "show", "diff", "repack"):
         assert "Example" in _run(verb, "--help").stdout
     code = (
         "import sys; from rxt_dist.commands import data;"

@@ -4,7 +4,6 @@ import dataclasses
 import fcntl
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -16,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.build import BuildRequest, _chunks, build_dataset, plan_units
+from data_prep.building.build import BuildRequest, build_dataset
 from data_prep.corpora import ReadCounts, find_files, read_file
 from data_prep.synthetic import write_sample
-from data_prep.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
-from rxt_dist.data.dataset import TokenDataset, verify_dataset
+from data_prep.tokenizing.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from rxt_dist.data.dataset import TokenDataset
+from rxt_dist.data.verify import verify_full
 from rxt_dist.errors import ConfigError, DataError, DiskError
 
 
@@ -84,7 +84,7 @@ def test_every_document_stands_in_the_shards_exactly_once(request_: BuildRequest
     for source in dataset.sources:
         assert source.language == source.name
         assert 0 < source.eval.totals.documents < 0.15 * source.train.totals.documents
-    assert verify_dataset(request_.out, lambda shard: None) == []
+    assert verify_full(request_.out).findings == ()
     assert not list(request_.out.rglob("*.tmp.*"))
 
 
@@ -111,14 +111,14 @@ def test_a_lost_or_cut_shard_is_rebuilt(request_: BuildRequest) -> None:
     shards[-1].write_bytes(b"cut")
     second = build_dataset(request_)
     assert first.units - 2 <= second.units_kept < first.units
-    assert verify_dataset(request_.out, lambda shard: None) == []
+    assert verify_full(request_.out).findings == ()
     assert second.manifest == first.manifest
 
 
 _KILLED = """
 import os, sys
 from pathlib import Path
-from data_prep.build import BuildRequest, build_dataset
+from data_prep.building.build import BuildRequest, build_dataset
 if __name__ == "__main__":
     corpus, out, tokenizer, workers = sys.argv[1:]
     paths = (Path(corpus),), Path(out), Path(tokenizer)
@@ -145,7 +145,7 @@ def test_kill_9_in_the_middle_and_running_again_gives_the_same_digest(
     result = build_dataset(request_)
     assert committed <= result.units_kept < result.units
     assert result.manifest.root_digest == clean.manifest.root_digest
-    assert verify_dataset(request_.out, lambda shard: None) == []
+    assert verify_full(request_.out).findings == ()
 
 
 def test_a_folder_of_another_spec_is_refused_with_the_difference(request_: BuildRequest, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_too_little_disk_is_refused_before_anything_is_written(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
     with pytest.raises(DiskError, match="Free some space"):
         build_dataset(request_)
-    assert [path.name for path in request_.out.iterdir()] == [".lock"]
+    assert {path.name for path in request_.out.iterdir()} == {".lock", ".setup.lock"}
 
 
 def test_an_empty_corpus_is_refused(request_: BuildRequest, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_small_source_still_has_a_held_out_document(tmp_path: Path, tokenizer:
         request = BuildRequest((tmp_path / "texts",), tmp_path / f"o{fraction}", tokenizer, 64, eval_fraction=fraction)
         manifest = build_dataset(request).manifest
         sizes.append([(s.name, s.train.totals.documents, s.eval.totals.documents) for s in manifest.sources])
-    assert sizes == [[("de", 1, 0), ("en", 4, 1), ("pl", 1, 1)], [("de", 1, 0), ("en", 5, 0), ("pl", 2, 0)]]
+    assert sizes == [[("en", 4, 1), ("pl", 1, 1), ("und", 1, 0)], [("en", 5, 0), ("pl", 2, 0), ("und", 1, 0)]]
 
 
 def test_the_held_out_documents_do_not_depend_on_their_place(tmp_path: Path, tokenizer: Path) -> None:
@@ -249,29 +249,9 @@ def test_the_held_out_documents_do_not_depend_on_their_place(tmp_path: Path, tok
     assert 60 < sum(held_out[0].values()) < 140
 
 
-def test_cutting_a_long_text_for_the_tokenizer_changes_no_id(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.build._CHUNK_CHARACTERS", 40)
-    rng = random.Random(0)
-    words = ["word", "słowo", "\n", "  ", "a-b", "don't", "12", "\n\n\n", "…", "[T]", " \t"]
-    text = "".join(rng.choice([*words, " "]) + rng.choice(["", " "]) for _ in range(3000))
-    loaded = load_tokenizer(tokenizer)
-    chunks = list(_chunks(text))
-    assert len(chunks) > 50
-    assert "".join(chunks) == text
-    whole = loaded.encode(text, add_special_tokens=False).ids
-    assert [i for chunk in chunks for i in loaded.encode(chunk, add_special_tokens=False).ids] == whole
-
-
-def test_units_cover_every_file_once_in_order(corpus: Path) -> None:
-    files = find_files([corpus])
-    units = plan_units(files, 20_000)
-    assert [file for unit in units for file in unit.files] == files
-    assert plan_units(files, None)[0].files == tuple(files)
-
-
 def test_building_imports_neither_torch_nor_deepspeed(request_: BuildRequest) -> None:
     code = (
-        "import sys; from pathlib import Path; from data_prep.build import BuildRequest, build_dataset;"
+        "import sys; from pathlib import Path; from data_prep.building.build import BuildRequest, build_dataset;"
         "import data_prep.synthetic, rxt_dist.data.sampler, rxt_dist.commands.data;"
         f"build_dataset(BuildRequest((Path({str(request_.inputs[0])!r}),), Path({str(request_.out)!r}),"
         f"Path({str(request_.tokenizer)!r}), workers=1));"

@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.corpora import Document, ReadCounts, find_files, guess_language, language_of_name, read_file
+from data_prep.corpora import Document, ReadCounts, find_files, read_file
 from rxt_dist.errors import DataError
 
 
@@ -39,7 +39,7 @@ def test_a_folder_with_every_format(tmp_path: Path) -> None:
     documents, counts = _read(root)
     found = {(document.text, document.language) for document in documents}
     assert found == {("Zażółć gęślą jaźń.", "pl"), ("one", "en"), ("two", "pl"), ("three", "en"), ("four", "de")}
-    assert counts == ReadCounts(documents=7, empty=3)
+    assert counts == ReadCounts(documents=7, null_text=3)
     assert all(document.source == document.language for document in documents)
     assert len({document.id for document in documents}) == 7
     assert {document.id for document in documents} >= {"texts/pl/a.txt#0", "texts/b.jsonl#0"}
@@ -55,29 +55,9 @@ def test_ids_do_not_depend_on_where_the_corpus_lies(tmp_path: Path) -> None:
     assert ids[0] == ids[1] == ["texts/b.jsonl#0", "texts/b.jsonl#16"]
 
 
-@pytest.mark.parametrize(
-    ("name", "language"),
-    [
-        ("texts/pl/x.txt", "pl"),
-        ("texts/stories.pl.jsonl", "pl"),
-        ("en/PL/x.txt", "pl"),
-        ("pl/stories.en.jsonl.gz", "en"),
-        ("texts/stories.jsonl", None),
-    ],
-)
-def test_language_of_a_name(name: str, language: str | None) -> None:
-    assert language_of_name(name) == language
-
-
-def test_language_of_a_text() -> None:
-    assert guess_language("It was the best of times, and they were with her in that house.") == "en"
-    assert guess_language("To nie jest tak, że on się tego boi, ale już był czas.") == "pl"
-    assert guess_language("1 2 3 lorem ipsum") == "und"
-
-
 def test_bad_text_is_mended_or_skipped_and_counted(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"good text " * 30 + b"\xff")
-    (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00\x80" * 50)
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfd\x00\x80" * 50)
     (tmp_path / "c.txt").write_text(" \n\t ")
     (tmp_path / "d.txt").write_bytes(b"\xef\xbb\xbfwith a byte order mark")
     (tmp_path / "e.jsonl").write_bytes(b'{"text": "' + b"x" * 200 + b'\\ud800"}\n\n{"text": ""}\n')
@@ -88,7 +68,7 @@ def test_bad_text_is_mended_or_skipped_and_counted(tmp_path: Path) -> None:
     assert documents[2].text == "x" * 200 + "\ufffd"
 
 
-def test_errors_say_where_and_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_say_where_and_what(tmp_path: Path) -> None:
     def refused(name: str, content: bytes, match: str) -> None:
         path = tmp_path / name
         path.write_bytes(content)
@@ -101,8 +81,8 @@ def test_errors_say_where_and_what(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     refused("d.jsonl", _jsonl({"text": 5}), "is a int, not text")
     refused("e.parquet", b"PAR1 not a table", r"e\.parquet cannot be read as a table")
     refused("f.arrow", b"nothing", r"f\.arrow cannot be read as a table")
-    refused("g.jsonl.gz", gzip.compress(_jsonl({"text": "x" * 5000}))[:-9], "damaged or cut off")
-    refused("h.jsonl.gz", b"plain", "damaged or cut off")
+    refused("g.jsonl.gz", gzip.compress(_jsonl({"text": "x" * 5000}))[:-9], "damaged, cut off")
+    refused("h.jsonl.gz", b"plain", "damaged, cut off")
     refused("i.md", b"text", "format that cannot be read")
     pq.write_table(pa.table({"title": ["x"]}), tmp_path / "j.parquet")
     with pytest.raises(DataError, match=r"no text column: it has \['title'\]"):
@@ -116,8 +96,177 @@ def test_errors_say_where_and_what(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(DataError, match="no file that can be read"):
         _read(tmp_path / "empty")
 
-    def missing(name: str) -> None:
-        raise ImportError(name)
 
-    monkeypatch.setattr(importlib, "import_module", missing)
-    refused("l.jsonl.zst", b"", "pip install zstandard")
+def test_documents_above_the_bound_are_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.corpora.MAX_DOCUMENT_BYTES", 100)
+    (tmp_path / "a.txt").write_text("x" * 101)
+    (tmp_path / "b.txt").write_text("x" * 100)
+    (tmp_path / "c.jsonl").write_bytes(
+        _jsonl({"text": "ż" * 50}, {"text": "ż" * 51}, {"text": "x" * 5000}, {"text": "c"})
+    )
+    documents, counts = _read(tmp_path)
+    assert [document.text for document in documents] == ["x" * 100, "ż" * 50, "c"]
+    assert counts == ReadCounts(documents=3, too_large=3)
+
+
+def test_invalid_utf8_in_a_table_is_mended_like_everywhere(tmp_path: Path) -> None:
+    raw = pa.array([b"good " * 50 + b"\xff", b"\xff" * 50]).cast(pa.binary())
+    column = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    documents, counts = _read(tmp_path)
+    assert [document.text for document in documents] == ["good " * 50 + "\ufffd"]
+    assert counts == ReadCounts(documents=1, repaired_utf8=1, not_text=1)
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    name = os.fsdecode(b"caf\xe9.txt")
+    (tmp_path / "corpus" / name).write_text("text")
+    for given in (tmp_path / "corpus", tmp_path / "corpus" / name):
+        with pytest.raises(DataError, match=r"'/.*caf\\udce9\.txt' is not UTF-8") as caught:
+            find_files([given])
+        str(caught.value).encode()
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_read_by_its_byte_order_mark_and_refused_without(tmp_path: Path, codec: str) -> None:
+    content = "\ufeffZażółć gęślą jaźń. ".encode(codec) + ("x" * 200).encode(codec)
+    (tmp_path / "a.txt").write_bytes(content)
+    (tmp_path / "b.txt").write_bytes(content[2:])
+    (tmp_path / "c.txt").write_bytes(content + b"?")
+    documents, counts = _read(tmp_path)
+    assert [document.text for document in documents] == [
+        "Zażółć gęślą jaźń. " + "x" * 200,
+        "Zażółć gęślą jaźń. " + "x" * 200 + "\ufffd",
+    ]
+    assert counts == ReadCounts(documents=2, not_text=1, repaired_utf8=1)
+
+
+def test_nul_characters_are_damage_in_every_format(tmp_path: Path) -> None:
+    little, much = "x" * 200 + "\0", "x" * 50 + "\0ą"
+    (tmp_path / "a.txt").write_text(little)
+    (tmp_path / "b.txt").write_text(much)
+    (tmp_path / "c.jsonl").write_bytes(_jsonl({"text": little}, {"text": much}))
+    pq.write_table(pa.table({"text": [little, much]}), tmp_path / "d.parquet")
+    documents, counts = _read(tmp_path)
+    assert [document.text for document in documents] == ["x" * 200 + "\ufffd"] * 3
+    assert counts == ReadCounts(documents=3, not_text=3, repaired_utf8=3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Finding files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _names(*inputs: Path | str, said: list[str] | None = None) -> list[str]:
+    return [file.name for file in find_files(inputs, (said if said is not None else []).append)]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "c"
+    (root / "en").mkdir(parents=True)
+    (root / "en" / "a.txt").write_text("a")
+    (root / "b.txt").write_text("b")
+    return root
+
+
+def test_a_file_is_read_once_however_often_it_is_named(tree: Path) -> None:
+    assert _names(tree, tree / "en") == ["c/b.txt", "c/en/a.txt"]
+    assert _names(tree, tree / "en" / ".." / "b.txt", tree) == ["c/b.txt", "c/en/a.txt"]
+    assert _names(f"{tree}/**") == ["c/b.txt", "c/en/a.txt"]
+    assert _names(tree / "en", tree) == ["c/b.txt", "en/a.txt"]
+    (tree / "same.txt").symlink_to(tree / "b.txt")
+    assert _names(tree) == ["c/b.txt", "c/en/a.txt"]
+
+
+def test_a_cache_of_links_to_blobs_is_read_by_the_names_of_the_links(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "main"
+    blobs.mkdir()
+    (snapshot / "pl").mkdir(parents=True)
+    (blobs / "0a").write_bytes(_jsonl({"text": "one"}))
+    pq.write_table(pa.table({"text": ["two"]}), blobs / "0b")
+    (snapshot / "pl" / "x.jsonl").symlink_to("../../../blobs/0a")
+    (snapshot / "y.parquet").symlink_to("../../blobs/0b")
+    for inputs in ([snapshot], [snapshot / "pl", snapshot / "y.parquet"]):
+        assert sorted((document.text, document.language) for document in _read(*inputs)[0]) == [
+            ("one", "pl"), ("two", "und"),
+        ]  # fmt: skip
+    said: list[str] = []
+    assert len(_names(tmp_path, said=said)) == 2
+    assert said == []
+
+
+def test_links_to_folders_are_followed_and_loops_end(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "d.txt").write_text("d")
+    (tree / "more").symlink_to(tmp_path / "elsewhere")
+    (tree / "en" / "up").symlink_to(tree)
+    assert _names(tree) == ["c/b.txt", "c/en/a.txt", "c/more/d.txt"]
+    (tmp_path / "link").symlink_to(tree)
+    assert _names(tmp_path / "link") == ["link/b.txt", "link/en/a.txt", "link/more/d.txt"]
+
+
+def test_what_cannot_be_followed_or_listed_is_refused(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / "gone.txt").symlink_to(tmp_path / "nowhere")
+    for given in (tree, tree / "gone.txt", tree / "*"):
+        with pytest.raises(DataError, match=r"gone\.txt' is a link to nothing"):
+            find_files([given])
+    (tree / "gone.txt").unlink()
+    listed = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("/en"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"The folder '.*c/en' cannot be listed: Permission denied"):
+        find_files([tree])
+
+
+def test_suffixes_may_be_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "A.TXT").write_text("a")
+    (tmp_path / "B.JSONL.GZ").write_bytes(gzip.compress(_jsonl({"text": "b"})))
+    pq.write_table(pa.table({"text": ["c"]}), tmp_path / "C.Parquet")
+    assert [document.text for document in _read(tmp_path)[0]] == ["a", "b", "c"]
+
+
+def test_files_of_other_formats_are_told_of(tree: Path) -> None:
+    for name in ("x.md", "y.md", "z.csv", "LICENSE", ".hidden"):
+        (tree / name).touch()
+    for given in (tree, f"{tree}/**"):
+        said: list[str] = []
+        assert _names(given, said=said) == ["c/b.txt", "c/en/a.txt"]
+        (line,) = said
+        assert line.startswith("Passing over 4 files of formats that are not read: 2 .md, 1 ")
+        assert "1 .csv" in line
+    with pytest.raises(DataError, match="holds no file that can be read"):
+        find_files([tree / "*.md"])
+
+
+def test_a_name_that_is_not_utf_8_is_refused(tree: Path) -> None:
+    (tree / os.fsdecode(b"caf\xe9.txt")).write_text("x")
+    with pytest.raises(DataError, match=r"caf\\udce9\.txt' is not UTF-8.*rename it"):
+        find_files([tree])
+
+
+def test_files_of_one_name_stay_in_the_order_of_the_inputs(tmp_path: Path) -> None:
+    for place in ("z", "a"):
+        (tmp_path / place / "texts").mkdir(parents=True)
+        (tmp_path / place / "texts" / "x.txt").write_text(place)
+    assert [document.text for document in _read(tmp_path / "z/texts", tmp_path / "a/texts")[0]] == ["z", "a"]
+
+
+def test_languages_come_from_tags_then_names_and_texts(tmp_path: Path) -> None:
+    english = "The heron is a large bird that lives near the water. It feeds on fish and frogs."
+    for name in ("arxiv/cs/a.txt", "code/pl/b.txt", "pl/c.pl.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(english + name)
+    (tmp_path / "pl" / "d.jsonl").write_bytes(
+        _jsonl({"text": english, "language": "pol_Latn"}, {"text": "d", "language": "English"}, {"text": "d"})
+    )
+    tags = [document.language for document in _read(tmp_path)[0]]
+    assert tags == ["en", "en", "pl", "pl", "en", "pl"]

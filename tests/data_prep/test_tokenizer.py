@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 
 from data_prep.corpora import Document
 from data_prep.synthetic import story
-from data_prep.tokenizer import check_tokenizer, fit_report, load_tokenizer, save_tokenizer, train_tokenizer
+from data_prep.tokenizing.report import fit_report, gather
+from data_prep.tokenizing.tokenizer import check_tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
 from rxt_dist.data.format import SPECIAL_TOKENS, tokenizer_fingerprint
 from rxt_dist.errors import ConfigError, DataError
 
@@ -59,7 +60,7 @@ def test_saving_and_loading_keeps_the_fingerprint(tokenizer: Tokenizer, tmp_path
 
 
 def test_the_report_counts_per_language(tokenizer: Tokenizer) -> None:
-    english, polish = fit_report(tokenizer, _documents(5))
+    english, polish = fit_report(tokenizer, gather(_documents(5)))
     assert (english.language, polish.language) == ("en", "pl")
     assert english.documents == 5
     assert english.round_trip_failures == polish.round_trip_failures == 0
@@ -91,7 +92,39 @@ def test_tokenizers_that_cannot_be_trusted_are_refused(tokenizer: Tokenizer, tmp
     path.write_text(json.dumps(renamed))
     with pytest.raises(DataError, match="control tokens at their ids"):
         load_tokenizer(path)
+    gap = json.loads(tokenizer.to_str())
+    last = max(gap["model"]["vocab"], key=gap["model"]["vocab"].get)
+    for shifted, message in ((800, "without gaps"), (65_536, "ids up to 65536")):
+        gap["model"]["vocab"][last] = shifted
+        path.write_text(json.dumps(gap))
+        with pytest.raises(DataError, match=message):
+            load_tokenizer(path)
     literal = Tokenizer.from_str(tokenizer.to_str())
     literal.encode_special_tokens = False
     with pytest.raises(DataError, match="ordinary text into control tokens"):
         check_tokenizer(literal, "this one")
+
+
+def test_what_a_file_says_of_cutting_and_filling_is_not_done(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    stated = Tokenizer.from_str(tokenizer.to_str())
+    stated.enable_truncation(8)
+    stated.enable_padding(length=500)
+    stated.save(str(tmp_path / "t.json"))
+    texts = ["One story after another, and none is cut. " * 5, "short"]
+    loaded = load_tokenizer(tmp_path / "t.json")
+    for expected, found in zip(tokenizer.encode_batch(texts), loaded.encode_batch(texts), strict=True):
+        assert found.ids == expected.ids
+    with pytest.raises(AssertionError, match="cuts or fills"):
+        check_tokenizer(stated, "this one")
+
+
+def test_chance_in_encoding_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    content = json.loads(tokenizer.to_str())
+    for dropout in (None, 0.0, 0.1):
+        content["model"]["dropout"] = dropout
+        (tmp_path / "t.json").write_text(json.dumps(content))
+        if not dropout:
+            load_tokenizer(tmp_path / "t.json")
+            continue
+        with pytest.raises(DataError, match=r"at random \(dropout 0\.1\).* Set dropout to null"):
+            load_tokenizer(tmp_path / "t.json")

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rxt_dist.data.dataset import TokenDataset, verify_dataset
+from rxt_dist.data import format as fmt
+from rxt_dist.data.dataset import TokenDataset
+from rxt_dist.data.packing import PACKING_VERSION, pack
 from rxt_dist.errors import ConfigError, DataError
 
 
@@ -79,25 +85,66 @@ def test_a_missing_or_truncated_shard_is_refused_at_opening(dataset_dir: Path) -
     shard.unlink()
     with pytest.raises(DataError, match="is missing"):
         TokenDataset(dataset_dir)
+    shard.symlink_to(shard)
+    with pytest.raises(DataError, match=r"pl/train/u00000-000\.arrow cannot be read \(Too many levels"):
+        TokenDataset(dataset_dir)
 
 
-def test_a_flipped_bit_is_found_before_the_first_row_is_used(dataset_dir: Path) -> None:
-    path = dataset_dir / "pl/train/u00000-000.arrow"
-    _flip_bit(path, path.stat().st_size // 2)
+def test_a_flipped_bit_is_found_before_its_row_is_used(dataset_dir: Path) -> None:
+    shard = fmt.load_manifest(dataset_dir).sources[1].train.shards[0]
+    _flip_bit(dataset_dir / shard.file, shard.batches[0].tokens + 3 * 2 * 32 + 17)
     dataset = TokenDataset(dataset_dir)
-    zero = np.array([0])
-    dataset.read("train", zero, zero)  # another shard is not concerned
-    with pytest.raises(DataError, match=r"pl/train/u00000-000\.arrow does not have the content"):
-        dataset.read("train", zero + 1, zero)
+    rows = np.arange(dataset.rows(1, "train"))
+    dataset.read("train", np.ones(3, dtype=np.int64), rows[:3])  # other rows are not concerned
+    dataset.read("train", np.ones(len(rows) - 4, dtype=np.int64), rows[4:])
+    message = rf"Row 3 of shard .*{shard.file} does not match its checksum.* `rxt-dist data verify .* --repair`"
+    for read in (lambda: dataset.read("train", np.array([1]), rows[3:4]), lambda: dataset.segments("train", 1, 3)):
+        with pytest.raises(DataError, match=message):
+            read()
 
 
-def test_verify_names_every_damaged_file(dataset_dir: Path) -> None:
-    _flip_bit(dataset_dir / "en/eval/u00000-000.arrow", 700)
-    (dataset_dir / "und/train/u00000-000.arrow").write_bytes(b"short")
-    seen: list[str] = []
-    damaged = dict(verify_dataset(dataset_dir, lambda shard: seen.append(shard.file)))
-    assert set(damaged) == {"tokenizer.json", "en/eval/u00000-000.arrow", "und/train/u00000-000.arrow"}
-    assert len(seen) == 6
+def write_many_shards(root: Path, shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset of equal shards with 16 record batches each, as many as 400 billion tokens have at 745."""
+    monkeypatch.setattr(fmt, "BATCH_ROWS", 2)
+    writer = fmt.ShardWriter(root, "en/train", "u00000", fmt.ShardSpec(32, 65_536, "ab" * 32, PACKING_VERSION, "cd"))
+    writer.add(pack([np.full(30, 100 + n, dtype=np.uint16) for n in range(32)], list(range(32)), 32))
+    (first,) = writer.finish()
+    infos = [dataclasses.replace(first, file=f"en/train/u{n:05d}-000.arrow") for n in range(shards)]
+    for info in infos[1:]:
+        shutil.copyfile(root / first.file, root / info.file)
+        shutil.copyfile(root / fmt.sums_file(first.file), root / fmt.sums_file(info.file))
+    source = fmt.SourceInfo("en", "en", fmt.SplitInfo(fmt.Totals(rows=32 * shards), tuple(infos)))
+    manifest = fmt.DatasetManifest(32, 65_536, "ab" * 32, "cd", PACKING_VERSION, (), (source,))
+    (root / "dataset.json").write_text(json.dumps(manifest.to_dict()))
+
+
+def test_745_shards_open_within_half_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_many_shards(tmp_path, 745, monkeypatch)
+    began = time.process_time()
+    dataset = TokenDataset(tmp_path)
+    assert "u00744-000" not in Path("/proc/self/maps").read_text(), "nothing is mapped before it is asked for"
+    rows = np.append(np.random.default_rng(0).integers(0, 745 * 32, 7), 744 * 32)
+    raw = dataset.read("train", np.zeros_like(rows), rows)
+    assert time.process_time() - began < 0.5
+    assert "u00744-000.arrow" in Path("/proc/self/maps").read_text()
+    assert raw.tokens_NT[:, 1].tolist() == (100 + rows % 32).tolist()
+    (tmp_path / "en/train/u00700-000.sums").unlink()
+    with pytest.raises(DataError, match=r"u00700-000\.sums is missing.*--repair"):
+        TokenDataset(tmp_path)
+
+
+def test_more_shards_than_files_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every map holds an open file: the oldest are given up where the hard limit is reached, and opened again."""
+    write_many_shards(tmp_path, 150, monkeypatch)
+    code = (
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 600));"
+        "import numpy as np; from pathlib import Path; from rxt_dist.data.dataset import TokenDataset;"
+        "d = TokenDataset(Path(sys.argv[1])); rows = np.tile(np.arange(0, 150 * 32, 8), 2);"
+        "raw = d.read('train', np.zeros_like(rows), rows);"
+        "assert raw.tokens_NT[:, 1].tolist() == (100 + rows % 32).tolist();"
+        "assert 88 <= len(os.listdir('/proc/self/fd')) <= 100, os.listdir('/proc/self/fd')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
 def test_reading_needs_neither_torch_nor_arrow_batches(dataset_dir: Path) -> None:

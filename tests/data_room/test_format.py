@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 
 from rxt_dist.data import format as fmt
 from rxt_dist.data.packing import pack
@@ -128,3 +130,44 @@ def test_manifests_that_cannot_be_trusted_are_refused(dataset_dir: Path) -> None
     (dataset_dir / "units").mkdir()
     with pytest.raises(DataError, match="has not finished"):
         fmt.load_manifest(dataset_dir)
+
+
+def test_beside_a_shard_lie_the_checksums_of_its_rows(tmp_path: Path) -> None:
+    """As anybody would compute them from the Arrow file; the manifest vouches for their file."""
+    documents = [np.arange(20, 20 + n, dtype=np.uint16) for n in (3, 40, 7, 1)]
+    writer = fmt.ShardWriter(tmp_path, "en/train", "u00000", _spec())
+    writer.add(pack(documents, [5, 6, 7, 8], 16))
+    (shard,) = writer.finish()
+    table = pa.ipc.open_file(str(tmp_path / shard.file)).read_all()
+    rows = zip(table["tokens"].to_pylist(), table["seg_len"].to_pylist(), strict=True)
+    wanted = [xxhash.xxh3_64_intdigest(np.array(tokens + lengths, "<u2").tobytes()) for tokens, lengths in rows]
+    path = tmp_path / "en/train/u00000-000.sums"
+    assert np.fromfile(path, "<u8").tolist() == wanted
+    assert shard.row_sums_blake3 == fmt.blake3_file(path)
+    assert fmt.sums_file(shard.file) == "en/train/u00000-000.sums"
+    # The value of a row can never change: every dataset holds it.
+    assert fmt.row_sum(np.array([2, 65_535, 3], np.uint16), np.array([3], np.uint16)) == 8_734_322_432_844_490_753
+
+
+def test_a_shard_stands_only_where_its_checksums_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped before any of the renames: no shard without its checksums, and no half file under its name."""
+    renamed: list[str] = []
+
+    def stop_before(count: int) -> None:
+        def replace(source: Path, target: Path) -> None:
+            if len(renamed) == count:
+                raise KeyboardInterrupt
+            renamed.append(target.name)
+            source.rename(target)
+
+        monkeypatch.setattr(fmt.os, "replace", replace)
+
+    for count, wanted in ((0, []), (1, ["u00000-000.sums"]), (2, ["u00000-000.arrow", "u00000-000.sums"])):
+        stop_before(count)
+        writer = fmt.ShardWriter(tmp_path / str(count), "en", "u00000", _spec())
+        writer.add(pack([np.arange(11, 60, dtype=np.uint16)], [0], 16))
+        with contextlib.suppress(KeyboardInterrupt):
+            writer.finish()
+        here = (tmp_path / str(count) / "en").iterdir()
+        assert sorted(path.name for path in here if not path.name.startswith(".")) == wanted
+        renamed.clear()

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,10 +32,13 @@ def reader(dataset: TokenDataset, order: GlobalOrder) -> BatchReader:
     return BatchReader(dataset, order)
 
 
+CPU = torch.device("cpu")
+
+
 def test_a_batch_says_what_its_documents_say(dataset: TokenDataset, order: GlobalOrder, reader: BatchReader) -> None:
     """Every field against a slow reading of the row, token by token."""
     positions = np.arange(40, 72)
-    batch = reader.read(positions)
+    batch = reader.read(positions).to(CPU)
     source, row = order.rows(positions)
     assert batch.samples_B.tolist() == positions.tolist()
     assert batch.source_B.tolist() == source.tolist()
@@ -62,15 +66,23 @@ def test_a_batch_says_what_its_documents_say(dataset: TokenDataset, order: Globa
     assert {name: getattr(batch, name).dtype for name in wanted} == wanted
 
 
+def test_ids_of_all_16_bits_reach_the_device_as_they_are(tmp_path: Path, writer: Callable[..., Any]) -> None:
+    ids = np.array([65_535, 11, 32_768, 32_767, 65_535], dtype=np.uint16)
+    writer(tmp_path, {"en": {"train": [ids], "eval": [ids]}})
+    batch = eval_reader(TokenDataset(tmp_path), "en").read(np.array([0])).to(CPU)
+    assert batch.tokens_BT[0, :7].tolist() == [2, 65_535, 11, 32_768, 32_767, 65_535, 3]
+    assert batch.labels_BT[0, :7].tolist() == [65_535, 11, 32_768, 32_767, 65_535, 3, -100]
+
+
 def test_micro_batches_are_the_batches_of_their_rows(reader: BatchReader) -> None:
-    whole = reader.read(np.arange(12)).micro_batches(4)
+    whole = reader.read(np.arange(12)).to(CPU).micro_batches(4)
     for n, part in enumerate(whole):
-        alone = reader.read(np.arange(4 * n, 4 * n + 4))
+        alone = reader.read(np.arange(4 * n, 4 * n + 4)).to(CPU)
         for name, value in vars(alone).items():
             same = torch.equal(value, getattr(part, name)) if isinstance(value, torch.Tensor) else True
             assert same, name
     with pytest.raises(ValueError, match="micro-batches of 5"):
-        reader.read(np.arange(12)).micro_batches(5)
+        reader.read(np.arange(12)).to(CPU).micro_batches(5)
 
 
 def test_ranks_read_their_slices_of_one_batch(dataset_dir: Path, order: GlobalOrder, reader: BatchReader) -> None:
@@ -84,7 +96,7 @@ def test_evaluation_reads_every_held_out_row_once(dataset: TokenDataset) -> None
     held_out = eval_reader(dataset, "pl")
     rows = dataset.rows(1, "eval")
     batches = [held_out.read(np.array([row])) for row in range(rows)]
-    tokens = torch.cat([batch.tokens_BT for batch in batches])
+    tokens = torch.cat([batch.to(CPU).tokens_BT for batch in batches])
     stored = dataset.read("eval", np.ones(rows, dtype=np.int64), np.arange(rows)).tokens_NT
     assert np.array_equal(tokens.numpy(), stored)
     assert all(set(batch.source_B.tolist()) == {1} for batch in batches)
@@ -105,7 +117,7 @@ def test_an_error_in_the_thread_reaches_the_consumer(reader: BatchReader) -> Non
         raise DataError("the disk went away")
 
     with prefetch(reader, positions()) as batches:
-        assert next(batches).rows == 4
+        assert next(batches).samples_B.tolist() == [0, 1, 2, 3]
         with pytest.raises(DataError, match="the disk went away"):
             next(batches)
         with pytest.raises(StopIteration):
@@ -125,3 +137,8 @@ def test_leaving_early_stops_the_thread_and_reads_no_further(reader: BatchReader
         next(batches)
     assert threading.active_count() == before
     assert len(asked) <= 5
+
+
+def test_a_prefetcher_that_may_read_nothing_is_refused(reader: BatchReader) -> None:
+    with pytest.raises(AssertionError, match="with 0 batches ahead"):
+        prefetch(reader, iter([np.arange(4)]), depth=0)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -159,8 +161,30 @@ def test_plans_that_cannot_be_are_refused() -> None:
         _order({"en": 100, "pl": 100}, 100, [1, 1e-4])
     with pytest.raises(ConfigError, match="2\\^32"):
         GlobalOrder([OrderSource("en", 10)], [Phase(SEQ, (1,))], 0, SEQ)
-    with pytest.raises(ConfigError, match="shares"):
-        integer_weights([0.0, 0.0])
+    with pytest.raises(ConfigError, match=r"share of 0\.00024414.*; the smallest .* 1/4096 \(0\.000244140625\)"):
+        GlobalOrder(
+            [OrderSource("en", 9), OrderSource("pl", 9)], [Phase(9, (WEIGHT_ONE - (1 << 20) + 1, (1 << 20) - 1))], 0, 1
+        )
+    for shares in ([0.0, 0.0], [], [1.0, float("inf")], [1.0, -1.0], [float("nan")]):
+        with pytest.raises(ConfigError, match="shares"):
+            integer_weights(shares)
+    with pytest.raises(ConfigError, match=r"no training rows: lower build\.eval_fraction"):
+        proportional_weights([0, 0])
+
+
+def test_shares_of_any_size_are_relative() -> None:
+    for scale in (1.0, 1e308, 5e-324):
+        assert integer_weights([scale, scale]) == (WEIGHT_ONE // 2, WEIGHT_ONE // 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1000, 100_000), min_size=1, max_size=12))
+def test_one_pass_is_not_refused_for_a_row_of_rounding(sizes: list[int]) -> None:
+    rows = {f"s{number}": size for number, size in enumerate(sizes)}
+    order = _order(rows, sum(sizes), max_epochs=1)
+    assert all(abs(plan.rows - size) <= 1 for plan, size in zip(order.plan(), sizes, strict=True))
+    with pytest.raises(ConfigError, match="more than max_epochs = 1"):
+        _order(rows, sum(sizes) + 3 * len(sizes), max_epochs=1)
 
 
 def test_a_source_too_small_for_every_block_gets_no_weight() -> None:
@@ -196,3 +220,23 @@ def test_the_future_of_a_mixture_may_change_and_its_past_may_not() -> None:
     DataState.at(old, "d", BLOCK + 1, 0).check(longer, "d")
     with pytest.raises(DataError, match="plan_hash"):
         DataState.at(old, "d", BLOCK + 1, 0).check(new, "d")
+
+
+def test_the_order_of_a_mixture_never_changes() -> None:
+    """Stored digests of two phases over large, small and tiny sources and several epochs; asked piece by piece."""
+    sources = [OrderSource("en", 3_000_017), OrderSource("pl", 65_537), OrderSource("de", 9000), OrderSource("und", 70)]
+    phases = [
+        Phase(2_000_000 * SEQ, integer_weights([8, 4, 1, 0.01])),
+        Phase(500_000 * SEQ, integer_weights([1, 1, 0, 0])),
+    ]
+    order = GlobalOrder(sources, phases, 99, SEQ, max_epochs=1000)
+    for first, count, wanted in (
+        (0, 30_000, "687b843a555f26547dc953b178b3a278"),
+        (1_990_000, 30_000, "e354a814669018798bf8e18274dfe68b"),
+        (123_456_789_012, 9000, "8bffde03cc28173f2c342e136fe3fff8"),
+    ):
+        digest = hashlib.sha256()
+        for start in range(first, first + count, 1000):
+            source, row = order.rows(np.arange(start, start + 1000))
+            digest.update(np.stack([source, row]).astype("<i8").tobytes())
+        assert digest.hexdigest()[:32] == wanted

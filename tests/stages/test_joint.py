@@ -12,8 +12,7 @@ from tiny import LENGTHS, TOKENS, make_stage, packed_batch, relative, run_config
 from torch import Tensor
 
 from rxt_dist.config.run import LinearSchedule
-from rxt_dist.data.dataset import RawRows
-from rxt_dist.data.loader import Batch, make_batch
+from rxt_dist.data.loader import Batch, host_batch
 from rxt_dist.model.attention import Documents
 from rxt_dist.stages.joint import JointStage, cheated_context
 
@@ -27,7 +26,9 @@ def batch_of(*documents: np.ndarray, width: int = TOKENS, sample: int = 0) -> Ba
     joined = np.concatenate(documents)
     tokens[0, : len(joined)] = joined
     lengths = np.array([len(document) for document in documents])
-    return make_batch(RawRows(tokens, np.array([len(documents)]), lengths), np.zeros(1, np.int64), np.array([sample]))
+    narrow = torch.from_numpy(tokens.view(np.int16))
+    read = host_batch(narrow, np.array([len(documents)]), lengths, np.zeros(1, np.int64), np.array([sample]))
+    return read.to(torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,14 @@ from __future__ import annotations
 import typer
 
 from rxt_dist.commands.data.build import build
+from rxt_dist.commands.data.clean import clean
+from rxt_dist.commands.data.diff import diff
+from rxt_dist.commands.data.export_megatron import export_megatron
+from rxt_dist.commands.data.import_megatron import import_megatron
+from rxt_dist.commands.data.interactions import interactions
+from rxt_dist.commands.data.mix import mix
+from rxt_dist.commands.data.plan import plan
+from rxt_dist.commands.data.repack import repack
 from rxt_dist.commands.data.sample import sample
 from rxt_dist.commands.data.show import show
 from rxt_dist.commands.data.stats import stats
@@ -23,5 +31,20 @@ app = typer.Typer(
     Nothing to train on yet? `rxt-dist data sample corpus/` writes a small English and Polish corpus.""",
 )
 
-for verb in (sample, tokenizer, build, verify, stats, show):
+for verb in (
+    sample,
+    tokenizer,
+    clean,
+    plan,
+    mix,
+    build,
+    verify,
+    stats,
+    show,
+    diff,
+    repack,
+    interactions,
+    import_megatron,
+    export_megatron,
+):
     app.command()(verb)

@@ -3,61 +3,194 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rxt_dist.commands.data.common import INPUTS, JSON, emit, print_summary, progress_bytes, say, summary
+from rxt_dist.commands.data.common import JSON, emit, print_summary, say, summary
+from rxt_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from data_prep.building.build import BuildRequest, BuildResult
+    from data_prep.building.workers import Progress
+
+_PLAIN_SECONDS = 10.0
+_INPUTS = typer.Argument(
+    ...,
+    help="Files or folders: .txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .arrow; or one DATA.yaml and a.b=c.",
+)
 
 
 def build(
-    inputs: list[Path] = INPUTS,
-    out: Path = typer.Option(..., help="Folder of the dataset; an interrupted build is finished by running it again."),
+    inputs: list[str] = _INPUTS,
+    out: Path | None = typer.Option(
+        None, help="Folder of the dataset; an interrupted build is finished by running it again."
+    ),
     tokenizer: Path | None = typer.Option(None, help="A tokenizer.json; without it one is trained on the inputs."),
-    seq_len: int = typer.Option(256, help="Tokens a row: the sequence length you will train with."),
-    vocab_size: int = typer.Option(4096, help="Ids of the tokenizer that is trained when none is given."),
+    seq_len: int | None = typer.Option(None, help="Tokens a row, as you will train with; 256 if not given."),
+    vocab_size: int | None = typer.Option(None, help="Ids of the tokenizer that is trained if none is given; 4096."),
+    eval_fraction: float | None = typer.Option(
+        None, help="Share of the documents held out, chosen by hash of their text; 0.02 if not given."
+    ),
     workers: int = typer.Option(os.cpu_count() or 1, help="Processes; changes the speed, never the result."),
-    eval_fraction: float = typer.Option(0.02, help="Share of the documents held out, chosen by hash of their text."),
+    backend: str | None = typer.Option(
+        None, help="What encodes: auto, tokenizers or gigatoken; auto takes the fast one where it proves equal."
+    ),
+    task: int | None = typer.Option(None, help="Of an array of jobs, the number of this one, from 0."),
+    tasks: int | None = typer.Option(None, help="How many jobs the array has; may differ from run to run."),
     as_json: bool = JSON,
 ) -> None:
     """Tokenise and pack text into shards that training reads.
 
-    Example: `rxt-dist data build my_texts/ --out data/mine --seq-len 512`. The language of a text is its `language`
-    field, or a folder or file name such as `pl/` or `stories.pl.jsonl`; each language becomes a source that can be
-    weighted in the mixture and is evaluated by itself.
-    """
-    from data_prep.build import BuildRequest, build_dataset
+    Example: `rxt-dist data build my_texts/ --out data/mine --seq-len 512`. The language of a text is its
+    `language` field, or a folder or file name such as `pl/` or `stories.pl.jsonl`; each language becomes a source that
+    can be weighted in the mixture and is evaluated by itself.
 
-    started = time.monotonic()
-    request = BuildRequest(
-        inputs=tuple(inputs),
-        out=out,
-        tokenizer=tokenizer,
-        seq_len=seq_len,
-        vocab_size=vocab_size,
-        eval_fraction=eval_fraction,
-        workers=workers,
-    )
-    with progress_bytes("Building") as progress:
-        result = build_dataset(request, say, progress)
-    seconds = time.monotonic() - started
-    value = summary(out, result.manifest) | {
-        "read": vars(result.counts),
-        "units": result.units,
-        "units_kept": result.units_kept,
-        "seconds": round(seconds, 3),
+    A data file with `build:` names sources, tokenizer and filters and is what training reads too:
+    `rxt-dist data build configs/data/mine.yaml`, with overrides such as `build.unit_mb=64` behind it.
+
+    As a job array, on nodes that share the folder: `rxt-dist data build DATA.yaml --task $SLURM_ARRAY_TASK_ID --tasks
+    64`. The task that ends last finishes the dataset. Whatever was killed is finished by running the array again, with
+    any number of tasks. With `clean.exact_duplicates` or `clean.near_duplicates` all units are surveyed before any is
+    built: tasks that find surveys of others missing say so and end well; run the array once more.
+    """
+    from data_prep.building.build import build_dataset
+
+    options = {
+        "tokenizer": tokenizer,
+        "seq_len": seq_len,
+        "vocab_size": vocab_size,
+        "eval_fraction": eval_fraction,
     }
+    started = time.monotonic()
+    request = _request(inputs, out, options, workers, backend, task, tasks)
+    with _progress() as progress:
+        result = build_dataset(request, say, progress)
+    _tell(request.out, result, time.monotonic() - started, as_json)
+
+
+def _request(
+    inputs: list[str],
+    out: Path | None,
+    options: dict[str, Any],
+    workers: int,
+    backend: str | None,
+    task: int | None,
+    tasks: int | None,
+) -> BuildRequest:
+    """The request that a command line means.
+
+    Raises:
+        ConfigError: options that do not go together.
+    """
+    from data_prep.building.build import BuildRequest
+    from data_prep.building.encode import BACKENDS
+
+    if (task is None) != (tasks is None):
+        raise ConfigError("--task and --tasks go together: this is job --task (from 0) of --tasks.")
+    if backend not in (None, "auto", *BACKENDS):
+        raise ConfigError(f"--backend is '{backend}'; it must be auto, {' or '.join(BACKENDS)}.")
+    common: dict[str, Any] = {"workers": workers, "task": task or 0, "tasks": tasks}
+    common |= {} if backend is None else {"backend": backend}
+    given = {name: value for name, value in options.items() if value is not None}
+    if not inputs[0].endswith((".yaml", ".yml")):
+        if out is None:
+            raise ConfigError("--out is missing: name the folder that the dataset is to be written to.")
+        return BuildRequest(tuple(map(Path, inputs)), out, **given, **common)
+    from rxt_dist.config.load import load_data
+
+    stated = sorted(f"--{name.replace('_', '-')}" for name in given) + (["--out"] if out is not None else [])
+    if stated:
+        raise ConfigError(
+            f"{inputs[0]} says how and where to build, so {', '.join(stated)} cannot be given too. Change the file, or "
+            f"override it: build.vocab_size=32768 behind its name."
+        )
+    wrong = [item for item in inputs[1:] if "=" not in item]
+    if wrong:
+        raise ConfigError(f"One data file at a time, without other inputs: {', '.join(wrong)} cannot stand beside it.")
+    return BuildRequest.of_data(load_data(Path(inputs[0]), inputs[1:]), **common)
+
+
+def _tell(out: Path, result: BuildResult, seconds: float, as_json: bool) -> None:
+    manifest, read = result.manifest, result.counts
+    value = {"units": result.units, "units_kept": result.units_kept, "seconds": round(seconds, 3)}
+    if manifest is None:
+        emit(as_json, value | {"dataset": str(out), "unfinished": result.unfinished}, lambda: print(result.unfinished))
+        return
 
     def show() -> None:
-        print_summary(out, result.manifest)
-        read = result.counts
+        print_summary(out, manifest)
         print(
-            f"Read {read.documents:,} documents; skipped {read.empty} empty and {read.not_text} that are not text; "
-            f"mended invalid UTF-8 in {read.repaired_utf8}. {result.units_kept} of {result.units} units were already "
-            f"finished. {seconds:.1f} s."
+            f"Read {read.documents:,} documents; skipped {read.empty} empty, {read.null_text} without text, "
+            f"{read.too_large} too large and {read.not_text} that are not text; mended invalid UTF-8 in "
+            f"{read.repaired_utf8}. {result.units_kept} of {result.units} units were already finished. {seconds:.1f} s."
         )
         if result.units_kept:
             print(f"Finished units are recognised by their sizes; `rxt-dist data verify {out}` reads their contents.")
 
-    emit(as_json, value, show)
+    emit(as_json, summary(out, manifest) | {"read": vars(read)} | value, show)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Progress
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[Progress], None]]:
+    """A bar on a terminal, a line every ten seconds elsewhere; both on stderr."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(10),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[state]}"),
+        )
+        with Bar(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("Preparing", total=None, state="")
+
+            def update(progress: Progress) -> None:
+                bar.update(
+                    task,
+                    description=progress.what,
+                    completed=progress.bytes,
+                    total=progress.total_bytes,
+                    state=describe(progress),
+                )
+
+            yield update
+        return
+    last = time.monotonic()
+
+    def line(progress: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _PLAIN_SECONDS:
+            last = time.monotonic()
+            share = 100 * progress.bytes / max(progress.total_bytes, 1)
+            say(f"{progress.what}: {share:.0f} %, {describe(progress)}")
+
+    yield line
+
+
+def describe(progress: Progress) -> str:
+    """`units 12/64, 3 running, 34.1 MB/s, 8.20 Mtok/s, 2 min left`."""
+    rate = progress.bytes / progress.seconds
+    parts = [f"units {progress.done}/{progress.units}", f"{len(progress.running)} running"]
+    if progress.failed:
+        parts.append(f"{progress.failed} failed")
+    parts.append(f"{rate / 1e6:.1f} MB/s")
+    if progress.tokens:
+        parts.append(f"{progress.tokens / progress.seconds / 1e6:.2f} Mtok/s")
+    if progress.bytes:
+        left = (progress.total_bytes - progress.bytes) / rate
+        parts.append(f"{left:.0f} s left" if left < 100 else f"{left / 60:.0f} min left")
+    return ", ".join(parts)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rxt_dist.data.format import DatasetManifest
 
 _PLAIN_SECONDS = 10.0
+_PLAIN_WIDTH = 200
+_NAME_WIDTH = 12
 INPUTS = typer.Argument(..., help="Files or folders: .txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .arrow.")
 DATASET = typer.Argument(..., help="A folder made by `rxt-dist data build`.")
 JSON = typer.Option(False, "--json", help="Print exactly one JSON object on stdout.")
@@ -93,12 +95,33 @@ def print_summary(dataset: Path, manifest: DatasetManifest) -> None:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table of names (the first column) and figures.
+
+    Where it does not fit, heads are wrapped and names folded; a figure is never cut, so that a very narrow terminal
+    wraps whole lines instead. A pipe or a log, which has no width, counts as wide.
+    """
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
 
+    width = Console().width if sys.stdout.isatty() else _PLAIN_WIDTH
+    widths = [max((cell_len(row[index]) for row in rows), default=0) for index in range(len(columns))]
+    borders = 3 * len(columns) + 1
+    heads = columns
+    if borders + sum(map(max, widths, map(cell_len, columns))) > width:
+        heads = [_wrapped(head, room) for head, room in zip(columns, widths, strict=True)]
+    least = [max(room, *map(cell_len, head.split("\n"))) for head, room in zip(heads, widths, strict=True)]
+    least[0] = min(least[0], _NAME_WIDTH)
     table = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+    for index, (head, room) in enumerate(zip(heads, least, strict=True)):
+        table.add_column(head, justify="right" if index else "left", no_wrap=index > 0, overflow="fold", min_width=room)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(width=max(width, borders + sum(least))).print(table)
+
+
+def _wrapped(head: str, width: int) -> str:
+    """A head over several lines, none longer than `width` where its words are not."""
+    from textwrap import fill
+
+    return fill(head, max(width, 1), break_long_words=False)

@@ -2,62 +2,168 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from rxt_dist.commands.data.common import DATASET, JSON, emit
+from rxt_dist.commands.data.order import order_of
+from rxt_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rxt_dist.config.run import RunConfig
+
+_MOST_STEPS = 100_000_000
 
 
 def show(
     dataset: Path = DATASET,
-    position: int = typer.Option(..., min=0, help="Global position: which row of the training order."),
-    seed: int = typer.Option(0, help="Seed of the order."),
+    position: int | None = typer.Option(None, min=0, help="Global position: which row of the training order."),
+    run: Path | None = typer.Option(None, help="A run file (its mixture and seed) or a data file (its mixture)."),
+    seed: int | None = typer.Option(None, min=0, help="Seed of the order; default: the run's, else 0."),
+    step: int | None = typer.Option(None, min=1, help="Instead of a position: the first row of a step of the run."),
+    rank: int = typer.Option(0, min=0, help="With --step: the first row that this rank read."),
+    ranks: int = typer.Option(1, min=1, help="With --step: ranks of the run."),
+    ids: bool = typer.Option(False, "--ids", help="The token ids as well."),
+    mlm: bool = typer.Option(False, "--mlm", help="What the encoder of the run saw: masked tokens as [MASK]."),
+    trace: bool = typer.Option(False, "--trace", help="Read the source of each document again, and name its record."),
     as_json: bool = JSON,
 ) -> None:
-    """Show the row that training reads at a global position, decoded, document by document.
+    """Show exactly the row that training reads at a global position, decoded, document by document.
 
-    The order is that of a run without `data.mixture`, whose sources are mixed in proportion to their size. A position
+    Without --run the sources are mixed in proportion to their size, as by a run without `data.mixture`. A position
     beyond the last row belongs to a later epoch.
-    Example: `rxt-dist data show data/mine --position 0`.
+
+    Example: `rxt-dist data show data/mine --position 0`, or what step 120 of a run began with:
+    `rxt-dist data show data/mine --run configs/run/mine.yaml --step 120`.
     """
     import numpy as np
 
-    from data_prep.tokenizer import load_tokenizer
+    from data_prep.shards.rows import locate, unit_name
+    from data_prep.tokenizing.tokenizer import load_tokenizer
     from rxt_dist.data.dataset import TokenDataset
     from rxt_dist.data.format import TOKENIZER_FILE
-    from rxt_dist.data.sampler import GlobalOrder, Phase, proportional_weights
 
     opened = TokenDataset(dataset)
-    sources = opened.order_sources()
-    rows = [source.rows for source in sources]
-    order = GlobalOrder(sources, [Phase(sum(rows) * opened.seq_len, proportional_weights(rows))], seed, opened.seq_len)
+    order, config = order_of(dataset, opened.manifest, run, seed)
+    position = _position(position, step, rank, ranks, config, opened.seq_len)
     source_N, row_N = order.rows(np.array([position]))
     source, row = int(source_N[0]), int(row_N[0])
     tokens = opened.read("train", source_N, row_N).tokens_NT[0].tolist()
+    segments = opened.segments("train", source, row)
+    shard, shard_row = locate(opened.manifest, source, "train", row)
+    unit = unit_name(shard)
+    seen = _masked(tokens, position, config) if mlm else tokens
     vocabulary = load_tokenizer(dataset / TOKENIZER_FILE)
+    origins = _origins(dataset, unit, [segment.document for segment in segments], trace)
     documents, at = [], 0
-    for segment in opened.segments("train", source, row):
-        text = vocabulary.decode(tokens[at : at + segment.length], skip_special_tokens=False)
-        documents.append(vars(segment) | {"text": text})
+    for segment in segments:
+        here = slice(at, at + segment.length)
+        text = vocabulary.decode(seen[here], skip_special_tokens=False)
+        entry = vars(segment) | {"text": text} | origins.get(segment.document, {})
+        documents.append(entry | ({"ids": seen[here]} if ids else {}))
         at += segment.length
-    name = opened.sources[source].name
-    epoch = position // sum(rows)
+    info = opened.sources[source]
     value = {
         "position": position,
-        "epoch": epoch,
-        "source": name,
+        "epoch": order.epoch(position),
+        "source": info.name,
+        "language": info.language,
         "row": row,
+        "shard": shard.file,
+        "row_in_shard": shard_row,
+        "unit": unit,
+        "inputs": _inputs(dataset, unit),
         "padding": len(tokens) - at,
         "documents": documents,
-    }
+    } | ({"step": _step_of(position, config, opened.seq_len)} if config else {})
+    emit(as_json, value, lambda: _print(value))
 
-    def print_row() -> None:
-        where = f"Position {position} (epoch {epoch}): row {row} of source {name}"
-        print(f"{where}, {at} tokens and {len(tokens) - at} of padding")
-        for number, document in enumerate(documents):
-            print(f"\n--- segment {number}: {document['length']} tokens of document {document['document']}, "
-                  f"from its token {document['offset']}")  # fmt: skip
-            print(document["text"])
 
-    emit(as_json, value, print_row)
+def _position(
+    position: int | None, step: int | None, rank: int, ranks: int, run: RunConfig | None, seq_len: int
+) -> int:
+    if (position is None) == (step is None):
+        raise ConfigError("Give either --position or, for a run, --step.")
+    if step is None:
+        assert position is not None
+        return position
+    if run is None:
+        raise ConfigError("--step needs --run with a run file: the size of a step is the run's.")
+    if rank >= ranks:
+        raise ConfigError(f"--rank is {rank}, but there are {ranks} ranks, counted from 0 (--ranks).")
+    for number, first, rows in _steps(run, seq_len):
+        if number == step:
+            if rows % ranks:
+                raise ConfigError(f"Step {step} has {rows} rows, which {ranks} ranks cannot share equally.")
+            return first + rank * (rows // ranks)
+    raise ConfigError(f"--step is {step}, but the run ends before it (train.total_tokens {run.train.total_tokens:,}).")
+
+
+def _steps(run: RunConfig, seq_len: int) -> Iterator[tuple[int, int, int]]:
+    """Number (from 1), first position and rows of every step, as the training loop takes them."""
+    from rxt_dist.engine.schedule import batch_rows
+
+    rows_at, last_row = batch_rows(run.train, seq_len), run.train.total_tokens // seq_len
+    first, number = 0, 1
+    while first < last_row and number < _MOST_STEPS:
+        rows = rows_at(first)
+        yield number, first, rows
+        first, number = first + rows, number + 1
+
+
+def _step_of(position: int, run: RunConfig, seq_len: int) -> int | None:
+    """The step that read a position; None for one beyond the end of the run."""
+    return next((number for number, first, rows in _steps(run, seq_len) if position < first + rows), None)
+
+
+def _masked(tokens: list[int], position: int, run: RunConfig | None) -> list[int]:
+    if run is None:
+        raise ConfigError("--mlm needs --run with a run file: the share of masked tokens is the run's.")
+    import torch
+
+    from rxt_dist.data.masking import mask_for_mlm
+
+    tokens_BT, samples_B = torch.tensor([tokens]), torch.tensor([position])
+    masked_BT, _ = mask_for_mlm(tokens_BT, samples_B, run.seed, run.stage.mlm_probability)
+    return [int(token) for token in masked_BT[0]]
+
+
+def _inputs(dataset: Path, unit: str) -> list[str]:
+    """The files that the unit was read from, as far as the folder keeps its plan."""
+    from data_prep.shards.trace import stored_unit
+
+    found = stored_unit(dataset, unit)
+    return list(dict.fromkeys(part.input.path for part in found.slices)) if found else []
+
+
+def _origins(dataset: Path, unit: str, documents: list[int], trace: bool) -> dict[int, dict[str, Any]]:
+    """For each document its record: `id`, and what it is called at its source. Empty unless asked for."""
+    if not trace:
+        return {}
+    from data_prep.shards.trace import documents_of
+
+    return {number: {"id": document.id} for number, document in documents_of(dataset, unit, documents).items()}
+
+
+def _print(value: dict[str, Any]) -> None:
+    used = sum(document["length"] for document in value["documents"])
+    step = f", step {value['step']}" if value.get("step") else ""
+    print(
+        f"Position {value['position']} (epoch {value['epoch']}{step}): row {value['row']} of source {value['source']} "
+        f"({value['language']}), {used} tokens and {value['padding']} of padding"
+    )
+    print(f"It is row {value['row_in_shard']} of {value['shard']}; unit {value['unit']}", end="")
+    inputs = value["inputs"]
+    print(f" was read from {', '.join(inputs[:3])}{', ...' if len(inputs) > 3 else ''}" if inputs else "")
+    for number, document in enumerate(value["documents"]):
+        origin = f" ({document['id']})" if "id" in document else ""
+        print(
+            f"\n--- segment {number}: {document['length']} tokens of document {document['document']}{origin}, "
+            f"from its token {document['offset']}"
+        )
+        print(document["text"])
+        if "ids" in document:
+            print("ids:", *document["ids"])

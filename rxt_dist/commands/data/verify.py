@@ -2,47 +2,142 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rxt_dist.commands.data.common import DATASET, JSON, emit, progress_bytes
-from rxt_dist.errors import DataError
+import typer
+
+from rxt_dist.commands.data.common import DATASET, JSON, emit, progress_bytes, say
+from rxt_dist.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from data_prep.shards.repair import Repaired
+    from rxt_dist.data.verify import Report
 
 
-def verify(dataset: Path = DATASET, as_json: bool = JSON) -> None:
-    """Hash every file of a dataset and name each damaged one; exit code 65 if there is any.
+def verify(
+    dataset: Path = DATASET,
+    quick: bool = typer.Option(False, "--quick", help="All but the content of the shards: seconds at any size."),
+    full: bool = typer.Option(False, "--full", help="Every bit of every file. This is the default."),
+    deep: int | None = typer.Option(None, min=1, help="Trace so many random documents back to their texts."),
+    repair: bool = typer.Option(False, "--repair", help="Check all, mend what is damaged, and check all again."),
+    seed: int = typer.Option(0, help="With --deep: chooses the documents."),
+    threads: int | None = typer.Option(None, min=1, help="Files hashed at once; default: one a core, at most 8."),
+    as_json: bool = JSON,
+) -> None:
+    """Is a dataset what its manifest says? Exit code 65 where anything is damaged, with the names of the files.
 
-    Example: `rxt-dist data verify data/mine`. Training does the same for each shard before it reads from it.
+    Example: `rxt-dist data verify data/mine`. With `--repair` small files come back from their copies, row checksums
+    from their shards, and shards from the texts they were built from; nothing is replaced by anything but the exact
+    original. `--deep 100` reads 100 documents again from their source and compares every token.
     """
-    from rxt_dist.data.dataset import verify_dataset
-    from rxt_dist.data.format import load_manifest
+    if sum((quick, full, deep is not None, repair)) > 1:
+        raise ConfigError("Give one of --quick, --full, --deep and --repair; --repair checks everything by itself.")
+    if deep is not None:
+        _deep(dataset, deep, seed, as_json)
+        return
+    started = time.monotonic()
+    report, mended = _check(dataset, quick, threads), None
+    if repair and report.findings:
+        mended = _repair(dataset, report)
+        report = _check(dataset, False, threads)
+    value = _value(dataset, report, "quick" if quick else "full", mended) | {
+        "seconds": round(time.monotonic() - started, 3)
+    }
+    emit(as_json, value, lambda: _print(dataset, report, quick, mended))
+    _refuse(dataset, report, mended)
 
-    manifest = load_manifest(dataset)
-    total, done = sum(shard.bytes for shard in manifest.shards()), 0
+
+def _check(dataset: Path, quick: bool, threads: int | None) -> Report:
+    from rxt_dist.data.verify import verify_full, verify_quick
+
+    if quick:
+        return verify_quick(dataset)
     with progress_bytes("Verifying") as progress:
+        return verify_full(dataset, threads, progress)
 
-        def on_shard(size: int) -> None:
-            nonlocal done
-            done += size
-            progress(done, total)
 
-        damaged = verify_dataset(dataset, lambda shard: on_shard(shard.bytes))
-    count = sum(1 for _ in manifest.shards())
+def _repair(dataset: Path, report: Report) -> Repaired:
+    from data_prep.shards.repair import repair
+
+    for finding in report.findings:
+        say(f"{finding.file} {finding.problem}")
+    with progress_bytes("Building again") as progress:
+        return repair(dataset, report, say, progress)
+
+
+def _value(dataset: Path, report: Report, mode: str, mended: Repaired | None) -> dict[str, Any]:
     value = {
         "dataset": str(dataset),
-        "shards": count,
-        "bytes": total,
-        "root_digest": manifest.root_digest,
-        "damaged": dict(damaged),
+        "mode": mode,
+        "files": report.files,
+        "bytes": report.bytes,
+        "root_digest": report.manifest.root_digest if report.manifest else None,
+        "damaged": {finding.file: finding.problem for finding in report.findings},
+        "unknown": list(report.unknown),
+    }
+    if mended is not None:
+        value["restored"] = list(mended.restored)
+        value["not_restored"] = {finding.file: finding.problem for finding in mended.failed}
+    return value
+
+
+def _print(dataset: Path, report: Report, quick: bool, mended: Repaired | None) -> None:
+    for name in mended.restored if mended else ():
+        print(f"restored {name}")
+    for name in report.unknown:
+        print(f"unknown file {name}: the manifest does not name it, and nothing reads it")
+    if not report.findings and report.manifest:
+        checked = "the contents of shards not looked at" if quick else f"{report.bytes / 1e6:.1f} MB"
+        print(f"{dataset} is sound: {report.files:,} files, {checked}, root digest {report.manifest.root_digest}.")
+
+
+def _refuse(dataset: Path, report: Report, mended: Repaired | None) -> None:
+    from rxt_dist.data.verify import require_sound
+
+    if mended and mended.failed:
+        failed = "; ".join(f"{finding.file} {finding.problem}" for finding in mended.failed)
+        raise DataError(
+            f"{dataset} is still damaged: {failed}. Run the same build again, which writes anew whatever it can still "
+            f"make from the finished units; for shards, put the inputs back where they were and repair again; or take "
+            f"the files from a copy of the dataset."
+        )
+    require_sound(report, dataset)
+
+
+def _deep(dataset: Path, count: int, seed: int, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from data_prep.shards.trace import verify_deep
+    from rxt_dist.data.verify import require_sound, verify_quick
+
+    require_sound(report := verify_quick(dataset), dataset)
+    assert report.manifest is not None
+    say(f"Tracing {count} random documents to their texts")
+    with progress_bytes("Tracing") as progress:
+        found = verify_deep(dataset, report.manifest, count, seed, progress)
+    value = {
+        "dataset": str(dataset),
+        "mode": "deep",
+        "seed": seed,
+        "root_digest": report.manifest.root_digest,
+        "documents": found.documents,
+        "tokens": found.tokens,
+        "mismatches": [asdict(item) for item in found.mismatches],
+        "untraced": dict(found.untraced),
     }
 
     def show() -> None:
-        if not damaged:
-            print(f"{dataset} is sound: {count} shards, {total / 1e6:.1f} MB, root digest {manifest.root_digest}.")
+        equal = found.documents - len(found.mismatches)
+        print(f"{equal} of {found.documents} documents ({found.tokens:,} tokens) are exactly what their texts give.")
 
     emit(as_json, value, show)
-    if damaged:
-        files = "; ".join(f"{name} {problem}" for name, problem in damaged)
+    if found.mismatches:
+        items = [f"document {item.document} of unit {item.unit} {item.id} {item.problem}" for item in found.mismatches]
         raise DataError(
-            f"{dataset} has {len(damaged)} damaged file{'s' * (len(damaged) > 1)}: {files}. Delete what is named and "
-            f"run the same `rxt-dist data build` again: it rebuilds exactly the missing units."
+            f"{len(items)} of {found.documents} documents of {dataset} are not what their texts give: "
+            f"{'; '.join(items[:3])}{', ...' if len(items) > 3 else ''}. The texts or filters have changed since."
         )
+    if found.untraced:
+        raise DataError(" ".join(problem for _, problem in found.untraced[:3]))

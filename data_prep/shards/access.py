@@ -1,0 +1,28 @@
+"""What the system refuses, as an error that says what could not be read or written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_prep.building.workers import disk_errors
+from rxt_dist.errors import DataError
+
+
+@contextmanager
+def access_errors(folder: Path) -> Iterator[None]:
+    """For work on the files of `folder`.
+
+    Raises:
+        DiskError: its disk is full.
+        DataError: instead of any other error of the system.
+    """
+    try:
+        with disk_errors(folder):
+            yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or folder} cannot be read or written ({error.strerror or error}). What is finished is "
+            f"kept: mend the rights, or what is wrong with the disk, and run the same command again."
+        ) from error

@@ -1,0 +1,257 @@
+"""The plan of a build: which parts of which inputs are committed as one.
+
+A plan is a pure function of the inputs and the settings; the number of workers or tasks is not among them. It is
+stored with the dataset, so that every later run of the build does the same work, and names what differs if the inputs
+have changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from data_prep.corpora import CorpusFile, Say, find_files
+from data_prep.readers import extent
+from data_prep.readers.base import HubDataset, Input, Slice
+from rxt_dist.config.corpus import BuildConfig, SourceConfig
+from rxt_dist.errors import ConfigError, DataError
+
+__all__ = ["Input", "Plan", "Slice", "Unit", "fingerprint_file", "make_plan"]
+
+PLAN_VERSION = 1
+_MIN_UNIT_BYTES, _MAX_UNIT_BYTES, _UNITS_WANTED = 16_000_000, 256_000_000, 64
+_PIECES_PER_UNIT = 16
+_LEAST_PIECE_BYTES = 1000  # smaller parts of a .jsonl mostly hold the beginning of no line
+_PROBES, _PROBE_BYTES = 16, 64 << 10
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Work that is committed as one: slices, in order, of one source (without a specification: of all inputs)."""
+
+    name: str
+    slices: tuple[Slice, ...]
+    text_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "text_bytes": self.text_bytes, "slices": [part.to_dict() for part in self.slices]}
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> Unit:
+        """The inverse of `to_dict`."""
+        return Unit(value["name"], tuple(Slice.from_dict(part) for part in value["slices"]), value["text_bytes"])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All inputs and units of a build, in order."""
+
+    inputs: tuple[Input, ...]
+    units: tuple[Unit, ...]
+
+    @property
+    def text_bytes(self) -> int:
+        return sum(unit.text_bytes for unit in self.units)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; a slice names its input by number."""
+        number = {item: index for index, item in enumerate(self.inputs)}
+        return {
+            "format": "rxt-plan",
+            "version": PLAN_VERSION,
+            "inputs": [item.to_dict() for item in self.inputs],
+            "units": [
+                {
+                    "name": unit.name,
+                    "text_bytes": unit.text_bytes,
+                    "slices": [[number[p.input], p.start, p.stop, p.text_bytes] for p in unit.slices],
+                }
+                for unit in self.units
+            ],
+        }
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> Plan:
+        """The inverse of `to_dict`.
+
+        Raises:
+            DataError: not a plan, or one of another version of this program.
+        """
+        try:
+            if (value["format"], value["version"]) != ("rxt-plan", PLAN_VERSION):
+                raise DataError(f"The plan has version {value['version']}; this program reads {PLAN_VERSION}.")
+            inputs = tuple(Input.from_dict(item) for item in value["inputs"])
+            units = tuple(
+                Unit(
+                    unit["name"],
+                    tuple(Slice(inputs[index], *numbers) for index, *numbers in unit["slices"]),
+                    unit["text_bytes"],
+                )
+                for unit in value["units"]
+            )
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            raise DataError(f"The plan is damaged ({error!r}). Delete the file, or choose another folder.") from error
+        return Plan(inputs, units)
+
+    def differences(self, other: Plan) -> list[str]:
+        """How `other` differs, a line an input: `-a.parquet`, `+b.parquet`, `c.parquet (content)`.
+
+        Empty for plans that give the same units; where the files lie is no difference.
+        """
+        before, now = _keyed(self), _keyed(other)
+        lines = [f"-{key}" for key in before if key not in now] + [f"+{key}" for key in now if key not in before]
+        for key in before.keys() & now.keys():
+            old, new = before[key], now[key]
+            if (old.bytes, old.fingerprint) != (new.bytes, new.fingerprint):
+                lines.append(f"{key} (content)")
+            elif replace(old, path="") != replace(new, path=""):
+                lines.append(f"{key} (read in another way)")
+        if not lines and self.to_dict()["units"] != other.to_dict()["units"]:
+            lines.append("the sizes of the units")
+        return sorted(lines)
+
+
+def _keyed(plan: Plan) -> dict[str, Input]:
+    """The inputs by source and name; of equal names, which folders of one name give, the later ones have a number."""
+    keyed: dict[str, Input] = {}
+    seen: Counter[str] = Counter()
+    for item in plan.inputs:
+        key = f"{item.source}: {item.name}" if item.source else item.name
+        seen[key] += 1
+        keyed[f"{key} ({seen[key]})" if seen[key] > 1 else key] = item
+    return keyed
+
+
+def make_plan(config: BuildConfig, inputs: Sequence[Path] = (), say: Say = lambda line: None) -> Plan:
+    """Find, look into and cut up what is to be built: the sources of `config`, or `inputs` where there are any.
+
+    From `inputs` each language becomes a source. Every input is opened, so that a missing column or a truncated table
+    is told before the work and not in the middle of it.
+
+    Args:
+        say: told what is passed over.
+
+    Raises:
+        DataError: an input that does not exist, cannot be read, lacks a column, or belongs to two sources.
+        ConfigError: neither sources nor inputs.
+    """
+    if not inputs and not config.sources:
+        raise ConfigError("There is nothing to build: give build.sources in the data file, or inputs.")
+    bound = int(config.max_document_mb * 1e6)
+    if inputs:
+        asked = _plain_inputs(inputs, bound, say)
+    else:
+        asked = [item for source in config.sources for item in _source_inputs(source, bound, say)]
+    _refuse_twice(asked)
+    extents = [extent(item) for item in asked]
+    wanted = unit_bytes(config, sum(found.text_bytes for found in extents))
+    grain = max(wanted // _PIECES_PER_UNIT, _LEAST_PIECE_BYTES)
+    units = group((piece for found in extents for piece in found.pieces(grain)), wanted)
+    return Plan(tuple(found.input for found in extents), tuple(units))
+
+
+def unit_bytes(config: BuildConfig, text_bytes: int) -> int:
+    """Text a unit: as configured, or a 64th of the whole, 16 to 256 MB."""
+    if config.unit_mb is not None:
+        return max(int(config.unit_mb * 1e6), 1)
+    return min(max(text_bytes // _UNITS_WANTED, _MIN_UNIT_BYTES), _MAX_UNIT_BYTES)
+
+
+def group(pieces: Iterable[Slice], wanted: int) -> list[Unit]:
+    """Consecutive pieces as units of at least `wanted` bytes of text; a unit never holds pieces of two sources.
+
+    Neighbouring pieces of one input become one slice.
+    """
+    units: list[Unit] = []
+    held: list[Slice] = []
+    size = 0
+
+    def close() -> None:
+        nonlocal size
+        if held:
+            units.append(Unit(f"u{len(units):05d}", tuple(held), size))
+            held.clear()
+            size = 0
+
+    for piece in pieces:
+        last = held[-1] if held else None
+        if last is not None and last.input.source != piece.input.source:
+            close()
+        elif last is not None and last.input is piece.input:
+            held.pop()
+            size -= last.text_bytes
+            piece = Slice(piece.input, last.start, piece.stop, last.text_bytes + piece.text_bytes)
+        held.append(piece)
+        size += piece.text_bytes
+        if size >= wanted:
+            close()
+    close()
+    return units
+
+
+def _plain_inputs(inputs: Sequence[Path], max_document_bytes: int, say: Say) -> list[Input]:
+    return [_file_input(file, Input("", "", max_document_bytes)) for file in find_files(inputs, say)]
+
+
+def _source_inputs(source: SourceConfig, max_document_bytes: int, say: Say) -> list[Input]:
+    common = Input(
+        name="",
+        path="",
+        max_document_bytes=max_document_bytes,
+        source=source.name,
+        language=source.language,
+        text_column=source.text_column,
+        language_column=source.language_column,
+    )
+    if source.dataset is None:
+        return [_file_input(file, common) for file in find_files(source.inputs, say)]
+    asked = HubDataset(source.config, source.revision, source.split, source.data_files)
+    details = [source.config, source.revision, source.split, *source.data_files]
+    name = "/".join([source.dataset, *(detail for detail in details if detail)])
+    return [replace(common, name=name, path=source.dataset, hub=asked)]
+
+
+def _file_input(file: CorpusFile, common: Input) -> Input:
+    try:
+        size, fingerprint = file.path.stat().st_size, fingerprint_file(file.path)
+    except OSError as error:
+        raise DataError(f"{file.path} cannot be read: {error}. Mend its rights, or leave it out.") from error
+    return replace(common, name=file.name, path=str(file.path), bytes=size, fingerprint=fingerprint)
+
+
+def _refuse_twice(inputs: Sequence[Input]) -> None:
+    """Refuse an input that two sources name: its tokens would be trained on as if they were two corpora's."""
+    owners: dict[tuple[str, HubDataset | None], str | None] = {}
+    for item in inputs:
+        path = item.path if item.hub else os.path.realpath(item.path)
+        owner = owners.setdefault((path, item.hub), item.source)
+        if owner != item.source:
+            raise DataError(
+                f"{item.path} belongs to the sources '{owner}' and '{item.source}'; an input may be read by one source "
+                f"only. Mend the inputs of one of them."
+            )
+
+
+def fingerprint_file(path: Path) -> str:
+    """Hex blake3 over up to 16 evenly spaced blocks of 64 KiB, the first and the last among them.
+
+    That is all of a file of up to 1 MiB. Hashing half a terabyte before each start is not possible; this notices
+    another version of a file, not one flipped bit in its middle: for that, units have a digest of their documents.
+    """
+    digest = blake3()
+    size = path.stat().st_size
+    digest.update(size.to_bytes(8, "little"))
+    with open(path, "rb") as file:
+        if size <= _PROBES * _PROBE_BYTES:
+            digest.update(file.read())
+        else:
+            for probe in range(_PROBES):
+                file.seek((size - _PROBE_BYTES) * probe // (_PROBES - 1))
+                digest.update(file.read(_PROBE_BYTES))
+    return digest.hexdigest()

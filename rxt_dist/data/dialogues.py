@@ -1,0 +1,401 @@
+"""Dialogues for the memory stages: turns that belong together, read one after another while the memory is written.
+
+A dataset of dialogues is a folder like that of documents, with another kind of shard: a row of its Arrow files is one
+dialogue, `tokens: large_list<uint16>` (all turns, one after another, each an interaction of `interactions.py`) and
+`turn_len: large_list<uint16>` (their lengths). Such sets are small, so rows are read through Arrow; each shard is
+hashed when it is first used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rxt_dist.data.format import (
+    DATASET_FILE,
+    PAD_ID,
+    SPECIAL_TOKENS,
+    TOKENIZER_FILE,
+    InputFile,
+    blake3_file,
+    canonical_json,
+    digest_json,
+    read_manifest,
+)
+from rxt_dist.data.interactions import answer_labels, check_interactions
+from rxt_dist.errors import ConfigError, DataError, nearest
+from rxt_dist.files import fsync_dir, temporary_path
+
+DIALOGUES_FORMAT = "rxt-dialogues"
+DIALOGUES_VERSION = 1
+_BATCH_DIALOGUES = 1024
+_SHARD_TOKENS = 1 << 28  # 512 MB
+_REPAIR = "Delete the file and run the same `rxt-dist data interactions` again: it rebuilds what is missing."
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Manifest
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DialogueTotals:
+    """Counts over dialogues; `tokens` includes control tokens, `targets` are the tokens with loss."""
+
+    dialogues: int = 0
+    turns: int = 0
+    tokens: int = 0
+    targets: int = 0
+    text_bytes: int = 0
+
+    def __add__(self, other: DialogueTotals) -> DialogueTotals:
+        mine, theirs = asdict(self), asdict(other)
+        return DialogueTotals(**{name: mine[name] + theirs[name] for name in mine})
+
+
+@dataclass(frozen=True)
+class DialogueShard:
+    """One shard: `file` relative to the dataset folder."""
+
+    file: str
+    dialogues: int
+    bytes: int
+    blake3: str
+
+
+@dataclass(frozen=True)
+class DialogueSplit:
+    """The shards of one source and split, in order."""
+
+    totals: DialogueTotals = DialogueTotals()
+    shards: tuple[DialogueShard, ...] = ()
+
+    def __add__(self, other: DialogueSplit) -> DialogueSplit:
+        return DialogueSplit(self.totals + other.totals, self.shards + other.shards)
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> DialogueSplit:
+        shards = tuple(DialogueShard(**shard) for shard in value["shards"])
+        return DialogueSplit(DialogueTotals(**value["totals"]), shards)
+
+
+@dataclass(frozen=True)
+class DialogueSource:
+    """Dialogues that are weighted and evaluated together."""
+
+    name: str
+    language: str
+    train: DialogueSplit = DialogueSplit()
+    eval: DialogueSplit = DialogueSplit()
+
+    def split(self, name: str) -> DialogueSplit:
+        return {"train": self.train, "eval": self.eval}[name]
+
+    def __add__(self, other: DialogueSource) -> DialogueSource:
+        return replace(self, train=self.train + other.train, eval=self.eval + other.eval)
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> DialogueSource:
+        train, held_out = DialogueSplit.from_dict(value["train"]), DialogueSplit.from_dict(value["eval"])
+        return DialogueSource(value["name"], value["language"], train, held_out)
+
+
+@dataclass(frozen=True)
+class DialogueManifest:
+    """The top manifest; `seq_len` is the most tokens that a turn has."""
+
+    seq_len: int
+    vocab_size: int
+    tokenizer_sha256: str
+    template: str
+    spec_hash: str
+    inputs: tuple[InputFile, ...]
+    sources: tuple[DialogueSource, ...]
+
+    @property
+    def totals(self) -> DialogueTotals:
+        return sum((source.train.totals + source.eval.totals for source in self.sources), DialogueTotals())
+
+    @property
+    def root_digest(self) -> str:
+        content = [DIALOGUES_VERSION, self.seq_len, self.tokenizer_sha256, [asdict(source) for source in self.sources]]
+        return digest_json(content)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": DIALOGUES_FORMAT,
+            "version": DIALOGUES_VERSION,
+            "seq_len": self.seq_len,
+            "dtype": "uint16",
+            "tokenizer": {
+                "file": TOKENIZER_FILE,
+                "sha256": self.tokenizer_sha256,
+                "vocab_size": self.vocab_size,
+                "special_tokens": SPECIAL_TOKENS,
+            },
+            "template": self.template,
+            "spec_hash": self.spec_hash,
+            "inputs": [asdict(item) for item in self.inputs],
+            "sources": [asdict(source) for source in self.sources],
+            "totals": asdict(self.totals),
+            "root_digest": self.root_digest,
+        }
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> DialogueManifest:
+        return DialogueManifest(
+            seq_len=int(value["seq_len"]),
+            vocab_size=int(value["tokenizer"]["vocab_size"]),
+            tokenizer_sha256=value["tokenizer"]["sha256"],
+            template=value["template"],
+            spec_hash=value["spec_hash"],
+            inputs=tuple(InputFile(**item) for item in value["inputs"]),
+            sources=tuple(DialogueSource.from_dict(source) for source in value["sources"]),
+        )
+
+
+def load_dialogue_manifest(root: Path) -> DialogueManifest:
+    """Read and check `root/dataset.json` of a dataset of dialogues.
+
+    Raises:
+        DataError: no such dataset, one that cannot be read, another kind or version of dataset, or a manifest that was
+            edited or damaged.
+    """
+    path = root / DATASET_FILE
+    text = read_manifest(path)
+    if text is None:
+        raise DataError(
+            f"{root} is not a dataset: it has no {DATASET_FILE}. Make one with `rxt-dist data interactions INPUTS "
+            f"--kind dialogues --out DIR` (the same command finishes an interrupted one), or check the path."
+        )
+    try:
+        value = json.loads(text)
+        if (value.get("format"), value.get("version")) != (DIALOGUES_FORMAT, DIALOGUES_VERSION):
+            raise DataError(
+                f"{path} has format {value.get('format')!r} version {value.get('version')!r}, but dialogues are "
+                f"{DIALOGUES_FORMAT!r} version {DIALOGUES_VERSION}. Name a folder that `rxt-dist data interactions "
+                f"--kind dialogues` made."
+            )
+        manifest = DialogueManifest.from_dict(value)
+        claimed = value["root_digest"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} cannot be read ({type(error).__name__}: {error}). {_REPAIR}") from error
+    if claimed != manifest.root_digest:
+        raise DataError(
+            f"{path} states root digest {claimed} but its content has {manifest.root_digest}: it was edited or "
+            f"damaged. {_REPAIR}"
+        )
+    return manifest
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class DialogueWriter:
+    """Writes the dialogues of one source, split and unit as `<stem>-000.arrow`, `<stem>-001.arrow`, ...
+
+    A shard appears under its name only whole: written to a temporary file, synced, hashed, renamed.
+    """
+
+    def __init__(self, root: Path, directory: str, stem: str, vocab_size: int, metadata: Mapping[str, str]) -> None:
+        self._root, self._directory, self._stem, self._vocab_size = root, directory, stem, vocab_size
+        lists = pa.large_list(pa.uint16())
+        fields = [pa.field("tokens", lists, nullable=False), pa.field("turn_len", lists, nullable=False)]
+        self._schema = pa.schema(fields, metadata=dict(metadata))
+        self._pending: list[list[npt.NDArray[np.uint16]]] = []
+        self._shards: list[DialogueShard] = []
+        self._file: pa.OSFile | None = None
+        self._writer: pa.ipc.RecordBatchFileWriter | None = None
+        self._dialogues = self._tokens = 0
+
+    def add(self, turns: list[npt.NDArray[np.uint16]]) -> None:
+        """Take one dialogue: for each turn the ids of a whole interaction, BOS and EOS included."""
+        self._pending.append(turns)
+        if len(self._pending) == _BATCH_DIALOGUES:
+            self._write()
+
+    def finish(self) -> tuple[DialogueShard, ...]:
+        """Write what is left, commit the last shard and return all of them in order."""
+        self._write()
+        self._commit()
+        return tuple(self._shards)
+
+    def _write(self) -> None:
+        if not self._pending:
+            return
+        turns = [turn for dialogue in self._pending for turn in dialogue]
+        tokens = np.concatenate(turns)
+        lengths = np.array([len(turn) for turn in turns], dtype=np.int64)
+        assert int(tokens.max()) < self._vocab_size, f"token id {tokens.max()} >= vocabulary {self._vocab_size}"
+        check_interactions(tokens, lengths)
+        if self._writer is None:
+            self._temporary.parent.mkdir(parents=True, exist_ok=True)
+            self._file = pa.OSFile(str(self._temporary), "wb")
+            self._writer = pa.ipc.new_file(self._file, self._schema)
+        turn_bounds = np.cumsum([0] + [len(dialogue) for dialogue in self._pending])
+        token_bounds = np.concatenate(([0], np.cumsum(lengths)))[turn_bounds]
+        columns = [
+            pa.LargeListArray.from_arrays(pa.array(token_bounds, pa.int64()), pa.array(tokens)),
+            pa.LargeListArray.from_arrays(pa.array(turn_bounds, pa.int64()), pa.array(lengths.astype(np.uint16))),
+        ]
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+        self._dialogues += len(self._pending)
+        self._tokens += len(tokens)
+        self._pending = []
+        if self._tokens >= _SHARD_TOKENS:
+            self._commit()
+
+    @property
+    def _name(self) -> str:
+        return f"{self._directory}/{self._stem}-{len(self._shards):03d}.arrow"
+
+    @property
+    def _temporary(self) -> Path:
+        return temporary_path(self._root / self._name)
+
+    def _commit(self) -> None:
+        if self._writer is None:
+            return
+        assert self._file is not None
+        self._writer.close()
+        self._file.close()
+        final, temporary = self._root / self._name, self._temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        shard = DialogueShard(self._name, self._dialogues, temporary.stat().st_size, blake3_file(temporary))
+        os.replace(temporary, final)
+        fsync_dir(final.parent)
+        self._shards.append(shard)
+        self._writer, self._file, self._dialogues, self._tokens = None, None, 0, 0
+
+
+def dialogue_metadata(seq_len: int, tokenizer_sha256: str, template: str, spec_hash: str) -> dict[str, str]:
+    """The schema metadata that every shard of dialogues carries."""
+    return {
+        "rxt.format": DIALOGUES_FORMAT,
+        "rxt.version": str(DIALOGUES_VERSION),
+        "rxt.seq_len": str(seq_len),
+        "rxt.dtype": "uint16",
+        "rxt.tokenizer_sha256": tokenizer_sha256,
+        "rxt.special_tokens": canonical_json(SPECIAL_TOKENS),
+        "rxt.template": template,
+        "rxt.spec_hash": spec_hash,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DialogueBatch:
+    """B dialogues of N turns of T tokens, padded with turns of length 0 and tokens of id 0 ([PAD]).
+
+    tokens_BNT: int64 ids. lengths_BN: int64 tokens of each turn, 0 where a dialogue has fewer turns.
+    labels_BNT: int64, as `interactions.answer_labels`: the next token where it carries loss, else -100.
+    """
+
+    tokens_BNT: npt.NDArray[np.int64]
+    lengths_BN: npt.NDArray[np.int64]
+    labels_BNT: npt.NDArray[np.int64]
+
+
+class DialogueDataset:
+    """The dialogues of one split, all sources one after another or one of them.
+
+    Args:
+        root: a folder that `rxt-dist data interactions --kind dialogues` made.
+        split: "train" or "eval".
+        source: name of the only source to read; None reads all, in the manifest's order.
+        tokenizer_sha256: fingerprint of the tokenizer that the caller uses, if it has one.
+
+    Raises:
+        DataError: no such dataset, a shard missing or of the wrong size, another tokenizer.
+        ConfigError: no such source.
+    """
+
+    def __init__(
+        self, root: Path, split: str = "train", source: str | None = None, tokenizer_sha256: str | None = None
+    ) -> None:
+        self.root = root
+        self.manifest = load_dialogue_manifest(root)
+        if tokenizer_sha256 is not None and tokenizer_sha256 != self.manifest.tokenizer_sha256:
+            raise DataError(
+                f"{root} was made with tokenizer {self.manifest.tokenizer_sha256[:16]}..., but the run uses tokenizer "
+                f"{tokenizer_sha256[:16]}...: every id would mean something else. Use {root / TOKENIZER_FILE}, or "
+                f"build the data again with the other tokenizer."
+            )
+        names = [item.name for item in self.manifest.sources]
+        if source is not None and source not in names:
+            raise ConfigError(f"{root} has no source '{source}'; it has {names}.{nearest(source, names)}")
+        wanted = [item for item in self.manifest.sources if source in (None, item.name)]
+        self._infos = [shard for item in wanted for shard in item.split(split).shards]
+        for info in self._infos:
+            path = root / info.file
+            size = path.stat().st_size if path.is_file() else None
+            if size != info.bytes:
+                found = "is missing" if size is None else f"has {size:,} bytes instead of {info.bytes:,}"
+                raise DataError(f"Shard {path} {found}. {_REPAIR}")
+        self._ends = np.cumsum([info.dialogues for info in self._infos], dtype=np.int64)
+        self._tables: dict[int, pa.Table] = {}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def dialogue(self, index: int) -> list[npt.NDArray[np.uint16]]:
+        """The turns of one dialogue, uint16 [tokens] each, in order.
+
+        Raises:
+            IndexError: `index` is not in [0, len).
+            DataError: the dialogue's shard is damaged.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"dialogue {index} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - (int(self._ends[shard - 1]) if shard else 0)
+        table = self._table(shard)
+        tokens, lengths = (table[name][row].values.to_numpy(zero_copy_only=True) for name in ("tokens", "turn_len"))
+        return np.split(tokens, np.cumsum(lengths[:-1], dtype=np.int64))
+
+    def batch(self, indices: Sequence[int], turns: int | None = None) -> DialogueBatch:
+        """The dialogues at `indices` (at least one), padded to the longest; of each the first `turns`, if given
+        (at least one).
+
+        Raises:
+            IndexError, DataError: as `dialogue`.
+        """
+        assert len(indices) >= 1, "a batch of no dialogues"
+        assert turns is None or turns >= 1, f"a batch of {turns} turns"
+        dialogues = [self.dialogue(index)[:turns] for index in indices]
+        most = turns or max(len(dialogue) for dialogue in dialogues)
+        width = max(len(turn) for dialogue in dialogues for turn in dialogue)
+        tokens_BNT = np.full((len(dialogues), most, width), PAD_ID, dtype=np.int64)
+        lengths_BN = np.zeros((len(dialogues), most), dtype=np.int64)
+        for b, dialogue in enumerate(dialogues):
+            for n, turn in enumerate(dialogue):
+                tokens_BNT[b, n, : len(turn)] = turn
+                lengths_BN[b, n] = len(turn)
+        labels = answer_labels(tokens_BNT.reshape(-1, width)).reshape(tokens_BNT.shape)
+        return DialogueBatch(tokens_BNT, lengths_BN, labels)
+
+    def _table(self, shard: int) -> pa.Table:
+        if shard not in self._tables:
+            info, path = self._infos[shard], self.root / self._infos[shard].file
+            if blake3_file(path) != info.blake3:
+                raise DataError(
+                    f"Shard {path} does not have the content its manifest states (blake3 differs: a flipped bit or "
+                    f"another file). {_REPAIR}"
+                )
+            self._tables[shard] = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        return self._tables[shard]

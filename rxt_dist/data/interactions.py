@@ -1,0 +1,97 @@
+"""Rows of interactions: how the parts of an interaction stand in a row, and which of its tokens carry loss.
+
+An interaction is one event: what comes in (a query, or the result of a tool) and what the model makes of it.
+
+    [BOS] [I]internal instruction  [Q]query | [U]tool result  [T]thinking  [A]answer  [C]tool call  [EOS]
+
+Parts may be absent, but there is always one of [Q] and [U], and then at least an answer or a tool call. The token after
+the query is [A] (fast answer) or [T] (thinking first): the caller chooses it. Text has no control tokens (the tokenizer
+cannot be made to spell them), so the ids of a row alone say where each part begins, and labels need no stored mask.
+
+Loss is on everything that the model itself has to produce: the tokens of the [T], [A] and [C] parts, the markers
+between them ([A] after thinking, [C]), and [EOS]. There is none on the query side and none on the marker that follows
+it, as that one is given.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from rxt_dist.data.format import BOS_ID, EOS_ID, SPECIAL_COUNT, SPECIAL_TOKENS, PackedRows
+
+QUERY_ID, ANSWER_ID, THINK_ID, CALL_ID, RESULT_ID, INTERNAL_ID = (
+    SPECIAL_TOKENS[token] for token in ("[Q]", "[A]", "[T]", "[C]", "[U]", "[I]")
+)
+NO_LOSS = -100  # the label that cross-entropy leaves out
+
+# What may follow what, among the control tokens alone.
+_FOLLOWS = {
+    BOS_ID: (INTERNAL_ID, QUERY_ID, RESULT_ID),
+    INTERNAL_ID: (QUERY_ID, RESULT_ID),
+    QUERY_ID: (THINK_ID, ANSWER_ID),
+    RESULT_ID: (THINK_ID, ANSWER_ID),
+    THINK_ID: (ANSWER_ID, CALL_ID),
+    ANSWER_ID: (CALL_ID, EOS_ID),
+    CALL_ID: (EOS_ID,),
+    EOS_ID: (BOS_ID,),
+}
+_MAY_FOLLOW = np.zeros((SPECIAL_COUNT, SPECIAL_COUNT), dtype=bool)
+for _before, _after in _FOLLOWS.items():
+    _MAY_FOLLOW[_before, list(_after)] = True
+
+_IS_ANSWER_SIDE = np.zeros(SPECIAL_COUNT, dtype=bool)
+_IS_ANSWER_SIDE[[THINK_ID, ANSWER_ID, CALL_ID]] = True
+
+
+def answer_labels(tokens_RT: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """Labels of R rows of interactions, int64 [R, T]: the next token where it carries loss, else -100.
+
+    `tokens_RT` are ids of any integer type, each row starting with a control token ([BOS], or [PAD] in an empty row).
+    A position has a label exactly when it lies in a [T], [A] or [C] part, its marker included: the token after it is
+    then one that the model has to produce, and no part but [EOS] follows the last of them.
+    """
+    flat = tokens_RT.reshape(-1)
+    control_at = np.flatnonzero(flat < SPECIAL_COUNT)
+    assert bool((tokens_RT[:, 0] < SPECIAL_COUNT).all()), "a row starts with text"
+    # A part reaches from its control token to the next one; no part reaches into the next row, which opens its own.
+    part_lengths = np.diff(control_at, append=len(flat))
+    has_label = np.repeat(_IS_ANSWER_SIDE[flat[control_at]], part_lengths).reshape(tokens_RT.shape)
+    labels = np.full(tokens_RT.shape, NO_LOSS, dtype=np.int64)
+    np.copyto(labels[:, :-1], tokens_RT[:, 1:], where=has_label[:, :-1])
+    return labels
+
+
+def check_interaction_rows(rows: PackedRows, vocab_size: int) -> None:
+    """Assert what readers of interaction rows rely on: ids below the vocabulary, PAD only after the last segment, and
+    every segment one whole interaction of the form above.
+
+    Raises:
+        AssertionError: the builder broke its own rule; this is a bug, never bad input.
+    """
+    tokens_RT, seq_len = rows.tokens_RT, rows.tokens_RT.shape[1]
+    assert int(tokens_RT.max(initial=0)) < vocab_size, f"token id {tokens_RT.max()} >= vocabulary {vocab_size}"
+    assert not bool(rows.seg_off_S.any()), "an interaction was cut"
+    row_of_S = np.repeat(np.arange(rows.rows), rows.seg_count_R)
+    used_R = np.bincount(row_of_S, weights=rows.seg_len_S, minlength=rows.rows).astype(np.int64)
+    assert bool((used_R <= seq_len).all()), "segments longer than their row"
+    used_RT = np.arange(seq_len) < used_R[:, None]
+    assert not bool(tokens_RT[~used_RT].any()), "a token other than PAD after the last segment"
+    check_interactions(tokens_RT[used_RT], rows.seg_len_S.astype(np.int64))
+
+
+def check_interactions(tokens_N: npt.NDArray[np.uint16], length_S: npt.NDArray[np.int64]) -> None:
+    """Assert that N tokens are S whole interactions of these lengths, one after another.
+
+    Raises:
+        AssertionError: see `check_interaction_rows`.
+    """
+    ends = np.cumsum(length_S)
+    assert int(length_S.sum()) == len(tokens_N), "lengths and tokens differ"
+    at = np.flatnonzero(tokens_N < SPECIAL_COUNT)
+    controls = tokens_N[at]
+    assert np.array_equal(at[controls == BOS_ID], ends - length_S), "BOS must open exactly the interactions"
+    assert np.array_equal(at[controls == EOS_ID], ends - 1), "EOS must close exactly the interactions"
+    assert bool(_MAY_FOLLOW[controls[:-1], controls[1:]].all()), "parts in an order that no interaction has"
+    after_bos = ends - length_S + 1
+    assert bool((tokens_N[after_bos] < SPECIAL_COUNT).all()), "text before the first part"

@@ -1,0 +1,73 @@
+"""Places that cannot be written to are refused in words, before any work is done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from data_prep.synthetic import write_sample
+from rxt_dist.commands.data import app
+from rxt_dist.errors import UserError
+
+
+def _message(*arguments: object) -> str:
+    """What a verb that must refuse says."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert isinstance(result.exception, UserError), (arguments, result.output, result.exception)
+    return str(result.exception)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("outputs")
+    write_sample(root / "corpus", 40_000)
+    (root / "chat.en.jsonl").write_text(json.dumps({"query": "q", "answer": "a"}) + "\n")
+    for arguments in (
+        ("tokenizer", root / "corpus", "--out", root / "t.json", "--vocab-size", 300),
+        ("build", root / "corpus", "--out", root / "data", "--tokenizer", root / "t.json", "--workers", 1),
+        ("export-megatron", root / "data", "--out", root / "m"),
+    ):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, (arguments, result.output, result.exception)
+    return root
+
+
+@pytest.mark.parametrize("place", ["FILE", "FILE/below/it"])
+def test_a_file_is_no_folder_for_a_dataset(root: Path, tmp_path: Path, place: str) -> None:
+    file = tmp_path / "FILE"
+    file.write_text("mine")
+    out, tokenizer = tmp_path / place, ("--tokenizer", root / "t.json")
+    for arguments in (
+        ("build", root / "corpus", *tokenizer),
+        ("interactions", root / "chat.en.jsonl", *tokenizer, "--seq-len", 64),
+        ("import-megatron", root / "m-en-train", *tokenizer, "--seq-len", 64),
+        ("repack", root / "data", "--seq-len", 64),
+        ("export-megatron", root / "data"),
+        ("tokenizer", root / "corpus"),
+    ):
+        if place == "FILE" and arguments[0] in ("export-megatron", "tokenizer"):
+            continue  # a prefix beside that file, and a file to be replaced
+        assert f"{file} is a file" in _message(*arguments, "--out", out)
+    message = _message("tokenizer", root / "corpus", "--out", tmp_path / "t.json", "--report", out)
+    assert f"{file} is a file" in message
+    assert list(tmp_path.iterdir()) == [file]
+    assert file.read_text() == "mine"
+
+
+def test_a_folder_is_no_file_for_a_tokenizer(root: Path, tmp_path: Path) -> None:
+    for more in ((), ("--import", root / "t.json")):
+        assert f"{tmp_path} is a folder" in _message("tokenizer", root / "corpus", "--out", tmp_path, *more)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prefix_needs_a_name(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", "/", "..", str(tmp_path / "here"), f"{tmp_path}/new/", "new/"):
+        message = _message("export-megatron", root / "data", "--out", out)
+        assert f"--out is '{out}'" in message
+        assert "names a folder" in message
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]

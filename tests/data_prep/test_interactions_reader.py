@@ -1,0 +1,562 @@
+"""From records to interactions, and from interactions to ids and folders."""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import json
+import random
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tokenizers import Tokenizer
+
+from data_prep import synthetic
+from data_prep.building.encode import Backend, open_backend
+from data_prep.corpora import Document, find_files
+from data_prep.interactions import build as interaction_build
+from data_prep.interactions import synthetic as synthetic_interactions
+from data_prep.interactions.build import InteractionRequest, build_interactions
+from data_prep.interactions.reader import Interaction, InteractionCounts, Record, find_record_files, read_records
+from data_prep.tokenizing.tokenizer import save_tokenizer, train_tokenizer
+from rxt_dist.data.dataset import TokenDataset
+from rxt_dist.data.dialogues import DialogueDataset
+from rxt_dist.data.interactions import NO_LOSS, answer_labels
+from rxt_dist.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Path]:
+    rng = random.Random(0)
+    texts = [(synthetic.story(rng, language), language) for _ in range(40) for language in ("en", "pl")]
+    trained = train_tokenizer((Document(text, language, language, "") for text, language in texts), 500)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    save_tokenizer(trained, path)
+    return trained, path
+
+
+def _write(path: Path, *records: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [record if isinstance(record, str) else json.dumps(record, ensure_ascii=False) for record in records]
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+def _read(path: Path) -> tuple[list[Record], InteractionCounts]:
+    counts = InteractionCounts()
+    return [item for file in find_record_files([path]) for item in read_records(file, counts)], counts
+
+
+def _one(path: Path, *records: Any) -> list[Interaction]:
+    (record,), _ = _read(_write(path, *records))
+    return list(record.interactions)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_part_has_its_field(tmp_path: Path) -> None:
+    call = {"tool": "clock", "zone": "Łódź"}
+    one = {"query": "q", "thinking": "t", "answer": "a", "tool_call": call, "internal": "i", "other": 1}
+    two = {"tool_result": ["1", 2], "think": "t2", "answer": "a2", "query": None}
+    assert _one(tmp_path / "x.jsonl", {"interactions": [one, two]}) == [
+        Interaction("q", "a", "t", '{"tool": "clock", "zone": "Łódź"}', "", "i"),
+        Interaction("", "a2", "t2", "", '["1", 2]', ""),
+    ]
+    assert _one(tmp_path / "y.jsonl", one)[0].internal == "i"
+
+
+def test_a_chat_becomes_interactions(tmp_path: Path) -> None:
+    calls = [{"function": {"name": "f"}}, {"function": {"name": "g"}}]
+    messages = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "u1"},
+        {"role": "assistant", "content": None, "tool_calls": calls, "reasoning_content": "r"},
+        {"role": "tool", "content": "x"},
+        {"role": "tool", "content": "y"},
+        {"role": "assistant", "content": "a2", "tool_calls": []},
+        {"role": "system", "content": "s2"},
+        {"role": "user", "content": "u3"},
+        {"role": "assistant", "content": "a3"},
+        {"role": "user", "content": "nobody answers"},
+    ]
+    path = _write(tmp_path / "x.jsonl", {"messages": messages})
+    (record,), counts = _read(path)
+    assert list(record.interactions) == [
+        Interaction("u1", "", "r", json.dumps(calls), "", "s"),
+        Interaction("", "a2", "", "", "x\ny", ""),
+        Interaction("u3", "a3", "", "", "", "s2"),
+    ]
+    assert (counts.records, counts.interactions, counts.unanswered, counts.empty) == (1, 3, 1, 0)
+
+
+def _chat(*roles: str) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": "x"} for role in roles]}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (
+            _chat("user", "user"),
+            r"'messages\[1\]' has role 'user' right after a user message that nothing has answered",
+        ),
+        (_chat("assistant"), r"'messages\[0\]' is an assistant message that answers nothing \(it is the first\)"),
+        (_chat("user", "assistant", "assistant"), r"'messages\[2\]'.*answers nothing \(it follows another one\)"),
+        (_chat("system", "assistant"), r"answers nothing \(it follows a system message\)"),
+        (_chat("system", "system"), r"'messages\[1\]' has role 'system' right after a system message"),
+        (_chat("user", "system", "assistant"), r"role 'system' right after a user message"),
+        (_chat("tool", "assistant"), r"'messages\[0\]' is a tool's result, but no assistant message before it"),
+        (_chat("user", "tool"), r"role 'tool' right after a user message"),
+        (_chat("usr", "assistant"), r"'messages\[0\].role' is 'usr'; known are .* Did you mean 'user'"),
+        ({"messages": ["hello"]}, r"'messages\[0\]' is a str; a message is an object"),
+        ({"messages": [{"role": "user", "content": [1]}]}, r"'messages\[0\].content' is a list, not text"),
+        ({"messages": {}}, "'messages' is a dict, not a list"),
+        ({"messages": [], "interactions": []}, "both 'interactions' and 'messages'"),
+        ({"query": 3, "answer": "x"}, "'query' is a int, not text"),
+        ({"query": "x", "tool_result": "y", "answer": "z"}, "the record has both 'query' and 'tool_result'"),
+        ({"interactions": [{"query": "x", "answer": ["y"]}]}, r"'interactions\[0\].answer' is a list, not text"),
+        ({"interactions": ["x"]}, r"'interactions\[0\]' is a str; an interaction is an object"),
+        ({"query": "x", "answer": "y", "think": "a", "thinking": "b"}, "'thinking' says 'think' a second time"),
+        ({"query": "x", "answer": "y", "language": 7}, "'language' is a int, not text"),
+        ({"prompt": "x", "completion": "y"}, r"holds no interaction: it has the fields \['completion', 'prompt'\]"),
+        ("[1, 2]", "is a JSON list"),
+        ('{"query": ', "is not JSON"),
+    ],
+)
+def test_what_cannot_be_an_interaction_is_refused_by_file_line_and_field(
+    tmp_path: Path, record: Any, message: str
+) -> None:
+    path = _write(tmp_path / "x.jsonl", {"query": "fine", "answer": "fine"}, "", record)
+    with pytest.raises(DataError, match=message) as caught:
+        _read(path)
+    assert f"{path}, line 3" in str(caught.value)
+
+
+def test_empty_records_are_skipped_and_counted(tmp_path: Path) -> None:
+    whole = {"query": "q", "answer": "a"}
+    records = [
+        whole,
+        {"query": "q", "answer": " "},
+        {"query": None, "answer": "a"},
+        {"query": "q", "think": "only thoughts"},
+        {"interactions": []},
+        {"interactions": [whole, {"query": "", "answer": "a"}]},
+        {"messages": [{"role": "user", "content": "q"}]},
+    ]
+    read, counts = _read(_write(tmp_path / "x.jsonl", *records))
+    assert len(read) == 1
+    assert (counts.records, counts.empty, counts.unanswered) == (1, 6, 1)
+
+
+def test_an_empty_call_is_no_call(tmp_path: Path) -> None:
+    empty = [[], {}, [{}], {"name": None, "arguments": [None, {}]}, "[]", " {} ", "null", None, ""]
+    calls = [{"query": "q", "answer": "a", "tool_call": call} for call in empty]
+    chats = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "tool_calls": call}]}
+        for call in empty
+    ]
+    alone = [{"query": "q", "tool_call": call} for call in empty]
+    read, counts = _read(_write(tmp_path / "x.jsonl", *calls, *chats, *alone))
+    assert [record.interactions for record in read] == [(Interaction("q", "a"),)] * 2 * len(empty)
+    assert counts.empty == len(empty)
+    kept = [{"name": "now", "zone": None}, {"name": "now", "arguments": {}}, [0], {"on": False}, [""]]
+    for call in kept:
+        assert _one(tmp_path / "y.jsonl", {"query": "q", "tool_call": call})[0].tool_call == json.dumps(call)
+    # That a tool found nothing is something to answer.
+    assert _one(tmp_path / "z.jsonl", {"tool_result": [], "answer": "None."})[0].tool_result == "[]"
+    assert _one(tmp_path / "z.jsonl", {"tool_result": {}, "query": "q", "answer": "a"})[0].tool_result == ""
+
+
+def test_fields_that_a_table_had_to_invent_are_not_kept(tmp_path: Path) -> None:
+    """A column has one type: each struct has the fields of all, null where the record had none."""
+    records = [
+        {"interactions": [
+            {"query": "q1", "answer": None, "tool_call": {"name": "clock", "zone": "Łódź", "at": {"h": None}}},
+            {"query": None, "tool_result": {"time": "12"}, "answer": "12"},
+        ]},
+        {"interactions": [{"query": "q2", "answer": None, "tool_call": {"name": "dice", "sides": 6, "at": {"h": 1}}}]},
+        {"interactions": [{"query": "q3", "answer": "a3", "tool_call": {"name": None}, "tool_result": {"time": None}}]},
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "x.parquet")
+    read, _ = _read(tmp_path / "x.parquet")
+    assert [record.interactions for record in read] == [
+        (Interaction("q1", "", "", '{"name": "clock", "zone": "Łódź", "at": {}}'),
+         Interaction("", "12", "", "", '{"time": "12"}')),
+        (Interaction("q2", "", "", '{"name": "dice", "at": {"h": 1}, "sides": 6}'),),
+        (Interaction("q3", "a3"),),
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist([{"interactions": [{"query": None, "tool_call": {"name": None}}]}]),
+                   tmp_path / "y.parquet")  # fmt: skip
+    assert _read(tmp_path / "y.parquet")[1].empty == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "is not JSON .nested too deeply"),
+        ("[" * 150 + "1" + "]" * 150, None),
+        ("1" * 5000, None),
+    ],
+)
+def test_monsters_of_json_are_read_or_refused_in_words(tmp_path: Path, value: str, message: str | None) -> None:
+    path = _write(tmp_path / "x.jsonl", "{}", '{"query": "q", "tool_call": ' + value + "}")
+    path.write_text(path.read_text().replace("{}\n", '{"query": "q", "answer": "a"}\n'))
+    if message is None:
+        assert _read(path)[0][1].interactions[0].tool_call == value
+        return
+    with pytest.raises(DataError, match=f"x.jsonl, line 2.*{message}"):
+        _read(path)
+
+
+def test_language_and_source_are_tags_then_names_then_guesses(tmp_path: Path) -> None:
+    polish = "Czy to jest dom, który był dla niego, czy nie jest?"
+    _write(tmp_path / "in/pl/a.jsonl", {"query": "x", "answer": "y"}, {"query": "x", "answer": "y", "lang": "en-GB"})
+    _write(tmp_path / "in/b.jsonl", {"query": polish, "answer": "się nie"},
+           {"query": "x", "answer": "y", "language": "pl", "source": "../My Chats!"})  # fmt: skip
+    read, _ = _read(tmp_path / "in")
+    assert [(record.language, record.source) for record in read] == [
+        ("pl", "pl"), ("pl", "my-chats-pl"), ("pl", "pl"), ("en", "en"),
+    ]  # fmt: skip
+
+
+def test_lone_surrogates_are_mended_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"query": "a\xff", "answer": "b\\ud800"}\n{"query": "\xc4\x85", "answer": "c"}\n')
+    read, counts = _read(path)
+    assert [(r.interactions[0].query, r.interactions[0].answer) for r in read] == [("a\ufffd", "b\ufffd"), ("ą", "c")]
+    assert counts.repaired_utf8 == 1
+
+
+def test_packed_lines_and_parquet_give_the_same_records(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    records = [synthetic_interactions.dialogue(rng, "pl") | {"language": "pl"} for _ in range(5)]
+    for record in records:  # a column of a table has one type
+        for item in record["interactions"]:
+            item["tool_call"] = json.dumps(item["tool_call"]) if "tool_call" in item else None
+    plain = _write(tmp_path / "a.jsonl", *records)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    with pa.CompressedOutputStream(str(tmp_path / "c.jsonl.zst"), "zstd") as stream:
+        stream.write(plain.read_bytes())
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "d.parquet", row_group_size=2)
+    expected = [(record.interactions, record.language) for record in _read(plain)[0]]
+    assert len(expected) == 5
+    for name in ("b.jsonl.gz", "c.jsonl.zst", "d.parquet"):
+        read = _read(tmp_path / name)[0]
+        assert [(record.interactions, record.language) for record in read] == expected
+    assert read[4].place.endswith("d.parquet, row 5")
+
+
+def test_files_that_are_not_what_they_seem_are_named(tmp_path: Path) -> None:
+    whole = gzip.compress(json.dumps({"query": "q" * 5000, "answer": "a"}).encode())
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-9])
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "documents.parquet")
+    (tmp_path / "x.txt").write_text("text")
+    dated = [{"query": "q", "tool_call": {"at": datetime.date(2020, 1, 1)}}]
+    pq.write_table(pa.Table.from_pylist(dated), tmp_path / "dated.parquet")
+    for name, message in (
+        ("cut.jsonl.gz", "is damaged or cut off"),
+        ("cut.parquet", "cannot be read as a table"),
+        ("documents.parquet", r"holds no interactions: it has the columns \['text'\]"),
+        ("x.txt", "cannot hold interactions"),
+        ("none.jsonl", "does not exist"),
+        ("dated.parquet", "row 1: 'tool_call' cannot be kept as JSON"),
+    ):
+        with pytest.raises(DataError, match=f"{name}.*{message}"):
+            _read(tmp_path / name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Building
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _request(inputs: Path, out: Path, tokenizer: tuple[Tokenizer, Path], **changes: Any) -> InteractionRequest:
+    return InteractionRequest((inputs,), out, tokenizer[1], **({"seq_len": 128, "eval_fraction": 0.0} | changes))
+
+
+def _texts(out: Path, tokenizer: Tokenizer, source: int = 0, split: str = "train") -> list[str]:
+    """Every segment of a built dataset of single interactions, decoded, in the order of its records."""
+    opened = TokenDataset(out)
+    found = {}
+    for row in range(opened.rows(source, split)):
+        tokens = opened.read(split, np.array([source]), np.array([row])).tokens_NT[0].tolist()
+        at = 0
+        for piece in opened.segments(split, source, row):
+            found[piece.document] = tokenizer.decode(tokens[at : at + piece.length], skip_special_tokens=False)
+            at += piece.length
+    return [found[ordinal] for ordinal in sorted(found)]
+
+
+def test_the_beta_template_spells_every_part_and_text_never_spells_a_control_token(
+    tmp_path: Path, tokenizer: tuple[Tokenizer, Path]
+) -> None:
+    path = _write(
+        tmp_path / "x.en.jsonl",
+        {"query": "List[T] [A]", "answer": "arr[A][EOS]", "think": "[Q]", "tool_call": "c[C]", "internal": "[PAD]"},
+        {"tool_result": "42", "answer": "It is 42."},
+        {"query": "2*3?", "tool_call": "2*3"},
+        {"query": "2*3?", "think": "hm", "tool_call": "2*3"},
+    )
+    result = build_interactions(_request(path, tmp_path / "out", tokenizer))
+    assert _texts(tmp_path / "out", tokenizer[0]) == [
+        "[BOS][I][PAD][Q]List[T] [A][T][Q][A]arr[A][EOS][C]c[C][EOS]",
+        "[BOS][U]42[A]It is 42.[EOS]",
+        "[BOS][Q]2*3?[A][C]2*3[EOS]",
+        "[BOS][Q]2*3?[T]hm[C]2*3[EOS]",
+    ]
+    # Ids, not letters: what decodes to "[T]" inside a text is not the control token.
+    opened = TokenDataset(tmp_path / "out")
+    tokens = opened.read("train", np.array([0]), np.array([0])).tokens_NT
+    controls = [token for token in tokens[tokens < 11].tolist() if token]
+    assert controls.count(2) == controls.count(3) == 4
+    assert len(controls) == 7 + 4 + 5 + 5
+    assert result.counts.escaped_literals == 7
+    targets = int((answer_labels(tokens) != NO_LOSS).sum())
+    assert result.sources["en"].targets == targets > 0
+    assert result.sources["en"].tokens == int((tokens != 0).sum())
+
+
+def test_the_alpha_template_has_a_query_and_an_answer(tmp_path: Path, tokenizer: tuple[Tokenizer, Path]) -> None:
+    path = _write(
+        tmp_path / "x.en.jsonl",
+        {"query": "q", "answer": "a", "think": "t", "internal": "i"},
+        {"tool_result": "r", "answer": "a"},
+        {"query": "q", "tool_call": "c"},
+    )
+    counts = build_interactions(_request(path, tmp_path / "out", tokenizer, template="alpha")).counts
+    assert _texts(tmp_path / "out", tokenizer[0]) == ["[BOS][Q]q[A]a[EOS]"]
+    assert (counts.parts_left_out, counts.not_in_template) == (2, 2)
+
+
+def test_the_oldest_text_of_a_long_query_goes_and_answers_are_never_cut(
+    tmp_path: Path, tokenizer: tuple[Tokenizer, Path]
+) -> None:
+    long_query = " ".join(f"word{n}" for n in range(60)) + " THE END OF THE QUESTION, which is what counts?"
+    answer = "x y " * 20
+    path = _write(
+        tmp_path / "x.en.jsonl",
+        {"query": long_query, "answer": answer},
+        {"query": "short", "answer": "z " * 300},
+        {"query": "short", "answer": "fits"},
+    )
+    counts = build_interactions(_request(path, tmp_path / "out", tokenizer)).counts
+    first, last = _texts(tmp_path / "out", tokenizer[0])
+    assert (counts.shortened_queries, counts.too_long) == (1, 1)
+    query, kept_answer = first.removesuffix("[EOS]").removeprefix("[BOS][Q]").split("[A]")
+    assert long_query.endswith(query)
+    assert len(query) > 40
+    assert kept_answer == answer
+    assert last == "[BOS][Q]short[A]fits[EOS]"
+    rows = TokenDataset(tmp_path / "out").read("train", np.array([0, 0]), np.arange(2))
+    assert max(rows.seg_len_S) == 128
+
+
+def test_a_dialogue_with_a_turn_that_cannot_fit_is_dropped_whole(
+    tmp_path: Path, tokenizer: tuple[Tokenizer, Path]
+) -> None:
+    fine = {"query": "q", "answer": "a"}
+    path = _write(tmp_path / "x.en.jsonl", {"interactions": [fine, {"query": "q", "answer": "z " * 300}, fine]},
+                  {"interactions": [fine, fine]})  # fmt: skip
+    result = build_interactions(_request(path, tmp_path / "out", tokenizer, kind="dialogues"))
+    assert result.counts.too_long == 1
+    opened = DialogueDataset(tmp_path / "out")
+    assert [len(opened.dialogue(index)) for index in range(len(opened))] == [2]
+
+
+def test_dialogues_come_back_as_they_were_told(tmp_path: Path, tokenizer: tuple[Tokenizer, Path]) -> None:
+    synthetic_interactions.write_interactions(tmp_path / "in", 60_000)
+    result = build_interactions(_request(tmp_path / "in/dialogues", tmp_path / "out", tokenizer, kind="dialogues"))
+    for language in ("en", "pl"):
+        records, _ = _read(tmp_path / f"in/dialogues/{language}.jsonl")
+        opened = DialogueDataset(tmp_path / "out", source=language)
+        assert len(opened) == len(records) == result.sources[language].dialogues
+        for index, record in enumerate(records):
+            turns = [tokenizer[0].decode(t.tolist(), skip_special_tokens=False) for t in opened.dialogue(index)]
+            assert len(turns) == len(record.interactions)
+            for text, item in zip(turns, record.interactions, strict=True):
+                assert all(part in text for part in vars(item).values())
+    stated = result.manifest.totals
+    tokens = [DialogueDataset(tmp_path / "out").batch([index]) for index in range(stated.dialogues)]
+    assert stated.tokens == sum(int(batch.lengths_BN.sum()) for batch in tokens)
+    assert stated.targets == sum(int((batch.labels_BNT != NO_LOSS).sum()) for batch in tokens)
+
+
+def test_records_are_held_out_by_their_text(tmp_path: Path, tokenizer: tuple[Tokenizer, Path]) -> None:
+    records = [{"query": f"{n}?", "answer": f"{n}!"} for n in range(200)]
+    a = _write(tmp_path / "a/x.en.jsonl", *records)
+    b = _write(tmp_path / "b/y.en.jsonl", *reversed(records), records[0])
+    held = []
+    for number, path in enumerate((a, b)):
+        out = tmp_path / f"out{number}"
+        build_interactions(_request(path, out, tokenizer, eval_fraction=0.2))
+        held.append(set(_texts(out, tokenizer[0], split="eval")))
+        assert not held[-1] & set(_texts(out, tokenizer[0]))
+    assert held[0] == held[1]
+    assert 20 < len(held[0]) < 60
+    two = _write(tmp_path / "c/two.en.jsonl", *records[:2])
+    build_interactions(_request(two, tmp_path / "small", tokenizer, eval_fraction=0.0001))
+    assert len(_texts(tmp_path / "small", tokenizer[0], split="eval")) == 1
+
+
+@pytest.mark.skipif(not find_spec("gigatoken"), reason="gigatoken is missing")
+def test_the_fast_backend_changes_nothing(
+    tmp_path: Path, tokenizer: tuple[Tokenizer, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synthetic_interactions.write_interactions(tmp_path / "in", 30_000)
+    opened: list[str] = []
+
+    def watched(name: str, file: Path, threads: bool) -> Backend:
+        opened.append(name)
+        return open_backend(name, file, threads)
+
+    monkeypatch.setattr(interaction_build, "open_backend", watched)
+    requests = [_request(tmp_path / "in/dialogues", tmp_path / name, tokenizer, kind="dialogues") for name in "ab"]
+    slow = build_interactions(requests[0])
+    monkeypatch.setattr(interaction_build, "_WORTH_A_CHECK", 0)
+    fast = build_interactions(requests[1])
+    assert opened == ["tokenizers", "gigatoken"]
+    assert (fast.manifest, fast.sources) == (slow.manifest, slow.sources)
+
+
+@pytest.mark.parametrize("kind", ["single", "dialogues"])
+def test_an_interrupted_build_is_finished_with_the_same_digest(
+    tmp_path: Path, tokenizer: tuple[Tokenizer, Path], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(interaction_build, "_UNIT_BYTES", 10_000)
+    synthetic_interactions.write_interactions(tmp_path / "in", 80_000)
+    inputs = tmp_path / "in" / kind
+    whole = build_interactions(_request(inputs, tmp_path / "whole", tokenizer, kind=kind))
+    assert whole.units == 2
+    calls = []
+
+    def stop_at_second(step: int, total: int) -> None:
+        calls.append(step)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        build_interactions(_request(inputs, out, tokenizer, kind=kind), stop_at_second)
+    (out / "en/train/.u00009-000.arrow.tmp.77").write_bytes(b"left by a kill")
+    again = build_interactions(_request(inputs, out, tokenizer, kind=kind))
+    assert (again.units_kept, again.manifest) == (1, whole.manifest)
+    names = [sorted(p.relative_to(root) for p in root.rglob("*")) for root in (tmp_path / "whole", out)]
+    assert names[0] == names[1]
+    # A shard that is gone is built again, and only its unit.
+    (out / "pl/train/u00001-000.arrow").unlink()
+    mended = build_interactions(_request(inputs, out, tokenizer, kind=kind))
+    assert (mended.units_kept, mended.manifest) == (1, whole.manifest)
+
+
+def test_a_folder_is_never_changed_to_another_request(tmp_path: Path, tokenizer: tuple[Tokenizer, Path]) -> None:
+    path = _write(tmp_path / "x.en.jsonl", {"query": "q", "answer": "a"})
+    out = tmp_path / "out"
+    build_interactions(_request(path, out, tokenizer))
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    for changes, message in (
+        ({"template": "alpha"}, "template was beta and is now alpha"),
+        ({"kind": "dialogues"}, "kind was single and is now dialogues"),
+        ({"seq_len": 64}, "seq_len was 128 and is now 64"),
+    ):
+        with pytest.raises(DataError, match=message):
+            build_interactions(_request(path, out, tokenizer, **changes))
+    _write(path, {"query": "q", "answer": "b"})
+    with pytest.raises(DataError, match=r"the input files differ: .*x\.en\.jsonl \(other content\)"):
+        build_interactions(_request(path, out, tokenizer))
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    foreign = tmp_path / "foreign"
+    _write(foreign / "mine.txt", "mine")
+    with pytest.raises(DataError, match="is not empty and is not a dataset"):
+        build_interactions(_request(path, foreign, tokenizer))
+    assert sorted(p.name for p in foreign.iterdir() if not p.name.startswith(".")) == ["mine.txt"]
+
+
+def test_requests_that_cannot_work_are_refused(tmp_path: Path, tokenizer: tuple[Tokenizer, Path]) -> None:
+    dialogue = {"interactions": [{"query": "q", "answer": "a"}] * 3}
+    path = _write(tmp_path / "x.en.jsonl", {"query": "q", "answer": "a"}, dialogue)
+    with pytest.raises(DataError, match=r"line 2 is a dialogue of 3 interactions.*--kind dialogues"):
+        build_interactions(_request(path, tmp_path / "o1", tokenizer))
+    empty = _write(tmp_path / "y.en.jsonl", {"query": "", "answer": "a"})
+    with pytest.raises(DataError, match=r"nothing to build: 1 files hold no usable record \(1 empty"):
+        build_interactions(_request(empty, tmp_path / "o2", tokenizer))
+    with pytest.raises(ConfigError, match="row length is 1"):
+        build_interactions(_request(path, tmp_path / "o3", tokenizer, seq_len=1))
+    with pytest.raises(ConfigError, match=r"--eval-fraction is 1\.0"):
+        _request(path, tmp_path / "o4", tokenizer, eval_fraction=1.0)
+    assert not (tmp_path / "o3").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The synthetic records
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", ["en", "pl"])
+def test_what_is_asked_late_was_told_early_and_cannot_be_guessed(language: str) -> None:
+    rng = random.Random(5)
+    answer_of: dict[tuple[str, str], str] = {}
+    answers_to: dict[str, set[str]] = {}
+    for _ in range(400):
+        record = synthetic_interactions.dialogue(rng, language)
+        turns = record["interactions"]
+        assert 6 <= len(turns) <= 8
+        assert len(record["facts"]) in (2, 3)
+        for fact in record["facts"]:
+            told, asked = turns[fact["told"]], turns[fact["asked"]]
+            assert fact["asked"] - fact["told"] >= 3
+            assert fact["value"] in told["query"]
+            assert fact["value"] in asked["answer"]
+            assert fact["value"] not in asked["query"]
+            # The told sentence and the question decide the answer; the question alone does not.
+            assert answer_of.setdefault((told["query"], asked["query"]), asked["answer"]) == asked["answer"]
+            answers_to.setdefault(asked["query"], set()).add(asked["answer"])
+    assert len(answers_to) == 5
+    assert all(len(answers) >= 6 for answers in answers_to.values())
+
+
+@pytest.mark.parametrize("language", ["en", "pl"])
+def test_single_records_have_every_part_and_true_sums(language: str) -> None:
+    rng = random.Random(6)
+    records = [synthetic_interactions.single(rng, language) for _ in range(300)]
+    assert {key for record in records for key in record} == {
+        "query", "answer", "think", "tool_call", "tool_result", "internal",
+    }  # fmt: skip
+    for record in records:
+        if "tool_result" in record:
+            product, value = record["tool_result"].split(" = ")
+            a, b = product.split(" * ")
+            assert int(a) * int(b) == int(value)
+            assert record["answer"].endswith(f"{value}.")
+        if "think" in record:
+            assert record["think"].split(" = ")[-1] == record["answer"].split(" = ")[-1]
+
+
+def test_the_records_are_repeatable_and_stand_apart_from_the_texts(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        synthetic_interactions.write_interactions(tmp_path / name, 40_000, seed)
+    contents = {n: {f.name: f.path.read_bytes() for f in find_files([tmp_path / n / "single"])} for n in "abc"}
+    assert contents["a"] == contents["b"]
+    assert contents["a"] != contents["c"]
+    sizes = [path.stat().st_size for path in (tmp_path / "a").rglob("*.jsonl")]
+    assert len(sizes) == 4
+    assert 0.9 < sum(sizes) / 40_000 < 1.1
+    with pytest.raises(DataError, match="not empty"):
+        synthetic_interactions.write_interactions(tmp_path / "a", 1000)
+
+
+def test_lines_and_names_are_read_as_leniently_as_those_of_documents(tmp_path: Path) -> None:
+    path = tmp_path / "A.JSONL"
+    record = b'{"query": "x", "answer": "y", "lang": "pol_Latn", "id": ' + b"9" * 5000 + b"}\n"
+    path.write_bytes(b"\xef\xbb\xbf\n" + record)
+    (tmp_path / "B.JSONL.GZ").write_bytes(gzip.compress(record))
+    read, _ = _read(tmp_path)
+    assert [(record.language, record.source) for record in read] == [("pl", "pl"), ("pl", "pl")]
