@@ -38,6 +38,7 @@ from rxt_dist.data.sampler import OrderSource
 from rxt_dist.data.verify import SUM_BYTES, size_problem, sums_problem
 from rxt_dist.errors import ConfigError, DataError
 
+_TOKEN_BYTES = 2
 _STAT_THREADS, _STAT_FILES = 16, 64
 # Files that a process opens besides shards: sockets, libraries, devices, checkpoints.
 _OTHER_FILES = 512
@@ -68,21 +69,25 @@ class _Batch:
     right only where a row's checksum says so.
     """
 
+    __slots__ = ("bounds", "seg_doc", "seg_len", "seg_off", "tokens")
+
     def __init__(self, whole: npt.NDArray[np.uint8], info: BatchInfo, seq_len: int) -> None:
         def view(offset: int, dtype: str, count: int) -> npt.NDArray[Any]:
             return np.frombuffer(whole, dtype=dtype, count=count, offset=offset)
 
-        self.tokens = view(info.tokens, "<u2", info.rows * seq_len).reshape(info.rows, seq_len)
-        # One number at a time is read of these and of the checksums: from a memoryview that costs a tenth.
+        # A row, or a few numbers, are taken of these at a time: from a memoryview that costs a half to a tenth.
+        self.tokens = view(info.tokens, "<u1", info.rows * seq_len * _TOKEN_BYTES).data
         self.bounds = view(info.seg_len_offsets, "<i8", info.rows + 1).data
         segments = (info.seg_doc_offsets - info.seg_len) // 2
-        self.seg_len = view(info.seg_len, "<u2", segments)
+        self.seg_len = view(info.seg_len, "<u2", segments).data
         self.seg_doc = view(info.seg_doc, "<u4", min(segments, (info.seg_off_offsets - info.seg_doc) // 4))
         self.seg_off = view(info.seg_off, "<u4", min(segments, (len(whole) - info.seg_off) // 4))
 
 
 class _Shard:
     """One mapped shard and its row checksums; record batches are looked at when first used."""
+
+    __slots__ = ("_batches", "_ends", "_info", "_root", "_seq_len", "_sums", "_whole")
 
     def __init__(self, root: Path, info: ShardInfo, seq_len: int) -> None:
         self._root, self._info, self._seq_len = root, info, seq_len
@@ -112,18 +117,21 @@ class _Shard:
             batch = self._batches[index] = _Batch(self._whole, self._info.batches[index], self._seq_len)
         return batch, row - self._ends[index - 1] if index else row
 
-    def read(self, row: int, tokens_T: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
-        """Copy a row's tokens and return its segment lengths; what is checked is the copy that will be used.
+    def read(self, row: int, room: memoryview) -> bytes:
+        """Copy a row's tokens into `room` (its bytes) and return its segment lengths as uint16.
+
+        What is checked is the copy that will be used.
 
         Raises:
             DataError: they do not match the row's checksum.
         """
         batch, local = self.locate(row)
-        tokens_T[:] = batch.tokens[local]
+        size = len(room)
+        room[:] = batch.tokens[local * size : (local + 1) * size]
         start, stop = batch.bounds[local], batch.bounds[local + 1]
-        seg_len = batch.seg_len[start:stop].copy()
+        seg_len = bytes(batch.seg_len[start:stop])
         # Python cuts a slice that reaches too far; an offset that made it reach there is damage too.
-        if len(seg_len) != stop - start or row_sum(tokens_T, seg_len) != self._sums[row]:
+        if len(seg_len) != 2 * (stop - start) or row_sum(room, seg_len) != self._sums[row]:
             raise DataError(
                 problem_text(
                     self._root,
@@ -141,10 +149,7 @@ class _Split:
         self._root, self._infos, self._seq_len, self._opened = root, shards, seq_len, opened
         self._shards: list[_Shard | None] = [None] * len(shards)
         self._ends = list(accumulate(shard.rows for shard in shards))
-
-    @property
-    def rows(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        self.rows = self._ends[-1] if self._ends else 0
 
     def locate(self, row: int) -> tuple[_Shard, int]:
         if not 0 <= row < self.rows:
@@ -259,12 +264,12 @@ class TokenDataset:
             DataError: a row is damaged; the message names its shard.
         """
         tokens_NT = np.empty((len(row_N), self.seq_len), dtype=np.uint16) if into is None else into
-        lengths = []
-        for tokens_T, source, row in zip(tokens_NT, source_N.tolist(), row_N.tolist(), strict=True):
+        room, size, lengths = tokens_NT.data.cast("B"), self.seq_len * _TOKEN_BYTES, []
+        for at, (source, row) in enumerate(zip(source_N.tolist(), row_N.tolist(), strict=True)):
             shard, local = self._splits[source, split].locate(row)
-            lengths.append(shard.read(local, tokens_T))
-        seg_count_N = np.array([len(seg_len) for seg_len in lengths], dtype=np.int64)
-        seg_len_S = np.concatenate(lengths, dtype=np.int64) if lengths else np.empty(0, dtype=np.int64)
+            lengths.append(shard.read(local, room[at * size : (at + 1) * size]))
+        seg_count_N = np.array([len(seg_len) // 2 for seg_len in lengths], dtype=np.int64)
+        seg_len_S = np.frombuffer(b"".join(lengths), dtype="<u2").astype(np.int64)
         return RawRows(tokens_NT, seg_count_N, seg_len_S)
 
     def segments(self, split: str, source: int, row: int) -> list[Segment]:
@@ -274,7 +279,7 @@ class TokenDataset:
             DataError: the row is damaged.
         """
         shard, local = self._splits[source, split].locate(row)
-        shard.read(local, np.empty(self.seq_len, dtype=np.uint16))
+        shard.read(local, memoryview(bytearray(self.seq_len * _TOKEN_BYTES)))
         batch, local = shard.locate(local)
         start, stop = batch.bounds[local], batch.bounds[local + 1]
         columns = (batch.seg_len, batch.seg_doc, batch.seg_off)

@@ -160,17 +160,17 @@ def blake3_file(path: Path) -> str:
     return str(digest.hexdigest())
 
 
-def row_sum(tokens_T: npt.NDArray[np.uint16], seg_len: npt.NDArray[np.uint16]) -> int:
+def row_sum(tokens: memoryview, seg_len: memoryview | bytes) -> int:
     """xxh3_64 of one row: its tokens' bytes, then its segment lengths' (both contiguous, little-endian uint16)."""
-    digest = xxhash.xxh3_64(tokens_T.data)
-    digest.update(seg_len.data)
+    digest = xxhash.xxh3_64(tokens)
+    digest.update(seg_len)
     return digest.intdigest()
 
 
 def row_sums(rows: PackedRows) -> npt.NDArray[np.uint64]:
     """`row_sum` of every row, "<u8" [R]."""
     bounds = np.concatenate(([0], np.cumsum(rows.seg_count_R))).tolist()
-    sums = [row_sum(rows.tokens_RT[r], rows.seg_len_S[bounds[r] : bounds[r + 1]]) for r in range(rows.rows)]
+    sums = [row_sum(rows.tokens_RT[r].data, rows.seg_len_S[bounds[r] : bounds[r + 1]].data) for r in range(rows.rows)]
     return np.array(sums, dtype="<u8")
 
 
