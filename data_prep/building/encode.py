@@ -29,7 +29,6 @@ BACKENDS = ("tokenizers", "gigatoken")
 _CHUNK_CHARACTERS = 1 << 20
 # An encoding of `tokenizers` takes some 130 bytes a token until its ids are taken out.
 _BATCH_CHARACTERS = 1 << 20
-_CACHED_WORDS = 100_000
 _FORGET_CHARACTERS, _FORGET_BYTES = 1 << 22, 256 << 20
 _BETWEEN_WORDS = re.compile(r"(?<=[^\W\d_])[ \n.,。、](?=[^\W\d_])")
 
@@ -56,9 +55,6 @@ class TokenizersBackend:
 
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads else "false"
         self._tokenizer = load_tokenizer(file)
-        # The library remembers 10,000 words unless told otherwise; natural text repeats more: 11 % faster.
-        if hasattr(self._tokenizer.model, "_resize_cache"):
-            self._tokenizer.model._resize_cache(_CACHED_WORDS)
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint16]]:
         parts: list[list[npt.NDArray[np.uint16]]] = [[] for _ in texts]
