@@ -36,8 +36,8 @@ from rxt_dist.errors import ConfigError, DataError
 # Bytes of web text a token of a bilingual vocabulary of 65,536: an assumption, to be replaced by `measure`.
 BYTES_PER_TOKEN = {"en": 4.5, "pl": 4.0}
 _OTHER_BYTES_PER_TOKEN = 4.0
-# Million tokens a second and core, from text to hashed shards (docs/benchmarks.md, "Text to shards").
-RATES = {"gigatoken": 7.5, "tokenizers": 0.9}
+# Million tokens a second and core, from text to hashed shards with a build's start (docs/benchmarks.md, "Data").
+RATES = {"gigatoken": 7.2, "tokenizers": 0.97}
 
 _PADDING = 0.002
 _SEGMENT_BYTES, _ROW_BYTES = 10, 32  # per document piece; per row beside its tokens, its checksum included
