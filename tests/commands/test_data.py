@@ -1,51 +1,35 @@
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from data_verbs import as_json, run
 
-from rxt_dist.commands.data import app
 from rxt_dist.errors import ConfigError, DataError
-
-
-def _run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def _json(*arguments: object) -> dict[str, Any]:
-    """Run a verb with --json: standard output must be one JSON object and nothing else."""
-    result = _run(*arguments, "--json")
-    assert result.exit_code == 0, (result.output, result.exception)
-    value = json.loads(result.stdout)
-    assert isinstance(value, dict)
-    return value
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
-    _json("sample", root / "corpus", "--megabytes", 0.15)
-    _json("build", root / "corpus", "--out", root / "out", "--vocab-size", 800, "--seq-len", 64, "--workers", 1)
+    as_json("sample", root / "corpus", "--megabytes", 0.15)
+    as_json("build", root / "corpus", "--out", root / "out", "--vocab-size", 800, "--seq-len", 64, "--workers", 1)
     return root
 
 
 def test_from_nothing_to_a_decoded_row(built: Path) -> None:
-    again = _json("build", built / "corpus", "--out", built / "out", "--vocab-size", 800, "--seq-len", 64)
+    again = as_json("build", built / "corpus", "--out", built / "out", "--vocab-size", 800, "--seq-len", 64)
     assert again["units_kept"] == again["units"] == 1
-    stats = _json("stats", built / "out")
-    assert stats["root_digest"] == again["root_digest"] == _json("verify", built / "out")["root_digest"]
+    stats = as_json("stats", built / "out")
+    assert stats["root_digest"] == again["root_digest"] == as_json("verify", built / "out")["root_digest"]
     assert set(stats["sources"]) == {"en", "pl"}
     assert stats["vocab_size"] == 800
-    row = _json("show", built / "out", "--position", 3)
+    row = as_json("show", built / "out", "--position", 3)
     assert row["source"] in ("en", "pl")
     assert sum(document["length"] for document in row["documents"]) + row["padding"] == 64
-    assert row == _json("show", built / "out", "--position", 3)
-    assert row != _json("show", built / "out", "--position", 3, "--seed", 1)
+    assert row == as_json("show", built / "out", "--position", 3)
+    assert row != as_json("show", built / "out", "--position", 3, "--seed", 1)
 
 
 def test_people_read_something_too(built: Path) -> None:
@@ -56,30 +40,30 @@ def test_people_read_something_too(built: Path) -> None:
         (("tokenizer", built / "corpus", "--out", built / "t.json", "--vocab-size", 300), "tokens a word"),
         (("build", built / "corpus", "--out", built / "out", "--vocab-size", 800, "--seq-len", 64), "1 of 1 units"),
     ):
-        result = _run(*arguments)
+        result = run(*arguments)
         assert result.exit_code == 0, result.output
         assert expected in result.stdout.replace("\n", " ")
 
 
 def test_a_given_tokenizer_is_used(built: Path) -> None:
-    trained = _json("tokenizer", built / "corpus", "--out", built / "given.json", "--vocab-size", 500)
+    trained = as_json("tokenizer", built / "corpus", "--out", built / "given.json", "--vocab-size", 500)
     assert set(trained["languages"]) == {"en", "pl"}
-    out = _json("build", built / "corpus", "--out", built / "given", "--tokenizer", built / "given.json")
+    out = as_json("build", built / "corpus", "--out", built / "given", "--tokenizer", built / "given.json")
     assert (out["tokenizer_sha256"], out["vocab_size"]) == (trained["sha256"], 500)
 
 
 def test_verify_fails_and_names_the_damaged_file(built: Path, tmp_path: Path) -> None:
-    _json("build", built / "corpus", "--out", tmp_path / "out", "--vocab-size", 300)
+    as_json("build", built / "corpus", "--out", tmp_path / "out", "--vocab-size", 300)
     shard = next((tmp_path / "out" / "pl" / "train").glob("*.arrow"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 3] ^= 1
     shard.write_bytes(content)
-    result = _run("verify", tmp_path / "out")
+    result = run("verify", tmp_path / "out")
     assert isinstance(result.exception, DataError)
     assert f"pl/train/{shard.name}" in str(result.exception)
     shard.unlink()
-    _json("build", built / "corpus", "--out", tmp_path / "out", "--vocab-size", 300)
-    assert _json("verify", tmp_path / "out")["damaged"] == {}
+    as_json("build", built / "corpus", "--out", tmp_path / "out", "--vocab-size", 300)
+    assert as_json("verify", tmp_path / "out")["damaged"] == {}
 
 
 def test_mistakes_are_user_errors(built: Path, tmp_path: Path) -> None:
@@ -91,14 +75,14 @@ def test_mistakes_are_user_errors(built: Path, tmp_path: Path) -> None:
         (("stats", tmp_path), DataError, "not a dataset"),
         (("sample", built / "corpus"), DataError, "not empty"),
     ):
-        result = _run(*arguments)
+        result = run(*arguments)
         assert isinstance(result.exception, kind), result.output
         assert message in str(result.exception)
 
 
 def test_help_teaches_and_loads_nothing_heavy() -> None:
     for verb in ("sample", "tokenizer", "build", "verify", "stats", "show", "diff", "repack"):
-        assert "Example" in _run(verb, "--help").stdout
+        assert "Example" in run(verb, "--help").stdout
     code = (
         "import sys; from rxt_dist.commands import data;"
         "assert not {'torch', 'numpy', 'pyarrow', 'tokenizers', 'rich.progress'} & set(sys.modules)"

@@ -1,32 +1,27 @@
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner, Result
+from data_verbs import as_json, run
+from typer.testing import Result
 
 from data_prep.building.workers import Progress
 from data_prep.synthetic import write_sample
 from data_prep.units import Unit
-from rxt_dist.commands.data import app
 from rxt_dist.commands.data.build import describe
 from rxt_dist.errors import ConfigError
 
 
 def _run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["build", *map(str, arguments)], env={"COLUMNS": "200"})
+    return run("build", *arguments)
 
 
 def _json(*arguments: object) -> dict[str, Any]:
-    result = _run(*arguments, "--json")
-    assert result.exit_code == 0, (result.output, result.exception)
-    value = json.loads(result.stdout)
-    assert isinstance(value, dict)
-    return value
+    return as_json("build", *arguments)
 
 
 @pytest.fixture

@@ -4,38 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from data_verbs import as_json, run
 from tokenizers import Tokenizer
 from training_run import TinyRun
-from typer.testing import CliRunner, Result
 
-from rxt_dist.commands.data import app
 from rxt_dist.config.load import load_run
 from rxt_dist.data.dialogues import DialogueDataset
 from rxt_dist.errors import DataError
 from rxt_dist.train.preflight import preflight
 
 
-def _run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def _json(*arguments: object) -> dict[str, Any]:
-    """Run a verb with --json: standard output must be one JSON object and nothing else."""
-    result = _run(*arguments, "--json")
-    assert result.exit_code == 0, (result.output, result.exception)
-    value = json.loads(result.stdout)
-    assert isinstance(value, dict)
-    return value
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
-    _json("sample", root / "corpus", "--megabytes", 0.12, "--interactions", root / "chats")
-    _json("tokenizer", root / "corpus", "--out", root / "tokenizer.json", "--vocab-size", 600)
+    as_json("sample", root / "corpus", "--megabytes", 0.12, "--interactions", root / "chats")
+    as_json("tokenizer", root / "corpus", "--out", root / "tokenizer.json", "--vocab-size", 600)
     return root
 
 
@@ -49,26 +34,26 @@ def test_the_sample_writes_records_beside_texts(root: Path) -> None:
     texts = sorted(path.relative_to(root).as_posix() for path in (root / "corpus").rglob("*") if path.is_file())
     assert "corpus/en/dialogues.jsonl" in texts
     assert not any("single" in name for name in texts)
-    value = _json("sample", root / "again", "--megabytes", 0.12, "--interactions", root / "chats2", "--seed", 0)
+    value = as_json("sample", root / "again", "--megabytes", 0.12, "--interactions", root / "chats2", "--seed", 0)
     assert set(value["interactions"]["files"]) == {
         f"{kind}/{language}.jsonl" for kind in ("single", "dialogues") for language in ("en", "pl")
     }
-    refused = _run("sample", root / "third", "--interactions", root / "chats")
+    refused = run("sample", root / "third", "--interactions", root / "chats")
     assert isinstance(refused.exception, DataError)
     assert not (root / "third").exists()
 
 
 def test_single_interactions_from_records_to_a_decoded_row(root: Path) -> None:
-    built = _json(*_interactions(root, "single"))
+    built = as_json(*_interactions(root, "single"))
     assert set(built["sources"]) == {"en", "pl"}
     for source in built["sources"].values():
         assert 0.3 < source["targets"] / source["tokens"] < 0.8
     assert built["read"]["records"] == sum(source["interactions"] for source in built["sources"].values())
-    again = _json(*_interactions(root, "single"))
+    again = as_json(*_interactions(root, "single"))
     assert (again["units_kept"], again["root_digest"]) == (1, built["root_digest"])
-    row = _json("show", root / "out-single", "--position", 0)
+    row = as_json("show", root / "out-single", "--position", 0)
     assert all(document["text"].startswith("[BOS][") for document in row["documents"])
-    assert _run("verify", root / "out-single").exit_code == 0
+    assert run("verify", root / "out-single").exit_code == 0
 
 
 def test_a_tokenizer_that_cuts_fills_or_draws_lots_changes_nothing(root: Path, tmp_path: Path) -> None:
@@ -83,7 +68,7 @@ def test_a_tokenizer_that_cuts_fills_or_draws_lots_changes_nothing(root: Path, t
     }
     for verb, arguments in verbs.items():
         digests = [
-            _json(verb, *arguments, "--tokenizer", file, "--out", tmp_path / verb / file.stem)["root_digest"]
+            as_json(verb, *arguments, "--tokenizer", file, "--out", tmp_path / verb / file.stem)["root_digest"]
             for file in (root / "tokenizer.json", stated)
         ]
         assert digests[0] == digests[1]
@@ -91,13 +76,13 @@ def test_a_tokenizer_that_cuts_fills_or_draws_lots_changes_nothing(root: Path, t
     content["model"]["dropout"] = 0.1
     stated.write_text(json.dumps(content))
     for verb, arguments in verbs.items():
-        refused = _run(verb, *arguments, "--tokenizer", stated, "--out", tmp_path / verb / "random")
+        refused = run(verb, *arguments, "--tokenizer", stated, "--out", tmp_path / verb / "random")
         assert isinstance(refused.exception, DataError)
         assert "at random" in str(refused.exception)
 
 
 def test_pretraining_refuses_interactions(root: Path, tmp_path: Path) -> None:
-    _json(*_interactions(root, "single"))
+    as_json(*_interactions(root, "single"))
     run = TinyRun(tmp_path, root / "out-single")
     config = load_run(run.file, ["model.seq_len=96", "train.global_batch_tokens=768", "train.total_tokens=7680"])
     with pytest.raises(DataError, match="holds interactions, of which only the answers carry loss"):
@@ -105,7 +90,7 @@ def test_pretraining_refuses_interactions(root: Path, tmp_path: Path) -> None:
 
 
 def test_dialogues_and_what_a_person_is_told(root: Path) -> None:
-    result = _run(*_interactions(root, "dialogues"))
+    result = run(*_interactions(root, "dialogues"))
     assert result.exit_code == 0, result.exception
     text = " ".join(result.stdout.split())
     assert "with loss" in text
@@ -114,14 +99,14 @@ def test_dialogues_and_what_a_person_is_told(root: Path) -> None:
     assert f"Read {records:,} records" in text
     dataset = root / "out-dialogues"
     assert sum(len(DialogueDataset(dataset, split)) for split in ("train", "eval")) == records
-    refused = _run("stats", dataset)
+    refused = run("stats", dataset)
     assert isinstance(refused.exception, DataError)
     assert "'rxt-dialogues' version 1; this program reads 'rxt-shards' version 1 here" in str(refused.exception)
 
 
 def test_a_bad_record_ends_the_build_with_its_place(root: Path, tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"query": "q", "answer": "a"}\n{"query": ["q"], "answer": "a"}\n')
-    refused = _run("interactions", tmp_path / "x.jsonl", "--tokenizer", root / "tokenizer.json", "--seq-len", 64,
+    refused = run("interactions", tmp_path / "x.jsonl", "--tokenizer", root / "tokenizer.json", "--seq-len", 64,
                    "--out", tmp_path / "out")  # fmt: skip
     assert isinstance(refused.exception, DataError)
     assert "x.jsonl, line 2: 'query' is a list, not text" in str(refused.exception)
@@ -129,22 +114,23 @@ def test_a_bad_record_ends_the_build_with_its_place(root: Path, tmp_path: Path) 
 
 
 def test_to_megatron_and_back(root: Path, tmp_path: Path) -> None:
-    _json("build", root / "corpus", "--out", tmp_path / "data", "--tokenizer", root / "tokenizer.json", "--workers", 1)
-    exported = _json("export-megatron", tmp_path / "data", "--out", tmp_path / "m/corpus")["corpora"]
+    out, tokenizer = tmp_path / "data", root / "tokenizer.json"
+    as_json("build", root / "corpus", "--out", out, "--tokenizer", tokenizer, "--workers", 1)
+    exported = as_json("export-megatron", tmp_path / "data", "--out", tmp_path / "m/corpus")["corpora"]
     assert {(item["source"], item["split"]) for item in exported.values()} == {
         ("en", "train"), ("en", "eval"), ("pl", "train"), ("pl", "eval"),
     }  # fmt: skip
     prefix = tmp_path / "m/corpus-pl-train"
     arguments = ("import-megatron", prefix, "--tokenizer", root / "tokenizer.json", "--seq-len", 64, "--language", "pl",
                  "--out", tmp_path / "back")  # fmt: skip
-    back = _json(*arguments)
+    back = as_json(*arguments)
     totals = back["sources"]["pl"]
     assert sum(totals[split]["tokens"] for split in ("train", "eval")) == exported[str(prefix)]["tokens"]
     assert back["read"]["bos"] == back["read"]["eod"] == exported[str(prefix)]["documents"]
-    told = _run(*arguments)
+    told = run(*arguments)
     assert "1 of 1 units were already finished" in " ".join(told.stdout.split())
-    shown = _run("export-megatron", tmp_path / "back", "--out", tmp_path / "m/again")
+    shown = run("export-megatron", tmp_path / "back", "--out", tmp_path / "m/again")
     assert "again-pl-train" in shown.stdout.replace("\n", "")
-    refused = _run("import-megatron", tmp_path / "none", "--tokenizer", root / "tokenizer.json", "--seq-len", 64,
+    refused = run("import-megatron", tmp_path / "none", "--tokenizer", root / "tokenizer.json", "--seq-len", 64,
                    "--out", tmp_path / "o")  # fmt: skip
     assert "none.bin does not exist" in str(refused.exception)

@@ -4,10 +4,10 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from data_verbs import as_json, run
+from typer.testing import CliRunner
 
 from rxt_dist.commands.data import app
 from rxt_dist.commands.data.common import print_table
@@ -16,18 +16,6 @@ from rxt_dist.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BLOCK = 4096
-
-
-def _run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
-
-
-def _json(*arguments: object) -> dict[str, Any]:
-    result = _run(*arguments, "--json")
-    assert result.exit_code == 0, (result.output, result.exception)
-    value = json.loads(result.stdout)
-    assert isinstance(value, dict)
-    return value
 
 
 @pytest.fixture
@@ -53,7 +41,7 @@ def test_phases_by_hand_count(file: Path) -> None:
         f"mixture=[{{tokens: {length}, weights: {{a: 3, c: 1}}}}, {{tokens_per_source: {{b: {length}, c: {length}}}}}]"
     )
     # In one language, so that a row is as many bytes of text in each source.
-    value = _json("mix", file, mixture, "build.sources=" + _sources_in_polish(file))
+    value = as_json("mix", file, mixture, "build.sources=" + _sources_in_polish(file))
     first, second = ([(s["source"], _rows(s["tokens"]), s["passes"]) for s in p["sources"]] for p in value["phases"])
     assert first == [("a", 6144, 1.5), ("b", 0, 0.0), ("c", 2048, 0.25)]
     assert second == [("a", 0, 0.0), ("b", 8192, pytest.approx(2 / 3)), ("c", 8192, 1.0)]
@@ -73,7 +61,7 @@ def _sources_in_polish(file: Path) -> str:
 
 
 def test_shares_of_languages(file: Path) -> None:
-    value = _json(
+    value = as_json(
         "mix", file, f"mixture=[{{tokens: {10 * BLOCK * 1002}, languages: {{en: 0.75, pl: 0.25}}}}]", "max_epochs=9"
     )
     assert value["languages"] == {"en": 0.75, "pl": 0.25}
@@ -83,20 +71,20 @@ def test_shares_of_languages(file: Path) -> None:
 
 def test_a_plan_with_too_many_passes_is_shown_and_refused(file: Path) -> None:
     mixture = f"mixture=[{{tokens: {9 * BLOCK * 1002}, weights: {{a: 1, b: 1}}}}]"
-    result = _run("mix", file, mixture, "--json")
+    result = run("mix", file, mixture, "--json")
     assert isinstance(result.exception, ConfigError)
     assert "passes over source 'a'" in str(result.exception)
     assert "smaller weight" in str(result.exception)
     assert json.loads(result.stdout)["sources"][0]["passes"] > 4
-    assert _run("mix", file, mixture, "max_epochs=6").exit_code == 0
+    assert run("mix", file, mixture, "max_epochs=6").exit_code == 0
 
 
 def test_an_open_last_phase_needs_the_length_of_the_training(file: Path) -> None:
     mixture = "mixture=[{tokens: 4104192, weights: {a: 1}}, {languages: {pl: 1}}]"
-    error = _run("mix", file, mixture).exception
+    error = run("mix", file, mixture).exception
     assert isinstance(error, ConfigError)
     assert "--tokens" in str(error)
-    value = _json("mix", file, mixture, "--tokens", "8208384")
+    value = as_json("mix", file, mixture, "--tokens", "8208384")
     assert [[_rows(s["tokens"]) for s in phase["sources"]] for phase in value["phases"]] == [[4096, 0, 0], [0, 0, 4096]]
 
 
@@ -108,11 +96,11 @@ def test_what_training_refuses_is_refused_here(file: Path) -> None:
         (f"{{weights: {{a: 1}}}}, {whole}", (), "mixture.0.tokens is not set"),
         (f"{whole}, {whole}", ("--tokens", 3 * block), f"covers {2 * block:,} tokens of a training of {3 * block:,}"),
     ):
-        error = _run("mix", file, f"mixture=[{phases}]", *tokens).exception
+        error = run("mix", file, f"mixture=[{phases}]", *tokens).exception
         assert isinstance(error, ConfigError), phases
         assert said in str(error)
-    assert _json("mix", file, f"mixture=[{whole}, {whole}]", "--tokens", block)["tokens"] == block
-    assert _json("mix", file, f"mixture=[{whole}, {short}]")["tokens"] == block + 100 * 1002
+    assert as_json("mix", file, f"mixture=[{whole}, {whole}]", "--tokens", block)["tokens"] == block
+    assert as_json("mix", file, f"mixture=[{whole}, {short}]")["tokens"] == block + 100 * 1002
 
 
 def test_a_table_in_a_pipe_is_wide(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,26 +130,27 @@ def test_a_terminal_cuts_no_figure(width: int, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_built_dataset_and_a_run_of_it(tmp_path: Path) -> None:
-    _json("sample", tmp_path / "corpus", "--megabytes", 0.15)
-    _json("build", tmp_path / "corpus", "--out", tmp_path / "out", "--vocab-size", 500, "--seq-len", 64, "--workers", 1)
-    value = _json("mix", tmp_path / "out")
+    as_json("sample", tmp_path / "corpus", "--megabytes", 0.15)
+    sizes = ("--vocab-size", 500, "--seq-len", 64)
+    as_json("build", tmp_path / "corpus", "--out", tmp_path / "out", *sizes, "--workers", 1)
+    value = as_json("mix", tmp_path / "out")
     tokens_of = {source["source"]: source["tokens"] for source in value["sources"]}
     assert tokens_of == {s.name: 64 * s.train.totals.rows for s in load_manifest(tmp_path / "out").sources}
     assert all(source["passes"] == 1.0 and source["repeated_tokens"] == 0 for source in value["sources"])
     assert str(tmp_path / "out") in value["sizes"]
     tokens = sum(source["tokens"] for source in value["sources"])
     mixture = "mixture=[{languages: {en: 0.5, pl: 0.5}}]"
-    even = _json("mix", tmp_path / "out", mixture, "--tokens", tokens)
+    even = as_json("mix", tmp_path / "out", mixture, "--tokens", tokens)
     assert even["languages"] == pytest.approx({"en": 0.5, "pl": 0.5}, abs=1e-3)
-    run = _json("mix", CONFIGS / "run/demo.yaml", f"data.path={tmp_path / 'out'}", "train.total_tokens=65536")
+    run = as_json("mix", CONFIGS / "run/demo.yaml", f"data.path={tmp_path / 'out'}", "train.total_tokens=65536")
     assert run["tokens"] == 65536
-    assert _run("mix", tmp_path / "out").exit_code == 0
+    assert run("mix", tmp_path / "out").exit_code == 0
 
 
 def test_the_mixture_of_rxt_beta_is_within_its_passes() -> None:
-    value = _json("mix", CONFIGS / "data/beta-400b.yaml")
+    value = as_json("mix", CONFIGS / "data/beta-400b.yaml")
     assert value["tokens"] == pytest.approx(400e9, rel=1e-4)
     assert max(source["passes"] for source in value["sources"]) < value["max_epochs"]
     assert min(source["passes"] for source in value["sources"]) > 3
     assert value["languages"]["pl"] > 0.11
-    assert _run("mix", CONFIGS / "data/beta-400b.yaml").exit_code == 0
+    assert run("mix", CONFIGS / "data/beta-400b.yaml").exit_code == 0

@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from data_verbs import as_json, run
 from shard_folder import random_corpus, write_folder
-from typer.testing import CliRunner, Result
 
-from rxt_dist.commands.data import app
 from rxt_dist.config.load import load_run
 from rxt_dist.data.format import load_manifest
 from rxt_dist.data.loader import BatchReader
@@ -19,17 +17,6 @@ from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.train.preflight import preflight
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-def _run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def _json(*arguments: object) -> dict[str, Any]:
-    result = _run(*arguments, "--json")
-    assert result.exit_code == 0, (result.output, result.exception)
-    value: dict[str, Any] = json.loads(result.stdout)
-    return value
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +55,14 @@ def test_it_is_the_row_that_training_reads(dataset: Path, run_file: Path) -> Non
     sources = set()
     for position in (0, 1, 399, 4096, 5000):
         batch = BatchReader(opened, order).read(np.array([position]))
-        shown = _json("show", dataset, "--position", position, "--run", run_file, "--ids")
+        shown = as_json("show", dataset, "--position", position, "--run", run_file, "--ids")
         ids = [token for document in shown["documents"] for token in document["ids"]]
         assert ids + [0] * shown["padding"] == batch.tokens_BT[0].tolist()
         assert opened.sources[int(batch.source_B[0])].name == shown["source"]
         lengths = [document["length"] for document in shown["documents"]]
         assert lengths + [shown["padding"]] * (shown["padding"] > 0) == np.diff(batch.cu_seqlens).tolist()
         masked, _ = mask_for_mlm(batch.tokens_BT, batch.samples_B, 77, config.stage.mlm_probability)
-        seen = _json("show", dataset, "--position", position, "--run", run_file, "--ids", "--mlm")
+        seen = as_json("show", dataset, "--position", position, "--run", run_file, "--ids", "--mlm")
         ids = [token for document in seen["documents"] for token in document["ids"]]
         assert ids == masked[0].tolist()[: len(ids)]
         assert 4 in ids
@@ -89,24 +76,24 @@ def test_a_step_of_a_run_begins_where_training_begins_it(dataset: Path, run_file
     rows_at = batch_rows(config.train, 32)
     position = 0
     for step in range(1, 13):
-        shown = _json("show", dataset, "--run", run_file, "--step", step)
+        shown = as_json("show", dataset, "--run", run_file, "--step", step)
         assert (shown["position"], shown["step"]) == (position, step)
         rows = rows_at(position)
-        second = _json("show", dataset, "--run", run_file, "--step", step, "--rank", 1, "--ranks", 2)
+        second = as_json("show", dataset, "--run", run_file, "--step", step, "--rank", 1, "--ranks", 2)
         assert (second["position"], second["step"]) == (position + rows // 2, step)
         position += rows
     assert rows_at(0) == 8 < rows_at(position) == 16
-    assert _json("show", dataset, "--run", run_file, "--position", 10_000)["step"] is None
+    assert as_json("show", dataset, "--run", run_file, "--position", 10_000)["step"] is None
 
 
 def test_the_place_of_a_row_is_told(dataset: Path) -> None:
-    shown = _json("show", dataset, "--position", 12)
+    shown = as_json("show", dataset, "--position", 12)
     assert shown["shard"] == f"{shown['source']}/train/{shown['unit']}-000.arrow"
     assert shown["language"] == shown["source"]
     assert shown["inputs"] == []
-    rows = _json("stats", dataset)["totals"]["rows"]
-    assert _json("show", dataset, "--position", 3 * rows)["epoch"] >= 3
-    text = _run("show", dataset, "--position", 12, "--ids").stdout
+    rows = as_json("stats", dataset)["totals"]["rows"]
+    assert as_json("show", dataset, "--position", 3 * rows)["epoch"] >= 3
+    text = run("show", dataset, "--position", 12, "--ids").stdout
     assert f"Position 12 (epoch 0): row {shown['row']} of source {shown['source']}" in text
     assert "ids: " in text
 
@@ -114,7 +101,7 @@ def test_the_place_of_a_row_is_told(dataset: Path) -> None:
 def test_a_data_file_brings_its_mixture(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text(f"path: {dataset}\nmixture: [{{weights: {{pl: 1}}}}]\n")
     for position in range(6):
-        assert _json("show", dataset, "--position", position, "--run", tmp_path / "data.yaml")["source"] == "pl"
+        assert as_json("show", dataset, "--position", position, "--run", tmp_path / "data.yaml")["source"] == "pl"
 
 
 def test_an_open_last_phase_of_a_data_file_is_shown(dataset: Path, tmp_path: Path) -> None:
@@ -123,9 +110,9 @@ def test_an_open_last_phase_of_a_data_file_is_shown(dataset: Path, tmp_path: Pat
     first = f"{{tokens: {4096 * seq_len}, weights: {{en: 1}}}}"
     (tmp_path / "data.yaml").write_text(f"path: {dataset}\nmixture: [{first}, {{weights: {{pl: 1}}}}]\n")
     for position, source in ((0, "en"), (4095, "en"), (4096, "pl"), (4097, "pl"), (20_000, "pl")):
-        shown = _json("show", dataset, "--position", position, "--run", tmp_path / "data.yaml")
+        shown = as_json("show", dataset, "--position", position, "--run", tmp_path / "data.yaml")
         assert shown["source"] == source, position
-    plan = _json("stats", dataset, "--run", tmp_path / "data.yaml")["mixture"]
+    plan = as_json("stats", dataset, "--run", tmp_path / "data.yaml")["mixture"]
     assert {item["source"]: item["tokens"] for item in plan} == {"en": 4096 * seq_len, "pl": rows * seq_len}
 
 
@@ -133,13 +120,14 @@ def test_documents_are_traced_to_their_records(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     lines = [json.dumps({"text": f"document number {n} of a small corpus", "language": "en"}) for n in range(60)]
     (tmp_path / "texts" / "a.jsonl").write_text("\n".join(lines))
-    _json("build", tmp_path / "texts", "--out", tmp_path / "out", "--vocab-size", 300, "--seq-len", 64, "--workers", 1)
-    shown = _json("show", tmp_path / "out", "--position", 1, "--trace")
+    sizes = ("--vocab-size", 300, "--seq-len", 64)
+    as_json("build", tmp_path / "texts", "--out", tmp_path / "out", *sizes, "--workers", 1)
+    shown = as_json("show", tmp_path / "out", "--position", 1, "--trace")
     assert shown["inputs"] == [str(tmp_path / "texts" / "a.jsonl")]
     for document in shown["documents"]:
         assert document["id"].startswith("texts/a.jsonl#")
         assert f"document number {document['document']} of" in document["text"]
-    assert "texts/a.jsonl#" in _run("show", tmp_path / "out", "--position", 1, "--trace").stdout
+    assert "texts/a.jsonl#" in run("show", tmp_path / "out", "--position", 1, "--trace").stdout
 
 
 def test_what_cannot_be_is_refused(dataset: Path, run_file: Path) -> None:
@@ -154,6 +142,6 @@ def test_what_cannot_be_is_refused(dataset: Path, run_file: Path) -> None:
         (("--position", 1, "--run", run_file, "--seed", 3), ConfigError, "seed 77"),
         (("--position", 1, "--trace"), DataError, "cannot be traced"),
     ):
-        result = _run("show", dataset, *arguments)
+        result = run("show", dataset, *arguments)
         assert isinstance(result.exception, kind), (arguments, result.output)
         assert message in str(result.exception)

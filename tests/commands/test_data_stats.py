@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from data_verbs import as_json, run
 from shard_folder import random_corpus, write_folder
-from typer.testing import CliRunner, Result
 
-from rxt_dist.commands.data import app
 from rxt_dist.errors import ConfigError, DataError
-
-
-def _run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def _json(*arguments: object, code: int = 0) -> dict[str, Any]:
-    result = _run(*arguments, "--json")
-    assert result.exit_code == code, (result.output, result.exception)
-    value: dict[str, Any] = json.loads(result.stdout)
-    return value
 
 
 @pytest.fixture(scope="module")
@@ -33,54 +19,54 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_figures_and_pictures(dataset: Path, tmp_path: Path) -> None:
-    value = _json("stats", dataset, "--plots", tmp_path / "figures")
+    value = as_json("stats", dataset, "--plots", tmp_path / "figures")
     assert value["scanned"]["whole"]
     assert set(value["sources"]) == {"en", "pl"}
     assert value["sources"]["en"]["splits"]["train"]["documents"] == value["sources"]["en"]["lengths"]["documents"]
     assert [item["epochs"] for item in value["mixture"]] == pytest.approx([1, 1], rel=0.01)
     assert len(value["plots"]) == len(list((tmp_path / "figures").glob("*.png"))) == 5
-    assert not _json("stats", dataset, "--sample", 20)["scanned"]["whole"]
-    text = _run("stats", dataset, "--sample", 20).stdout
+    assert not as_json("stats", dataset, "--sample", 20)["scanned"]["whole"]
+    text = run("stats", dataset, "--sample", 20).stdout
     for expected in ("a sample of the rows", "never used need a scan of all rows: --whole", "epochs", "Languages: "):
         assert expected in text
     assert " 0 of " not in text
-    assert "Exact duplicates over all sources: 0 of" in _run("stats", dataset).stdout
+    assert "Exact duplicates over all sources: 0 of" in run("stats", dataset).stdout
 
 
 def test_a_large_dataset_is_sampled_and_that_is_said(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_prep.shards.statistics.WHOLE_TOKENS", 1000)
     monkeypatch.setattr("data_prep.shards.statistics.SAMPLE_ROWS", 30)
-    result = _run("stats", dataset)
+    result = run("stats", dataset)
     assert "scanning a sample of 30 rows a source (--whole scans all)" in result.stderr
-    assert _json("stats", dataset, "--whole")["scanned"]["whole"]
+    assert as_json("stats", dataset, "--whole")["scanned"]["whole"]
 
 
 def test_epochs_of_a_mixture_that_training_would_refuse(dataset: Path, tmp_path: Path) -> None:
     file = tmp_path / "data.yaml"
     file.write_text(f"path: {dataset}\nmixture: [{{tokens: 2000000, weights: {{en: 3, pl: 1}}}}]\n")
-    epochs = {item["source"]: item["epochs"] for item in _json("stats", dataset, "--run", file)["mixture"]}
+    epochs = {item["source"]: item["epochs"] for item in as_json("stats", dataset, "--run", file)["mixture"]}
     assert epochs["en"] > 2 * epochs["pl"] > 8
     file.write_text(f"path: {dataset}\nmixture: [{{weights: {{de: 1}}}}]\n")
-    assert isinstance(_run("stats", dataset, "--run", file).exception, ConfigError)
+    assert isinstance(run("stats", dataset, "--run", file).exception, ConfigError)
 
 
 def test_repacked_data_differs_and_comes_back(dataset: Path, tmp_path: Path) -> None:
-    new = _json("repack", dataset, "--seq-len", 100, "--out", tmp_path / "new", "--workers", 1)
+    new = as_json("repack", dataset, "--seq-len", 100, "--out", tmp_path / "new", "--workers", 1)
     assert (new["seq_len"], new["units"], new["units_kept"]) == (100, 2, 0)
-    assert new["totals"]["documents"] == _json("stats", dataset)["totals"]["documents"]
-    different = _json("diff", dataset, tmp_path / "new", code=65)
+    assert new["totals"]["documents"] == as_json("stats", dataset)["totals"]["documents"]
+    different = as_json("diff", dataset, tmp_path / "new", code=65)
     assert not different["same"]
     assert {"what": "row length", "first": "32", "second": "100"} in different["differences"]
-    again = _json("repack", dataset, "--seq-len", 100, "--out", tmp_path / "other", "--workers", 2)
+    again = as_json("repack", dataset, "--seq-len", 100, "--out", tmp_path / "other", "--workers", 2)
     assert again["root_digest"] == new["root_digest"]
-    assert _json("diff", tmp_path / "new", tmp_path / "other") == {
+    assert as_json("diff", tmp_path / "new", tmp_path / "other") == {
         "same": True, "root_digests": [new["root_digest"]] * 2, "differences": []
     }  # fmt: skip
-    assert "2 of 2 units were already finished" in _run(
+    assert "2 of 2 units were already finished" in run(
         "repack", dataset, "--seq-len", 100, "--out", tmp_path / "new"
     ).stdout  # fmt: skip
-    assert "are the same stream" in _run("diff", tmp_path / "new", tmp_path / "other").stdout
-    text = _run("diff", dataset, tmp_path / "new")
+    assert "are the same stream" in run("diff", tmp_path / "new", tmp_path / "other").stdout
+    text = run("diff", dataset, tmp_path / "new")
     assert text.exit_code == 65
     assert "row length: 32 | 100" in text.stdout
 
@@ -91,4 +77,4 @@ def test_mistakes_are_user_errors(dataset: Path, tmp_path: Path) -> None:
         (("diff", dataset, tmp_path), DataError),
         (("repack", dataset, "--seq-len", 32, "--out", tmp_path / "x"), ConfigError),
     ):
-        assert isinstance(_run(*arguments).exception, kind)
+        assert isinstance(run(*arguments).exception, kind)

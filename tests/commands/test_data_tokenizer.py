@@ -2,31 +2,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from data_verbs import as_json, run
 
-from rxt_dist.commands.data import app
 from rxt_dist.errors import ConfigError, DataError
-
-
-def _run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "160"})
-
-
-def _json(*arguments: object) -> dict[str, Any]:
-    result = _run(*arguments, "--json")
-    assert result.exit_code == 0, (result.output, result.exception)
-    value = json.loads(result.stdout)
-    assert isinstance(value, dict)
-    return value
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("corpus")
-    _json("sample", root / "text", "--megabytes", 0.4)
+    as_json("sample", root / "text", "--megabytes", 0.4)
     return root
 
 
@@ -45,20 +31,20 @@ def data_file(corpus: Path) -> Path:
 def test_weights_decide_the_sample(corpus: Path, data_file: Path) -> None:
     out = corpus / "weighed.json"
     arguments = ("--out", out, "--weight", "en=3", "--weight", "pl=1", "--sample-mb", 0.05)
-    plain = _json("tokenizer", corpus / "text", *arguments, "--vocab-size", 500)
+    plain = as_json("tokenizer", corpus / "text", *arguments, "--vocab-size", 500)
     assert plain["vocab_size"] == 500
     assert plain["sample"] == {"en": {"bytes": 50_000, "share": 0.75}, "pl": {"bytes": 16_666, "share": 0.25}}
-    by_source = _json("tokenizer", data_file, "--out", out, "--weight", "stories-en=1", "--weight", "stories-pl=1")
+    by_source = as_json("tokenizer", data_file, "--out", out, "--weight", "stories-en=1", "--weight", "stories-pl=1")
     assert set(by_source["sample"]) == {"stories-en", "stories-pl"}
     assert by_source["vocab_size"] == 700
-    overridden = _json("tokenizer", data_file, "build.vocab_size=400", "--out", out)
+    overridden = as_json("tokenizer", data_file, "build.vocab_size=400", "--out", out)
     assert overridden["vocab_size"] == 400
 
 
 def test_report_and_comparison(corpus: Path) -> None:
     small, large = corpus / "small.json", corpus / "large.json"
-    _json("tokenizer", corpus / "text", "--out", small, "--vocab-size", 300)
-    value = _json(
+    as_json("tokenizer", corpus / "text", "--out", small, "--vocab-size", 300)
+    value = as_json(
         "tokenizer", corpus / "text", "--out", large, "--vocab-size", 900,
         "--compare", small, "--report", corpus / "report",
     )  # fmt: skip
@@ -71,15 +57,15 @@ def test_report_and_comparison(corpus: Path) -> None:
 
 def test_import_checks_and_copies(corpus: Path) -> None:
     made, copied = corpus / "made.json", corpus / "copied.json"
-    trained = _json("tokenizer", corpus / "text", "--out", made, "--vocab-size", 500)
-    value = _json("tokenizer", corpus / "text", "--import", made, "--out", copied)
+    trained = as_json("tokenizer", corpus / "text", "--out", made, "--vocab-size", 500)
+    value = as_json("tokenizer", corpus / "text", "--import", made, "--out", copied)
     assert value["sha256"] == trained["sha256"]
     assert copied.read_bytes() == made.read_bytes()
     assert {check["problem"] for check in value["checks"]} == {None}
     content = json.loads(made.read_text())
     made.write_text(json.dumps(content | {"normalizer": {"type": "Lowercase"}}))
     copied.unlink()
-    result = _run("tokenizer", corpus / "text", "--import", made, "--out", copied)
+    result = run("tokenizer", corpus / "text", "--import", made, "--out", copied)
     assert isinstance(result.exception, DataError)
     assert "Set normalizer to null" in str(result.exception)
     assert not copied.exists()
@@ -87,9 +73,9 @@ def test_import_checks_and_copies(corpus: Path) -> None:
 
 def test_people_read_what_was_done(corpus: Path) -> None:
     made = corpus / "read.json"
-    result = _run("tokenizer", corpus / "text", "--out", made, "--vocab-size", 300)
+    result = run("tokenizer", corpus / "text", "--out", made, "--vocab-size", 300)
     assert "Trained on 0.2 MB of pl (50 %)." in result.stdout
-    result = _run("tokenizer", corpus / "text", "--import", made, "--out", corpus / "x.json", "--compare", made)
+    result = run("tokenizer", corpus / "text", "--import", made, "--out", corpus / "x.json", "--compare", made)
     assert "All 11 checks passed" in result.stdout
     assert "read (300 ids)" in " ".join(result.stdout.split())
 
@@ -111,7 +97,7 @@ def test_mistakes_are_user_errors(corpus: Path, data_file: Path, tmp_path: Path)
         (("clean", text, "--filter", "min_letters=2"), ConfigError, "less than or equal to 1"),
     ):
         out = ("--out", tmp_path / "t.json") if arguments[0] == "tokenizer" else ()
-        result = _run(*arguments, *out)
+        result = run(*arguments, *out)
         assert isinstance(result.exception, kind), (arguments, result.output, result.exception)
         assert message in str(result.exception)
     assert not (tmp_path / "t.json").exists()
@@ -119,18 +105,18 @@ def test_mistakes_are_user_errors(corpus: Path, data_file: Path, tmp_path: Path)
 
 def test_filters_are_tried_without_writing(corpus: Path, data_file: Path) -> None:
     before = sorted(corpus.rglob("*"))
-    value = _json("clean", data_file)
+    value = as_json("clean", data_file)
     assert value["clean"]["min_characters"] == 400
     assert set(value["sources"]) == {"stories-en", "stories-pl"}
     assert value["kept"] + value["dropped"]["too_short"] == value["documents"] > 100
     assert all(len(sample["text"]) < 400 for sample in value["sources"]["stories-en"]["samples"]["too_short"])
     # Settings of the command line are laid over the file's.
-    more = _json("clean", data_file, "--filter", "min_characters=800", "--filter", "max_ngram_repetition=0.1")
+    more = as_json("clean", data_file, "--filter", "min_characters=800", "--filter", "max_ngram_repetition=0.1")
     assert more["dropped"]["too_short"] > value["dropped"]["too_short"]
     assert more["dropped"]["repeated_ngrams"] > 0
-    few = _json("clean", data_file, "--sample", 7)
+    few = as_json("clean", data_file, "--sample", 7)
     assert {name: source["documents"] for name, source in few["sources"].items()} == {"stories-en": 7, "stories-pl": 7}
-    shown = _run("clean", corpus / "text", "--filter", "min_characters=400").stdout
+    shown = run("clean", corpus / "text", "--filter", "min_characters=400").stdout
     assert "would be kept" in shown
     assert "too_short: " in shown
     assert sorted(corpus.rglob("*")) == before
@@ -142,5 +128,5 @@ def test_a_sample_comes_from_all_over_many_files(tmp_path: Path) -> None:
         for number in range(40):
             (tmp_path / "in" / language / f"{number:02}.txt").write_text(f"text {number}")
     for sample, expected in ((40, {"en": 20, "pl": 20}), (3, {"en": 2, "pl": 1}), (500, {"en": 40, "pl": 40})):
-        value = _json("clean", tmp_path / "in", "--filter", "min_characters=2", "--sample", sample)
+        value = as_json("clean", tmp_path / "in", "--filter", "min_characters=2", "--sample", sample)
         assert {name: source["documents"] for name, source in value["sources"].items()} == expected
