@@ -142,8 +142,8 @@ def test_a_built_dataset_and_a_run_of_it(tmp_path: Path) -> None:
     mixture = "mixture=[{languages: {en: 0.5, pl: 0.5}}]"
     even = as_json("mix", tmp_path / "out", mixture, "--tokens", tokens)
     assert even["languages"] == pytest.approx({"en": 0.5, "pl": 0.5}, abs=1e-3)
-    run = as_json("mix", CONFIGS / "run/demo.yaml", f"data.path={tmp_path / 'out'}", "train.total_tokens=65536")
-    assert run["tokens"] == 65536
+    of_run = as_json("mix", CONFIGS / "run/demo.yaml", f"data.path={tmp_path / 'out'}", "train.total_tokens=65536")
+    assert of_run["tokens"] == 65536
     assert run("mix", tmp_path / "out").exit_code == 0
 
 
