@@ -181,7 +181,7 @@ def _reason_against_gigatoken(file: Path, documents: Sequence[str]) -> str | Non
     try:
         fast = GigatokenBackend(file)
     except ImportError:
-        return "gigatoken is not installed (`pip install 'rxt-dist[fast]'` encodes about twenty times faster)"
+        return "gigatoken is not installed (`pip install gigatoken==0.10.0` encodes about twenty times faster)"
     except Exception as error:  # a young library: whatever it cannot load is no reason to end a build
         return f"gigatoken cannot load this tokenizer ({error})"
     return first_difference(TokenizersBackend(file), fast, [*probe_texts(), *documents])

@@ -56,7 +56,7 @@ def require_library(config: CleanConfig) -> None:
     if config.near_duplicates is not None and importlib.util.find_spec("rensa") is None:
         raise ConfigError(
             "clean.near_duplicates needs the package rensa, which is not installed. Run `pip install "
-            "'rxt-dist[dedup]'`, or set near_duplicates to null."
+            "'rensa>=0.5,<0.6'`, or set near_duplicates to null."
         )
 
 

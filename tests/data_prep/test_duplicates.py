@@ -113,7 +113,7 @@ def test_exact_alone_needs_no_signatures(tmp_path: Path, corpus: Any, monkeypatc
     report = run(tmp_path, units, EXACT)
     assert {(n, o) for n, unit in enumerate(units) for o in dropped(tmp_path, unit)} == exact
     assert "similarity" not in report["samples"][0]
-    with pytest.raises(ConfigError, match=r"pip install 'rxt-dist\[dedup\]'"):
+    with pytest.raises(ConfigError, match="pip install 'rensa"):
         survey_unit(tmp_path, units[0], BOTH)
 
 

@@ -108,7 +108,7 @@ def test_without_the_fast_one_auto_says_how_to_get_it(tokenizer: Path, monkeypat
     monkeypatch.setitem(sys.modules, "gigatoken", None)
     choice = choose_backend("auto", tokenizer, [])
     assert choice.name == "tokenizers"
-    assert "pip install 'rxt-dist[fast]'" in choice.reason
+    assert "pip install gigatoken==0.10.0" in choice.reason
     with pytest.raises(DataError, match="gigatoken is not installed"):
         choose_backend("gigatoken", tokenizer, [])
 
