@@ -25,12 +25,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rxt_dist.data.format import (
-    TOKENIZER_FILE,
     BatchInfo,
     DatasetManifest,
     ShardInfo,
     SourceInfo,
     load_manifest,
+    require_tokenizer,
     row_sum,
     sums_file,
 )
@@ -203,12 +203,7 @@ class TokenDataset:
         self.root = root
         self.manifest: DatasetManifest = load_manifest(root)
         self.seq_len = self.manifest.seq_len
-        if tokenizer_sha256 is not None and tokenizer_sha256 != self.manifest.tokenizer_sha256:
-            raise DataError(
-                f"{root} was made with tokenizer {self.manifest.tokenizer_sha256[:16]}..., but the run uses tokenizer "
-                f"{tokenizer_sha256[:16]}...: every id would mean something else. Use {root / TOKENIZER_FILE}, or "
-                f"build the data again with the other tokenizer."
-            )
+        require_tokenizer(root, self.manifest.tokenizer_sha256, tokenizer_sha256)
         shards = list(self.manifest.shards())
         problem = _first_size_problem(root, shards)
         if problem:

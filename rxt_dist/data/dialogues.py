@@ -29,6 +29,7 @@ from rxt_dist.data.format import (
     canonical_json,
     digest_json,
     read_manifest,
+    require_tokenizer,
 )
 from rxt_dist.data.interactions import answer_labels, check_interactions
 from rxt_dist.errors import ConfigError, DataError, nearest
@@ -330,12 +331,7 @@ class DialogueDataset:
     ) -> None:
         self.root = root
         self.manifest = load_dialogue_manifest(root)
-        if tokenizer_sha256 is not None and tokenizer_sha256 != self.manifest.tokenizer_sha256:
-            raise DataError(
-                f"{root} was made with tokenizer {self.manifest.tokenizer_sha256[:16]}..., but the run uses tokenizer "
-                f"{tokenizer_sha256[:16]}...: every id would mean something else. Use {root / TOKENIZER_FILE}, or "
-                f"build the data again with the other tokenizer."
-            )
+        require_tokenizer(root, self.manifest.tokenizer_sha256, tokenizer_sha256)
         names = [item.name for item in self.manifest.sources]
         if source is not None and source not in names:
             raise ConfigError(f"{root} has no source '{source}'; it has {names}.{nearest(source, names)}")

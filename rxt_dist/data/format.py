@@ -151,6 +151,15 @@ def tokenizer_fingerprint(tokenizer_json: str) -> str:
     return digest_json(kept)
 
 
+def require_tokenizer(root: Path, made_with: str, used: str | None) -> None:
+    """Raise DataError for data of another tokenizer than the caller's (fingerprints; `used` None asks for nothing)."""
+    if used is not None and used != made_with:
+        raise DataError(
+            f"{root} was made with tokenizer {made_with[:16]}..., but the run uses tokenizer {used[:16]}...: every id "
+            f"would mean something else. Use {root / TOKENIZER_FILE}, or build the data again with the other tokenizer."
+        )
+
+
 def blake3_file(path: Path) -> str:
     """Hex blake3 of a file, read in blocks (a memory map would turn a failing disk into a killed process)."""
     digest = blake3.blake3()
