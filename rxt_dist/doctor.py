@@ -39,9 +39,11 @@ ENGINE_FACTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             "self.expert_bias",
             "self.return_router_logits",
             "self.top_k",
-            "router_logits_capture_mode",
+            "RouterOutput(*self.router(x, self.expert_bias))",
+            "return self._finalize_output(output, x, hidden_states, hdim)",
         ),
     ),
+    ("deepspeed.moe.ep_router", "TokenChoiceTopKRouter", ("self.gate =", "self.top_k =", "self.num_experts =")),
     (
         "deepspeed.runtime.engine",
         "DeepSpeedEngine",

@@ -155,8 +155,9 @@ class OptimizerConfig(Config):
     eps: PositiveFloat = Field(1e-8, description="Added to the root of the second moment.")
     weight_decay: NonNegativeFloat = Field(0.1, description="Decoupled weight decay, times the learning rate a step.")
     no_decay: tuple[str, ...] = Field(
-        (r"norm.*\.weight$", r"\.bias$"),
-        description="Regular expressions of parameter names without weight decay; each must match something.",
+        (),
+        description="Regular expressions of names of matrices that shall not decay either (norms, biases and scalar "
+        "gates never do); each must match one.",
     )
     clip: PositiveFloat = Field(1.0, description="Bound of the global gradient norm.")
 

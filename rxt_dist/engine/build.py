@@ -78,15 +78,21 @@ def describe_kernels(config: RunConfig, device: torch.device) -> list[str]:
     attention = "variable-length flash attention" if fast else "scaled_dot_product_attention, by document or masked"
     own = "one grouped product (torch._grouped_mm)" if fast else "a loop of products in one autograd function"
     experts = "AutoEP's" if config.parallel.expert_parallel > 1 else own
+    router = "float32 on TF32 tensor cores" if fast else "float32"
     return [
         f"device: {device.type}, {train.precision}",
         f"kernels: attention {attention}; experts {experts}; cross-entropy in chunks of {train.logit_chunk_tokens}",
+        f"router: {router}",
         f"activations: {'recomputed layer by layer' if train.recompute else 'kept'}",
     ]
 
 
 def build_engine(stage: Stage, model: ReactiveTransformer, config: RunConfig, device: torch.device) -> Engine:
     """The engine of `config.parallel`, with recomputation switched on in the model where it is asked for."""
+    if device.type == "cuda" and config.train.precision == "bfloat16":
+        # The router's float32 products then run on tensor cores. Its inputs are bfloat16 values, which TF32 holds
+        # exactly; only the gradient of its logits is rounded, to eleven bits.
+        torch.set_float32_matmul_precision("high")
     model.decoder.recompute = config.train.recompute
     if model.encoder is not None:
         model.encoder.recompute = config.train.recompute

@@ -12,6 +12,8 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
+from deepspeed.moe.ep_router import TokenChoiceTopKRouter
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.utils import groups as deepspeed_groups
 from torch import Tensor, nn
@@ -24,7 +26,6 @@ from rxt_dist.engine.expert_parallel import (
     is_expert,
     model_name,
     pieces,
-    prepare_blocks,
 )
 from rxt_dist.engine.interface import (
     FIRST_MOMENT,
@@ -40,6 +41,8 @@ from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_l
 from rxt_dist.engine.routing_state import RoutingState
 from rxt_dist.engine.steps import StepSums, evaluate_stage, moe_blocks, set_expert_bias
 from rxt_dist.losses import StageOutput, objective
+from rxt_dist.model.experts import count_experts
+from rxt_dist.model.moe import RouterGate, Routing, select_experts
 
 _PREFIX = "stage.model."
 
@@ -59,6 +62,44 @@ class _Wrapper(nn.Module):
 
     def forward(self, micro: Any, load_ME: Tensor) -> StageOutput:
         return self.stage(micro, load_ME)
+
+
+class _Router(TokenChoiceTopKRouter):
+    """AutoEP's router with our choice of experts; it keeps the choice until the layer that asked has ended."""
+
+    routing: Routing | None = None
+
+    def forward(self, x: Tensor, expert_bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, D] -> (weights [N, K], chosen experts [N, K], int32 tokens of each expert [E])."""
+        self.routing = select_experts(self.gate(x), self.top_k, expert_bias)
+        selected_NK = self.routing.selected_NK
+        return self.routing.shares(), selected_NK, count_experts(selected_NK, self.num_experts).int()
+
+
+class _RoutedLayer(AutoEPMoELayer):
+    """AutoEP's layer as `RoutedExperts` behaves: it returns its routing beside its output.
+
+    The layer's own way to return logits would compute them a second time, and experts would be chosen from those again.
+    """
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Routing]:
+        """[B, T, D] -> ([B, T, D], routing of its B * T tokens)."""
+        try:
+            return super().forward(hidden_states)
+        finally:
+            # Recomputation may leave a layer early, and its graph must not live on in the router.
+            self.router.routing = None
+
+    def _finalize_output(self, *arguments: Any) -> tuple[Tensor, Routing]:
+        return super()._finalize_output(*arguments), self.router.routing
+
+
+def _adopt_blocks(model: nn.Module) -> None:
+    """Let the layers that AutoEP has put into the model behave as `RoutedExperts`."""
+    for block in moe_blocks(model):
+        block.__class__, block.router.__class__, block.router.gate.__class__ = _RoutedLayer, _Router, RouterGate
+        block.return_router_logits = False
+        block.num_experts_per_tok = block.top_k
 
 
 class DeepSpeedEngine:
@@ -84,7 +125,7 @@ class DeepSpeedEngine:
             self.zero.check_grad_overflow = True
         blocks = moe_blocks(stage.model)
         if self.expert_parallel > 1:
-            prepare_blocks(stage.model)
+            _adopt_blocks(stage.model)
         bias_rate = config.train.bias_rate if config.train.balancing == "bias" else None
         self.routing = RoutingState(len(blocks), blocks[0].num_experts, device, bias_rate)
         set_expert_bias(blocks, self.routing.bias_ME)
@@ -94,9 +135,8 @@ class DeepSpeedEngine:
         named = [(name, p) for name, p in self.wrapper.named_parameters() if p.requires_grad]
         expert_ids = {id(p) for _, p in named if is_expert(p)}
         groups = []
-        for group in parameter_groups(
-            ((model_name(name.removeprefix(_PREFIX)), p) for name, p in named), self.config.optimizer
-        ):
+        ours = [(model_name(name.removeprefix(_PREFIX)), p) for name, p in named]
+        for group in parameter_groups(ours, self.stage.model.matrices, self.config.optimizer):
             dense = [p for p in group["params"] if id(p) not in expert_ids]
             experts = [p for p in group["params"] if id(p) in expert_ids]
             if dense:
@@ -231,7 +271,7 @@ def install_expert_parallel(stage: nn.Module, config: RunConfig) -> nn.Module:
     wrapper = _Wrapper(stage, RoutedShape.of(config.model))
     made = {"train_micro_batch_size_per_gpu": 1, "expert_parallel": autoep_config(expert_parallel)}
     deepspeed.initialize(model=wrapper, config=made, dist_init_required=False)
-    prepare_blocks(wrapper)
+    _adopt_blocks(wrapper)
     return wrapper
 
 

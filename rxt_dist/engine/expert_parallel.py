@@ -14,7 +14,6 @@ from typing import Any
 from torch import nn
 
 from rxt_dist.config.model import ModelConfig
-from rxt_dist.engine.steps import moe_blocks
 
 _RENAMED = {
     "routed.router.gate.weight": "routed.gate.weight",
@@ -58,15 +57,6 @@ class RoutedShape:
         """From our own configuration."""
         moe = config.decoder.moe
         return RoutedShape(moe.experts, moe.active, config.dim, moe.hidden)
-
-
-def prepare_blocks(model: nn.Module) -> None:
-    """Let AutoEP's layers behave as `RoutedExperts`: return router logits beside the output, accept a routing bias."""
-    for block in moe_blocks(model):
-        block.return_router_logits = True
-        block.router_logits_capture_target = "router"
-        block.router_logits_capture_mode = "pre_score"
-        block.num_experts_per_tok = block.top_k
 
 
 def is_expert(parameter: nn.Parameter) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rxt_dist.engine.collectives import Collectives
+from rxt_dist.model.reactive import ReactiveTransformer
 
 WEIGHT, FIRST_MOMENT, SECOND_MOMENT = "weight", "exp_avg", "exp_avg_sq"
 
@@ -30,7 +31,7 @@ class Stage(nn.Module, ABC):
     terms: names of the loss terms, in the order of every vector with suffix T.
     """
 
-    model: nn.Module
+    model: ReactiveTransformer
     terms: tuple[str, ...]
 
     @abstractmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -13,22 +13,33 @@ from rxt_dist.config.run import OptimizerConfig
 from rxt_dist.errors import ConfigError
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Two groups, with and without weight decay; a name that any `no_decay` pattern finds does not decay.
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], matrices: Collection[str], config: OptimizerConfig
+) -> list[dict[str, Any]]:
+    """Two groups: matrices, which decay, and all else; a matrix that any `no_decay` pattern finds does not decay.
+
+    Decay pulls towards zero, which for a bias, the scale of a norm or the weight of a scalar gate means nothing.
+
+    Args:
+        named: trained parameters by their names in the model.
+        matrices: names of the model's matrices, trained or not.
 
     Raises:
-        ConfigError: for a pattern that matches no parameter (a decay rule that silently does nothing).
+        ConfigError: for a pattern that matches no matrix (a rule that silently does nothing).
     """
     named = list(named)
-    unmatched = [pattern for pattern in config.no_decay if not any(re.search(pattern, name) for name, _ in named)]
+    decaying = [name for name, _ in named if name in matrices]
+    unmatched = [pattern for pattern in config.no_decay if not any(re.search(pattern, name) for name in decaying)]
     if unmatched:
         raise ConfigError(
-            f"optimizer.no_decay has the pattern '{unmatched[0]}', which matches none of the {len(named)} trained "
-            f"parameters (the first is '{named[0][0]}'). Correct or remove the pattern."
+            f"optimizer.no_decay has the pattern '{unmatched[0]}', which matches none of the {len(decaying)} trained "
+            f"matrices (the first is '{decaying[0] if decaying else ''}'); norms, biases and scalar gates never decay. "
+            f"Correct or remove the pattern."
         )
+    spared = {name for name in decaying if any(re.search(pattern, name) for pattern in config.no_decay)}
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in named:
-        groups[not any(re.search(pattern, name) for pattern in config.no_decay)].append(parameter)
+        groups[name in matrices and name not in spared].append(parameter)
     return [
         {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0}
         for decays, parameters in groups.items()

@@ -59,7 +59,7 @@ class PlainEngine:
             self.masters = {name: nn.Parameter(parameter.detach().float()) for name, parameter in self.named.items()}
         self._scratch = self._make_scratch()
         named = ((model_name(name), master) for name, master in self.masters.items())
-        self.optimizer = adamw(parameter_groups(named, optimizer), optimizer)
+        self.optimizer = adamw(parameter_groups(named, stage.model.matrices, optimizer), optimizer)
         blocks = moe_blocks(stage.model)
         bias_rate = train.bias_rate if train.balancing == "bias" else None
         self.routing = RoutingState(len(blocks), blocks[0].num_experts, device, bias_rate)

@@ -1,14 +1,14 @@
 """Mixture-of-experts feed-forward: router, routed experts, shared experts.
 
 `RoutedExperts` is the part that the engine's expert parallelism may replace; it takes [B, T, D] and returns the output
-with its router logits, as the engine's layer does. Shared experts and the global bias stay outside it, because that
+with its routing, as the engine's layer does. Shared experts and the global bias stay outside it, because that
 layer knows neither softmax-gated shared experts nor an expert bias.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,15 +44,61 @@ class RoutingTerms(NamedTuple):
     counts_ME: Tensor
 
 
-def select_experts(logits_NE: Tensor, active: int, bias_E: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Probabilities p = softmax over all experts (float32 [N, E]) and the top K of p + bias (int64 [N, K])."""
+class Routing(NamedTuple):
+    """One layer's choice of experts, made once: what dispatches tokens is what losses and counts are made of.
+
+    logits_NE, probs_NE: float32, the router's scores and their softmax over all experts, differentiable.
+    selected_NK: int64, the K chosen experts of each token.
+    """
+
+    logits_NE: Tensor
+    probs_NE: Tensor
+    selected_NK: Tensor
+
+    def shares(self) -> Tensor:
+        """float32 [N, K]: the chosen experts' own probabilities, made to sum to 1."""
+        chosen_NK = self.probs_NE.gather(1, self.selected_NK)
+        return chosen_NK / chosen_NK.sum(-1, keepdim=True)
+
+
+def select_experts(logits_NE: Tensor, active: int, bias_E: Tensor | None) -> Routing:
+    """Choose the top K of p + bias, with p the softmax of the logits over all experts."""
     probs_NE = logits_NE.softmax(dim=-1, dtype=torch.float32)
     choice_NE = probs_NE if bias_E is None else probs_NE + bias_E
-    return probs_NE, choice_NE.topk(active, dim=-1, sorted=False).indices
+    return Routing(logits_NE, probs_NE, choice_NE.topk(active, dim=-1, sorted=False).indices)
+
+
+class _Float32Product(torch.autograd.Function):
+    """x W^T in float32; keeps x and W as they are, and not the float32 copies that autograd would keep."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weight_ED: Tensor) -> Tensor:
+        ctx.save_for_backward(x_ND, weight_ED)
+        return x_ND.float() @ weight_ED.float().t()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x_ND, weight_ED = ctx.saved_tensors
+        (grad_NE,) = grads
+        grad_weight_ED = grad_NE.t() @ x_ND.float()
+        return (grad_NE @ weight_ED.float()).to(x_ND.dtype), grad_weight_ED.to(weight_ED.dtype)
+
+
+class RouterGate(nn.Linear):
+    """The router's projection, whose logits are float32 whatever the model's type.
+
+    Logits rounded to bfloat16 send one token in twenty to other experts and leave one in ten with an exact tie at the
+    K-th place (docs/model.md has the measurement).
+    """
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """[N, D] -> float32 [N, E]."""
+        logits_NE: Tensor = _Float32Product.apply(x_ND, self.weight)
+        return logits_NE
 
 
 class RoutedExperts(nn.Module):
-    """y = sum over the top K of a_k FF_k(x), a_k = p_k / sum of the chosen p; returns (y, router logits).
+    """y = sum over the top K of a_k FF_k(x), a_k = p_k / sum of the chosen p; returns (y, its routing).
 
     `expert_bias` is added to the probabilities for the choice only (bias-based balancing, Wang et al. 2024,
     arXiv 2408.15664); it is None unless the engine installs one.
@@ -63,18 +109,15 @@ class RoutedExperts(nn.Module):
         moe = config.decoder.moe
         self.num_experts = moe.experts
         self.num_experts_per_tok = moe.active
-        self.gate = nn.Linear(config.dim, moe.experts, bias=False)
+        self.gate = RouterGate(config.dim, moe.experts, bias=False)
         self.experts = ExpertStack(config.dim, moe)
         self.expert_bias: Tensor | None = None
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, T, D] -> ([B, T, D], logits [B * T, E])."""
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
+        """[B, T, D] -> ([B, T, D], routing of its B * T tokens)."""
         x_ND = x_BTD.flatten(0, 1)
-        logits_NE = self.gate(x_ND)
-        probs_NE, selected_NK = select_experts(logits_NE, self.num_experts_per_tok, self.expert_bias)
-        chosen_NK = probs_NE.gather(1, selected_NK)
-        weights_NK = chosen_NK / chosen_NK.sum(-1, keepdim=True)
-        return self.experts(x_ND, selected_NK, weights_NK).view_as(x_BTD), logits_NE
+        routing = select_experts(self.gate(x_ND), self.num_experts_per_tok, self.expert_bias)
+        return self.experts(x_ND, routing.selected_NK, routing.shares()).view_as(x_BTD), routing
 
 
 class SharedExperts(nn.Module):
@@ -113,7 +156,6 @@ class MoEFeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         moe = config.decoder.moe
-        self.active = moe.active
         self.routed = RoutedExperts(config)
         self.shared = SharedExperts(config.dim, moe) if moe.shared_experts else None
         self.global_bias = nn.Parameter(torch.zeros(config.dim)) if moe.bias == "global" else None
@@ -124,7 +166,7 @@ class MoEFeedForward(nn.Module):
         self, x_BTD: Tensor, valid_N: Tensor | None = None, load_E: Tensor | None = None
     ) -> tuple[Tensor, RoutingTerms | None]:
         """[B, T, D] -> ([B, T, D], routing terms where valid tokens and loads are given)."""
-        out_BTD, logits_NE = self.routed(x_BTD)
+        out_BTD, routing = self.routed(x_BTD)
         for bias_D in (self.global_bias, self.shared_bias):
             if bias_D is not None:
                 out_BTD = out_BTD + bias_D
@@ -132,12 +174,10 @@ class MoEFeedForward(nn.Module):
             out_BTD = out_BTD + self.shared(x_BTD)
         if valid_N is None or load_E is None:
             return out_BTD, None
-        return out_BTD, routing_terms(logits_NE, valid_N, load_E, self.active, self.routed.expert_bias)
+        return out_BTD, routing_terms(routing, valid_N, load_E)
 
 
-def routing_terms(
-    logits_NE: Tensor, valid_N: Tensor, load_E: Tensor, active: int, bias_E: Tensor | None
-) -> RoutingTerms:
+def routing_terms(routing: Routing, valid_N: Tensor, load_E: Tensor) -> RoutingTerms:
     """Balance sum, z sum and expert counts of one layer, over the valid tokens, by Megatron's loss functions.
 
     Switch loss: Fedus et al. 2021 (arXiv 2101.03961); z-loss: Zoph et al. 2022 (arXiv 2202.08906). The functions are
@@ -145,14 +185,12 @@ def routing_terms(
     """
     from megatron.core.transformer.moe.moe_utils import switch_load_balancing_loss_func, z_loss_func
 
-    logits_NE = logits_NE.float()
-    probs_NE, selected_NK = select_experts(logits_NE, active, bias_E)
     balance = switch_load_balancing_loss_func(
-        probs_NE, load_E, total_num_tokens=1, topk=1, num_experts=load_E.numel(), moe_aux_loss_coeff=1.0,
+        routing.probs_NE, load_E, total_num_tokens=1, topk=1, num_experts=load_E.numel(), moe_aux_loss_coeff=1.0,
         padding_mask=valid_N,
     )  # fmt: skip
-    z_mean = z_loss_func(logits_NE, 1.0, padding_mask=~valid_N)
+    z_mean = z_loss_func(routing.logits_NE, 1.0, padding_mask=~valid_N)
     # Padding is counted in an extra bin, so that no shape depends on the data.
     experts = load_E.numel()
-    binned_NK = torch.where(valid_N.unsqueeze(1), selected_NK, experts)
+    binned_NK = torch.where(valid_N.unsqueeze(1), routing.selected_NK, experts)
     return RoutingTerms(balance, z_mean * valid_N.sum(), count_experts(binned_NK, experts + 1)[:experts])

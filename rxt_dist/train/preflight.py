@@ -33,7 +33,7 @@ def preflight(config: RunConfig, world_size: int) -> tuple[TokenDataset, GlobalO
     batch_rows(config.train, dataset.seq_len)
     with torch.device("meta"):
         model = training_model(config)
-    parameter_groups(model.named_parameters(), config.optimizer)
+    parameter_groups(model.named_parameters(), model.matrices, config.optimizer)
     # While a checkpoint is written, the ones that it will replace are still there.
     needed = 2 * _CHECKPOINT_BYTES_PER_PARAMETER * count_system(config.model).total
     require_free_space(config.directory, needed, "The checkpoints of this run")

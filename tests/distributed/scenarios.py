@@ -181,7 +181,8 @@ def routed_block(context: RankContext, expert_parallel: int, bias: bool) -> dict
         assert isinstance(block, RoutedExperts) is not parallel
         block.expert_bias = bias_E
         x = x_BTD.clone().requires_grad_()
-        out, logits = block(x)
+        out, routing = block(x)
+        logits = routing.logits_NE
         ((out * weight_BTD).sum() + logits.square().sum()).backward()
         gate = block.router.gate if parallel else block.gate
         results.append((out.detach(), logits.detach(), x.grad, gate.weight.grad))

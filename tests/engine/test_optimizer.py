@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import re
+from collections import Counter
+
 import pytest
 import torch
-from tiny import model_config, run_config
+from tiny import DEMO, model_config, run_config
 from torch import nn
 
+from rxt_dist.config.load import load_model
 from rxt_dist.config.run import OptimizerConfig
 from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_learning_rate
 from rxt_dist.errors import ConfigError
@@ -12,42 +16,84 @@ from rxt_dist.model.reactive import ReactiveTransformer
 
 
 def groups_of(config: OptimizerConfig) -> tuple[dict[str, nn.Parameter], dict[float, set[int]]]:
-    named = dict(ReactiveTransformer(model_config()).named_parameters())
-    groups = parameter_groups(named.items(), config)
+    model = ReactiveTransformer(model_config())
+    named = dict(model.named_parameters())
+    groups = parameter_groups(named.items(), model.matrices, config)
     return named, {group["weight_decay"]: {id(parameter) for parameter in group["params"]} for group in groups}
 
 
-def test_norms_and_biases_do_not_decay_and_everything_else_does() -> None:
-    named, groups = groups_of(OptimizerConfig(weight_decay=0.1))
-    assert set(groups) == {0.1, 0.0}
-    for name, parameter in named.items():
-        spared = name.endswith(("norm.weight", ".bias"))
-        assert (id(parameter) in groups[0.0]) is spared, name
-        assert (id(parameter) in groups[0.1]) is not spared, name
-    assert any("experts.gate_up_proj" in name and id(named[name]) in groups[0.1] for name in named)
+# Last parts of the names of all matrices, written down by hand; what is not here must not decay.
+MATRICES = re.compile(
+    r"(embedding|output|dense|[qkv]_proj|out_proj|gate_proj|gate_up_proj|down_proj|routed\.gate|shared\.gate|linear|status)"
+    r"\.weight$|(routed\.experts|shared)\.(gate_up|down)_proj$"
+)
+BIASES = ("bias", "global_bias", "shared_bias", "gate_up_bias", "down_bias")
+GATES = ("write_gate.weight", "inner_gate.weight", "mixing_gate.weight")
+PUBLISHED = ("demo", "rxt-beta", "rxt-beta-micro", "rxt-alpha-nano", "rxt-alpha-mini")
 
 
-def test_patterns_choose_what_does_not_decay() -> None:
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_of_every_published_shape_the_matrices_decay_and_nothing_else(name: str) -> None:
+    with torch.device("meta"):
+        model = ReactiveTransformer(load_model(DEMO.with_name(f"{name}.yaml")))
+    named = dict(model.named_parameters())
+    decaying, spared = parameter_groups(named.items(), model.matrices, OptimizerConfig(weight_decay=0.1))
+    assert (decaying["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
+    by_id = {id(parameter): found for found, parameter in named.items()}
+    decays = {by_id[id(parameter)] for parameter in decaying["params"]}
+    spares = {by_id[id(parameter)] for parameter in spared["params"]}
+    assert decays == {found for found in named if MATRICES.search(found)}
+    assert spares == named.keys() - decays
+    kinds = Counter(
+        "norm" if "norm." in found else "gate" if found.endswith(GATES) else found.rsplit(".", 1)[-1]
+        for found in spares
+    )
+    assert set(kinds) <= {"norm", "gate", *BIASES}
+    if name == "rxt-beta":
+        assert (kinds["global_bias"], kinds["shared_bias"], kinds["gate"]) == (24, 24, 3 * 21)
+    if name == "rxt-beta-micro":
+        assert (kinds["gate_up_bias"], kinds["down_bias"]) == (14, 14)
+
+
+def test_a_step_without_gradients_moves_matrices_and_nothing_else() -> None:
+    """Through the real optimizer: decay alone, on the shape with every kind of bias."""
+    overrides = ("decoder.moe.bias=local", "decoder.moe.shared_bias=local", "decoder.head_norm=layer")
+    model = ReactiveTransformer(model_config(*overrides, "decoder.attention_bias=true"))
+    config = OptimizerConfig(weight_decay=0.5)
+    optimizer = adamw(parameter_groups(model.named_parameters(), model.matrices, config), config)
+    set_learning_rate(optimizer, 0.1)
+    for parameter in model.parameters():
+        torch.nn.init.ones_(parameter)
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        wanted = 1 - 0.1 * 0.5 if MATRICES.search(name) else 1.0
+        torch.testing.assert_close(parameter.detach(), torch.full_like(parameter, wanted), msg=name)
+
+
+def test_patterns_choose_matrices_that_do_not_decay_either() -> None:
     named, groups = groups_of(OptimizerConfig(no_decay=("^embedding", r"routed\.gate\.")))
-    spared = {name for name, parameter in named.items() if id(parameter) in groups[0.0]}
+    spared = {name for name, parameter in named.items() if id(parameter) in groups[0.0] and MATRICES.search(name)}
     routers = {f"decoder.layers.{layer}.feed_forward.routed.gate.weight" for layer in (1, 2, 3)}
     assert spared == {"embedding.weight"} | routers
 
 
-def test_a_pattern_that_matches_nothing_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"no_decay has the pattern 'nrom', which matches none of the \d+ trained"):
-        groups_of(OptimizerConfig(no_decay=(r"\.bias$", "nrom")))
+@pytest.mark.parametrize("pattern", ["nrom", r"\.bias$"])
+def test_a_pattern_that_matches_no_matrix_is_an_error(pattern: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"no_decay has the pattern .*, which matches none of the \d+ trained matrices"
+    ):
+        groups_of(OptimizerConfig(no_decay=("embedding", pattern)))
 
 
 def test_a_group_without_parameters_is_left_out() -> None:
-    assert set(groups_of(OptimizerConfig(no_decay=()))[1]) == {0.1}
     assert set(groups_of(OptimizerConfig(no_decay=(".",)))[1]) == {0.0}
 
 
 def test_decay_reaches_adamw_by_group() -> None:
     config = OptimizerConfig(weight_decay=0.5, no_decay=("spared",))
     named = {"decays": nn.Parameter(torch.ones(3)), "spared": nn.Parameter(torch.ones(3))}
-    optimizer = adamw(parameter_groups(named.items(), config), config)
+    optimizer = adamw(parameter_groups(named.items(), named, config), config)
     set_learning_rate(optimizer, 0.1)
     for parameter in named.values():
         parameter.grad = torch.zeros(3)
@@ -58,7 +104,7 @@ def test_decay_reaches_adamw_by_group() -> None:
 
 def test_settings_and_learning_rate_arrive() -> None:
     config = run_config(lr=3e-4, beta1=0.8, beta2=0.9, eps=1e-6).optimizer
-    optimizer = adamw(parameter_groups([("a.bias", nn.Parameter(torch.ones(1)))], OptimizerConfig(no_decay=())), config)
+    optimizer = adamw(parameter_groups([("a.bias", nn.Parameter(torch.ones(1)))], (), config), config)
     set_learning_rate(optimizer, 7e-5)
     (group,) = optimizer.param_groups
     assert (group["lr"], group["betas"], group["eps"], group["fused"]) == (7e-5, (0.8, 0.9), 1e-6, True)

@@ -64,7 +64,7 @@ def test_a_step_is_the_step_written_out_by_hand() -> None:
     assert norm > 0.5
     for name, parameter in parameters.items():
         gradient = gradients[name] * 0.5 / norm
-        decayed = parameter * (1 if name.endswith(("norm.weight", ".bias")) else 1 - 1e-2 * 0.1)
+        decayed = parameter * (1 if name.endswith(("norm.weight", "bias")) else 1 - 1e-2 * 0.1)
         # After one step from zero moments Adam's update is g / (|g| + eps).
         wanted = decayed - 1e-2 * gradient / (gradient.abs() + 1e-8)
         reached = engine.named[name]

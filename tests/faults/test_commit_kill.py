@@ -46,11 +46,13 @@ def life(directory: Path, seconds: float) -> tuple[int, list[str]]:
         [sys.executable, "-c", WRITER, str(directory)], stdout=subprocess.PIPE, text=True, env=environment
     )
     assert writer.stdout is not None
-    lines = [writer.stdout.readline()]
+    output = writer.stdout.readline()
     time.sleep(seconds)
     writer.send_signal(signal.SIGKILL)
-    lines += writer.communicate()[0].splitlines()
+    output += writer.communicate()[0]
     assert writer.returncode == -signal.SIGKILL
+    # What follows the last line's end was torn by the kill: print writes a text and its end in two calls.
+    lines = output.split("\n")[:-1]
     reported = [int(line.split()[1]) for line in lines if line.startswith("committed ")]
     return reported[-1], [line for line in lines if not line.startswith("committed ")]
 

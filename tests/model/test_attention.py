@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import varlen
 
 from rxt_dist.model import attention
 from rxt_dist.model.attention import Documents, attend
@@ -101,6 +102,33 @@ def test_short_bfloat16_rows_are_attended_in_float32(documents: Documents | None
     assert actual.dtype == torch.bfloat16
     # Nothing but the rounding of the result.
     torch.testing.assert_close(actual, written_out(*exact, seen).to(torch.bfloat16), rtol=2**-7, atol=1e-6)
+
+
+def flash_by_its_documentation(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, *, window_size: tuple[int, int]
+) -> Tensor:
+    """What torch documents of varlen_attn: a query sees `left` keys before it and `right` after it, -1 being all."""
+    assert torch.equal(cu_q, cu_k)
+    assert q.shape[1:] == k.shape[1:] == v.shape[1:]
+    assert max_q == max_k == int(cu_q.diff().max())
+    left, right = (TOKENS if side < 0 else side for side in window_size)
+    outputs = []
+    for start, stop in zip(cu_q[:-1].tolist(), cu_q[1:].tolist(), strict=True):
+        away = torch.arange(stop - start).unsqueeze(0) - torch.arange(stop - start).unsqueeze(1)
+        seen = (away >= -left) & (away <= right)
+        scores = torch.einsum("thd,shd->hts", q[start:stop], k[start:stop]) / math.sqrt(SIZE)
+        scores = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        outputs.append(torch.einsum("hts,shd->thd", scores, v[start:stop]))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_variable_length_path_of_cuda_sees_what_it_should(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel itself runs on CUDA only; what it is asked for is tried with a stand-in that follows its page."""
+    monkeypatch.setattr(varlen, "varlen_attn", flash_by_its_documentation)
+    inputs = heads()
+    actual = attention._varlen(*inputs, packed(), causal)
+    assert_same(actual, written_out(*inputs, seen_by(LENGTHS, causal=causal)), inputs)
 
 
 def test_a_mask_is_made_once_for_all_layers() -> None:

@@ -11,7 +11,7 @@ from rxt_dist.model.norm_rope import RMSNorm, rotary
 from tests.tiny import model_config
 
 
-@pytest.mark.parametrize("eps", [1e-6, None])
+@pytest.mark.parametrize("eps", [1e-6, 0.3, None])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
 def test_the_norm_and_its_gradients_are_torchs(eps: float | None, dtype: torch.dtype, tolerance: float) -> None:
     ours, theirs = RMSNorm(24, eps=eps).to(dtype), torch.nn.RMSNorm(24, eps=eps).double()
