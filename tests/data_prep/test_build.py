@@ -5,15 +5,14 @@ import fcntl
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter, namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
+from kills import kill_in_the_middle
 
 from data_prep.building.build import BuildRequest, build_dataset
 from data_prep.corpora import ReadCounts, find_files, read_file
@@ -136,11 +135,12 @@ def test_kill_9_in_the_middle_and_running_again_gives_the_same_digest(
     clean = build_dataset(dataclasses.replace(request_, out=tmp_path / "clean"))
     arguments = [str(request_.inputs[0]), str(request_.out), str(request_.tokenizer), str(workers)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen([sys.executable, str(script), *arguments], env=environment)
-    while process.poll() is None and len(list(request_.out.glob("units/*.json"))) < committed:
-        time.sleep(0.001)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    kill_in_the_middle(
+        [sys.executable, str(script), *arguments],
+        environment,
+        request_.out,
+        lambda: len(list(request_.out.glob("units/*.json"))) >= committed,
+    )
     assert not (request_.out / "dataset.json").exists()
     result = build_dataset(request_)
     assert committed <= result.units_kept < result.units

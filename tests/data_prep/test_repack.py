@@ -3,17 +3,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kills import kill_in_the_middle
 from shard_folder import VOCABULARY, random_corpus, read_folder, same_documents, write_folder
 
 from data_prep.shards import repack as module
@@ -137,14 +135,12 @@ def test_kill_9_in_the_middle_and_a_second_run_give_the_same_digest(
     clean = repack(_request(tmp_path, 48, "clean"))
     (tmp_path / "it.py").write_text(_KILLED)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(
+    kill_in_the_middle(
         [sys.executable, str(tmp_path / "it.py"), str(tmp_path / "old"), str(tmp_path / "new"), str(workers)],
-        env=environment,
+        environment,
+        tmp_path / "new",
+        lambda: len(list((tmp_path / "new").glob("units/*.json"))) >= committed,
     )
-    while process.poll() is None and len(list((tmp_path / "new").glob("units/*.json"))) < committed:
-        time.sleep(0.001)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "new" / "dataset.json").exists()
     result = repack(_request(tmp_path, 48))
     assert committed <= result.units_kept < result.units

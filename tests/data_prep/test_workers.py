@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from data_prep.building import workers
@@ -210,9 +211,10 @@ def test_workers_end_with_a_killed_parent(job: WriteName, tmp_path: Path) -> Non
     parent = subprocess.Popen([sys.executable, str(script), str(Path(__file__).parent), str(job.out)], env=environment)
     while not list(job.out.glob("slow*")) and parent.poll() is None:
         time.sleep(0.01)
+    workers = psutil.Process(parent.pid).children(recursive=True)
+    assert len(workers) >= 2
     parent.kill()
     parent.wait()
-    time.sleep(0.5)
-    count = len(list(job.out.glob("slow*")))
-    time.sleep(0.7)
-    assert 0 < count == len(list(job.out.glob("slow*")))
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert alive == []
+    assert list(job.out.glob("slow*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def test_killed_builds_are_finished_with_the_same_files(
     whole = build_interactions(InteractionRequest((inputs,), tmp_path / "whole", tmp_path / "t.json", 128, kind))
     assert whole.units >= 8
     out, killed = tmp_path / "out", 0
-    for _ in range(7):
+    for _ in range(40):
         arguments = [inputs, out, tmp_path / "t.json", kind, UNIT_BYTES]
         process = subprocess.Popen([sys.executable, "-c", BUILD, *map(str, arguments)], stdout=subprocess.PIPE)
         assert process.stdout is not None
@@ -57,7 +58,11 @@ def test_killed_builds_are_finished_with_the_same_files(
         process.send_signal(signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
         process.stdout.close()
-    assert killed >= 3
+        if killed >= 4:
+            break
+        if (out / "dataset.json").exists():  # it ended before the kill, so the next one would find nothing to do
+            shutil.rmtree(out)
+    assert killed >= 4
     result = build_interactions(InteractionRequest((inputs,), out, tmp_path / "t.json", 128, kind))
     assert (result.manifest, result.counts, result.sources) == (whole.manifest, whole.counts, whole.sources)
     contents = [

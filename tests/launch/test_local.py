@@ -24,7 +24,7 @@ asked = []
 for number in (signal.SIGTERM, signal.SIGUSR2):
     signal.signal(number, lambda number, frame: asked.append(number))
 (folder / f"ready{rank}").touch()
-for _ in range(1000):
+for _ in range(6000):
     if asked:
         (folder / f"asked{rank}").write_text(signal.Signals(asked[0]).name)
         sys.exit(75)
@@ -47,7 +47,7 @@ def start(folder: Path, attempts: int, command: list[str]) -> subprocess.Popen[b
 
 
 def wait_for(*paths: Path) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not all(path.exists() for path in paths):
         assert time.monotonic() < deadline, f"still waiting for {paths}"
         time.sleep(0.01)
@@ -77,7 +77,7 @@ def test_a_failed_rank_ends_the_others_and_names_the_code() -> None:
     code = "import os, sys, time; sys.exit(86) if os.environ['RANK'] == '1' else time.sleep(60)"
     before = time.monotonic()
     assert launch(script(code), ranks=2, grace_seconds=0.2) == 86
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 45
 
 
 def test_the_first_failure_counts_and_not_what_it_caused() -> None:
@@ -99,7 +99,7 @@ def test_stop_signals_reach_every_rank(number: signal.Signals, tmp_path: Path) -
     launcher = start(tmp_path, 0, script(OBEDIENT, tmp_path))
     wait_for(tmp_path / "ready0", tmp_path / "ready1")
     launcher.send_signal(number)
-    assert launcher.wait(10) == ExitCode.PREEMPTED
+    assert launcher.wait(60) == ExitCode.PREEMPTED
     assert {(tmp_path / f"asked{rank}").read_text() for rank in range(2)} == {number.name}
 
 
@@ -108,7 +108,7 @@ def test_a_signal_during_the_imports_of_a_rank_is_not_lost(tmp_path: Path) -> No
     launcher = start(tmp_path, 0, script(importing + OBEDIENT, tmp_path))
     wait_for(tmp_path / "importing")
     launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(10) == ExitCode.PREEMPTED
+    assert launcher.wait(60) == ExitCode.PREEMPTED
 
 
 def test_a_preempted_run_resumes_by_itself(tmp_path: Path) -> None:
@@ -117,14 +117,14 @@ def test_a_preempted_run_resumes_by_itself(tmp_path: Path) -> None:
     wait_for(tmp_path / "ready0", tmp_path / "ready1")
     for rank in psutil.Process(launcher.pid).children():
         rank.send_signal(signal.SIGTERM)
-    assert launcher.wait(10) == ExitCode.DONE
+    assert launcher.wait(60) == ExitCode.DONE
 
 
 def test_nothing_starts_again_after_a_signal_to_the_launcher(tmp_path: Path) -> None:
     launcher = start(tmp_path, 5, script(OBEDIENT, tmp_path))
     wait_for(tmp_path / "ready0", tmp_path / "ready1")
     launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(10) == ExitCode.PREEMPTED
+    assert launcher.wait(60) == ExitCode.PREEMPTED
 
 
 @pytest.mark.parametrize(("code", "lives"), [(1, 3), (75, 3), (87, 3), (64, 1), (65, 1), (86, 1), (0, 1)])
@@ -138,7 +138,7 @@ def test_nothing_starts_again_after_ctrl_c(tmp_path: Path) -> None:
     launcher = start(tmp_path, 5, script(OBEDIENT, tmp_path))
     wait_for(tmp_path / "ready0", tmp_path / "ready1")
     launcher.send_signal(signal.SIGINT)
-    assert launcher.wait(10) not in (ExitCode.DONE, ExitCode.PREEMPTED)
+    assert launcher.wait(60) not in (ExitCode.DONE, ExitCode.PREEMPTED)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the parent death signal")
@@ -154,7 +154,7 @@ time.sleep(60)
     pids = [int((tmp_path / f"pid{rank}").read_text()) for rank in range(2)]
     launcher.kill()
     launcher.wait()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while any(_alive(pid) for pid in pids):
         assert time.monotonic() < deadline, "a rank outlived its launcher"
         time.sleep(0.02)

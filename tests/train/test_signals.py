@@ -12,7 +12,8 @@ import pytest
 
 from rxt_dist.train.signals import StopRequest
 
-# Says that it is ready, "trains" until asked to stop, then shows that the handlers are back to what they were.
+# Says that it is ready, "trains" until asked to stop, "saves" until its input ends, which is when all signals have been
+# sent, then shows that the handlers are back to what they were.
 TRAINING = """
 import signal, sys, time
 from pathlib import Path
@@ -23,7 +24,7 @@ with StopRequest(Path(sys.argv[1])) as stop:
     print("ready", flush=True)
     while stop.reason is None:
         time.sleep(0.01)
-    time.sleep(0.2)
+    sys.stdin.read()
     print("saved", stop.reason, signal.getsignal(signal.SIGTERM) == before, flush=True)
 print(signal.getsignal(signal.SIGTERM) == before, flush=True)
 """
@@ -32,6 +33,7 @@ print(signal.getsignal(signal.SIGTERM) == before, flush=True)
 def train(stop_file: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", TRAINING, str(stop_file)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
@@ -47,7 +49,7 @@ def test_a_signal_is_a_request_and_repeats_are_harmless(tmp_path: Path, number: 
     process.send_signal(number)
     for again in (number, signal.SIGTERM, signal.SIGUSR1):
         process.send_signal(again)
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     saved, restored = out.splitlines()
     assert saved.startswith("saved SIG")
