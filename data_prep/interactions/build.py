@@ -30,7 +30,6 @@ from rxt_dist.data.dialogues import (
     dialogue_metadata,
 )
 from rxt_dist.data.format import (
-    DATASET_FILE,
     FORMAT_VERSION,
     INTERACTION_BOUNDARIES,
     SPLITS,
@@ -363,5 +362,4 @@ def _finished_manifest(
         rows = DatasetManifest(*common, spec.spec_hash, spec.packing_version, inputs, sources, (), spec.boundaries)
         return finish_dataset(root, rows, units)
     dialogues = DialogueManifest(*common, request.template, spec.spec_hash, inputs, sources)
-    write_json_atomic(root / DATASET_FILE, dialogues.to_dict())
-    return dialogues
+    return finish_dataset(root, dialogues, units)

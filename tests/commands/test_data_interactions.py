@@ -101,7 +101,7 @@ def test_dialogues_and_what_a_person_is_told(root: Path) -> None:
     assert sum(len(DialogueDataset(dataset, split)) for split in ("train", "eval")) == records
     refused = run("stats", dataset)
     assert isinstance(refused.exception, DataError)
-    assert "'rxt-dialogues' version 1; this program reads 'rxt-shards' version 1 here" in str(refused.exception)
+    assert "holds dialogues, made for the memory stages by `rxt-dist data interactions" in str(refused.exception)
 
 
 def test_a_bad_record_ends_the_build_with_its_place(root: Path, tmp_path: Path) -> None:

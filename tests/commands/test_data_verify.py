@@ -93,7 +93,7 @@ def test_what_stays_damaged_ends_in_an_error(dataset: Path, world: Path) -> None
         assert "is gone" in value["not_restored"][f"en/train/{shard.name}"]
         assert isinstance(result.exception, DataError)
         assert "still damaged" in str(result.exception)
-        assert "Run the same build again" in str(result.exception)
+        assert "Run the same `rxt-dist data build` again" in str(result.exception)
     finally:
         (world / "away").rename(world / "texts")
 
