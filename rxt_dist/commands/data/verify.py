@@ -129,7 +129,7 @@ def _deep(dataset: Path, count: int, seed: int, as_json: bool) -> None:
             f"nothing to read again. --full reads every bit of it; to compare it with its inputs, run the same command "
             f"with another --out, and `rxt-dist data diff` on the two."
         )
-    say(f"Tracing {count} random documents to their texts")
+    say(f"Tracing {min(count, report.manifest.totals.documents)} random documents to their texts")
     with progress_bytes("Tracing") as progress:
         found = verify_deep(dataset, report.manifest, count, seed, progress)
     value = {
@@ -137,15 +137,22 @@ def _deep(dataset: Path, count: int, seed: int, as_json: bool) -> None:
         "mode": "deep",
         "seed": seed,
         "root_digest": report.manifest.root_digest,
+        "asked": found.asked,
         "documents": found.documents,
         "tokens": found.tokens,
         "mismatches": [asdict(item) for item in found.mismatches],
         "untraced": dict(found.untraced),
+        "untraced_documents": found.untraced_documents,
     }
+    has = report.manifest.totals.documents
 
     def show() -> None:
         equal = found.documents - len(found.mismatches)
         print(f"{equal} of {found.documents} documents ({found.tokens:,} tokens) are exactly what their texts give.")
+        if has < count:
+            print(f"Asked for were {count}, but the dataset has no more than {has}.")
+        if found.untraced_documents:
+            print(f"{found.untraced_documents} more could not be compared, as their texts cannot be read.")
 
     emit(as_json, value, show)
     if found.mismatches:
@@ -155,4 +162,5 @@ def _deep(dataset: Path, count: int, seed: int, as_json: bool) -> None:
             f"{'; '.join(items[:3])}{', ...' if len(items) > 3 else ''}. The texts or filters have changed since."
         )
     if found.untraced:
-        raise DataError(" ".join(problem for _, problem in found.untraced[:3]))
+        more = f" (and {len(found.untraced) - 3} more units)" if len(found.untraced) > 3 else ""
+        raise DataError(" ".join(problem for _, problem in found.untraced[:3]) + more)
