@@ -121,9 +121,11 @@ def test_to_megatron_and_back(root: Path, tmp_path: Path) -> None:
         ("en", "train"), ("en", "eval"), ("pl", "train"), ("pl", "eval"),
     }  # fmt: skip
     prefix = tmp_path / "m/corpus-pl-train"
-    arguments = ("import-megatron", prefix, "--tokenizer", root / "tokenizer.json", "--seq-len", 64, "--language", "pl",
+    arguments = ("import-megatron", prefix, "--tokenizer", root / "tokenizer.json", "--seq-len", 64,
                  "--out", tmp_path / "back")  # fmt: skip
     back = as_json(*arguments)
+    assert "corpus-pl-train.rxt.json: train of source pl (pl)" in back["naming"]
+    assert list(back["sources"]) == ["pl"]
     totals = back["sources"]["pl"]
     assert sum(totals[split]["tokens"] for split in ("train", "eval")) == exported[str(prefix)]["tokens"]
     assert back["read"]["bos"] == back["read"]["eod"] == exported[str(prefix)]["documents"]
