@@ -113,6 +113,49 @@ def test_a_bad_record_ends_the_build_with_its_place(root: Path, tmp_path: Path) 
     assert not (tmp_path / "out/dataset.json").exists()
 
 
+def test_a_mixed_file_is_shared_between_the_two_kinds(root: Path, tmp_path: Path) -> None:
+    singles = [{"query": f"How much is {n}?", "answer": f"It is {n}."} for n in range(30)]
+    records = [item if n % 3 else {"interactions": [item, item]} for n, item in enumerate(singles)]
+    records.append({"query": "nobody answers", "answer": ""})
+    (tmp_path / "mixed.en.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+
+    def arguments(kind: str, out: str, *more: object) -> tuple[object, ...]:
+        return ("interactions", tmp_path / "mixed.en.jsonl", "--kind", kind, "--tokenizer", root / "tokenizer.json",
+                "--seq-len", 64, "--out", tmp_path / out, *more)  # fmt: skip
+
+    refused = run(*arguments("single", "single"))
+    assert isinstance(refused.exception, DataError)
+    assert "line 1 is a dialogue of 2 interactions" in str(refused.exception)
+    assert "--skip-other-kinds" in str(refused.exception)
+    # The build that was refused goes on with it.
+    single = as_json(*arguments("single", "single", "--skip-other-kinds"))
+    assert (single["read"]["other_kind"], single["read"]["empty"], single["sources"]["en"]["interactions"]) == (
+        10,
+        1,
+        20,
+    )
+    told = " ".join(run(*arguments("single", "single", "--skip-other-kinds")).stdout.split())
+    assert "Read 30 records with 40 interactions. Skipped 1 empty, 10 dialogues, 0 too long" in told
+    assert json.loads((tmp_path / "single/interactions.json").read_text())["counts"]["other_kind"] == 10
+    dialogues = as_json(*arguments("dialogues", "dialogues", "--skip-other-kinds"))
+    assert (dialogues["read"]["other_kind"], dialogues["sources"]["en"]["dialogues"]) == (20, 10)
+    assert dialogues["sources"]["en"]["interactions"] == 20
+    refused = run(*arguments("dialogues", "dialogues"))
+    assert isinstance(refused.exception, DataError)
+    assert "skip_other_kinds was True" in str(refused.exception)
+    both = as_json(*arguments("dialogues", "both"))
+    assert (both["read"]["other_kind"], both["sources"]["en"]["dialogues"]) == (0, 30)
+    assert "skip_other_kinds" not in json.loads((tmp_path / "both/build.json").read_text())
+
+
+def test_nothing_of_the_kind_is_said_to_be_there(root: Path, tmp_path: Path) -> None:
+    refused = run("interactions", root / "chats/dialogues", "--tokenizer", root / "tokenizer.json", "--seq-len", 512,
+                  "--skip-other-kinds", "--out", tmp_path / "out")  # fmt: skip
+    assert isinstance(refused.exception, DataError)
+    assert " of the other kind, 0 too long for rows of 512" in str(refused.exception)
+    assert not (tmp_path / "out/dataset.json").exists()
+
+
 def test_to_megatron_and_back(root: Path, tmp_path: Path) -> None:
     out, tokenizer = tmp_path / "data", root / "tokenizer.json"
     as_json("build", root / "corpus", "--out", out, "--tokenizer", tokenizer, "--workers", 1)
