@@ -240,10 +240,10 @@ def _choose(dataset: Path, manifest: DatasetManifest, count: int, seed: int) -> 
     places = [(source, split, shard) for source in manifest.sources for split in SPLITS
               for shard in source.split(split).shards]  # fmt: skip
     ends = np.cumsum([shard.rows for _, _, shard in places])
-    rng, rows, wanted = np.random.default_rng(seed), int(ends[-1]), min(count, manifest.totals.documents)
+    rng, rows = np.random.default_rng(seed), int(ends[-1])
     chosen: dict[tuple[str, str, str], set[int]] = {}
-    found, size = 0, min(wanted, rows)
-    while found < wanted:
+    found, size = 0, min(count, rows)
+    while found < count:
         before = found
         for row in rng.choice(rows, size, replace=False).tolist():
             index = int(np.searchsorted(ends, row, side="right"))
@@ -254,10 +254,10 @@ def _choose(dataset: Path, manifest: DatasetManifest, count: int, seed: int) -> 
             if left:
                 taken.add(left[int(rng.integers(len(left)))])
                 found += 1
-            if found == wanted:
+            if found == count:
                 break
         if found == before and size == rows:
-            break  # rows hold fewer than the manifest counts: one of them is damaged, as hashing will tell
+            break  # there are no others
         # A document may lie in several rows, and several in one.
         size = min(2 * size, rows)
     samples = []

@@ -196,7 +196,7 @@ def unsealed_manifest(text: bytes) -> DialogueManifest | None:
     """The manifest that an earlier version wrote, which vouched for the shards alone; None for any other text."""
     try:
         value = json.loads(text)
-        if value.get("format") != DIALOGUES_FORMAT or "files" in value:
+        if value.get("format") != DIALOGUES_FORMAT:
             return None
         manifest = DialogueManifest.from_dict(value)
     except (ValueError, KeyError, TypeError, AttributeError):

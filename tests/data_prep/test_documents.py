@@ -83,6 +83,16 @@ def test_documents_are_compared_without_rows_units_and_order(tmp_path: Path, cor
     assert _read(first, tmp_path / "c").differing == ("en/train",)
 
 
+def test_a_document_that_stands_twice_counts_twice(tmp_path: Path, corpus: Corpus) -> None:
+    documents = corpus["u00000"]["en"]["train"]
+    first, second, *_ = documents
+    one, other = documents[first], documents[second]
+    for name, ids in (("a", one), ("b", other)):
+        documents |= {1000: ids, 1001: ids}
+        write_folder(tmp_path / name, corpus, 32)
+    assert _read(tmp_path / "a", tmp_path / "b").differing == ("en/train",)
+
+
 def test_other_totals_and_sources_are_named(tmp_path: Path, corpus: Corpus, first: Path) -> None:
     for unit in corpus.values():
         unit["de"] = unit.pop("pl")
