@@ -39,10 +39,14 @@ def mending(root: Path) -> str:
 
 
 def rebuilding(root: Path) -> str:
-    """How damaged shards are made again."""
+    """How what `verify --repair` cannot mend is made again, as a clause."""
+    again = f"run the same `{maker(root)}` again"
     if keeps_plan(root):
-        return "for shards, put the inputs back where they were and repair again"
-    return f"for shards, delete what is damaged of them and run the same `{maker(root)}` again, which writes it anew"
+        return (
+            f"{again}, which writes anew whatever it can still make from the finished units; for shards, put the "
+            f"inputs back where they were and repair again"
+        )
+    return f"delete what is damaged of its shards and {again}, which writes them anew"
 
 
 def keeps_plan(root: Path) -> bool:

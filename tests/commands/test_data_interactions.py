@@ -89,6 +89,13 @@ def test_pretraining_refuses_interactions(root: Path, tmp_path: Path) -> None:
         preflight(config, 1)
 
 
+def test_pretraining_says_what_dialogues_are(root: Path, tmp_path: Path) -> None:
+    as_json(*_interactions(root, "dialogues", "--out", tmp_path / "dialogues"))
+    config = load_run(TinyRun(tmp_path, tmp_path / "dialogues").file)
+    with pytest.raises(DataError, match="holds dialogues, made for the memory stages by `rxt-dist data interactions"):
+        preflight(config, 1)
+
+
 def test_dialogues_and_what_a_person_is_told(root: Path) -> None:
     result = run(*_interactions(root, "dialogues"))
     assert result.exit_code == 0, result.exception
@@ -172,6 +179,13 @@ def test_to_megatron_and_back(root: Path, tmp_path: Path) -> None:
     totals = back["sources"]["pl"]
     assert sum(totals[split]["tokens"] for split in ("train", "eval")) == exported[str(prefix)]["tokens"]
     assert back["read"]["bos"] == back["read"]["eod"] == exported[str(prefix)]["documents"]
+    shard = next((tmp_path / "back/pl/train").glob("*.arrow"))
+    shard.write_bytes(shard.read_bytes()[::-1])
+    damaged = run("verify", tmp_path / "back")
+    assert "and run the same `rxt-dist data import-megatron` again" in str(damaged.exception)
+    shard.unlink()
+    assert as_json(*arguments)["root_digest"] == back["root_digest"]
+    assert run("verify", tmp_path / "back").exit_code == 0
     told = run(*arguments)
     assert "1 of 1 units were already finished" in " ".join(told.stdout.split())
     shown = run("export-megatron", tmp_path / "back", "--out", tmp_path / "m/again")

@@ -101,15 +101,15 @@ def _print(dataset: Path, report: Report, quick: bool, mended: Repaired | None) 
 
 
 def _refuse(dataset: Path, report: Report, mended: Repaired | None) -> None:
-    from rxt_dist.data.origin import maker, rebuilding
+    from rxt_dist.data.origin import rebuilding
     from rxt_dist.data.verify import require_sound
 
     if mended and mended.failed:
         failed = "; ".join(f"{finding.file} {finding.problem}" for finding in mended.failed)
+        advice = rebuilding(dataset)
         raise DataError(
-            f"{dataset} is still damaged: {failed}. Run the same `{maker(dataset)}` again, which writes anew whatever "
-            f"it can still make from the finished units; {rebuilding(dataset)}; or take the files from a copy of the "
-            f"dataset."
+            f"{dataset} is still damaged: {failed}. {advice[0].upper()}{advice[1:]}; or take the files from a copy of "
+            f"the dataset."
         )
     require_sound(report, dataset)
 
