@@ -9,14 +9,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import logging
 import os
 import shutil
 import sys
 import tomllib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import metadata
@@ -80,6 +81,10 @@ ENGINE_FACTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 
 
+# What DeepSpeed logs on a machine without a GPU, which the check of the accelerator says with what to do about it.
+_NO_GPU = "Setting accelerator to CPU."
+
+
 @dataclass(frozen=True)
 class Check:
     """One finding: what was looked at, whether it will do, what is there, and what to do about it."""
@@ -96,9 +101,24 @@ def examine(directory: Path = Path()) -> list[Check]:
     if importlib.util.find_spec("torch"):
         checks += [_accelerator(), _attempt("grouped matrix product", _grouped_mm), _attempt("gloo loopback", _gloo)]
     # DeepSpeed logs to stdout, which is for the findings, and megatron-core warns of extras that nothing here uses.
-    with redirect_stdout(sys.stderr), warnings.catch_warnings():
+    with redirect_stdout(sys.stderr), warnings.catch_warnings(), _without(_NO_GPU):
         warnings.simplefilter("ignore")
         return checks + [_engine_fact(*fact) for fact in ENGINE_FACTS]
+
+
+@contextmanager
+def _without(beginning: str) -> Iterator[None]:
+    """Leave out of DeepSpeed's log the lines that begin so, and no others."""
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(beginning)
+
+    logger = logging.getLogger("DeepSpeed")
+    logger.addFilter(is_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_news)
 
 
 def _python() -> Check:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import io
+import logging
+
 import pytest
+from deepspeed.accelerator import real_accelerator
 
 from rxt_dist import doctor
 
@@ -11,6 +16,30 @@ def test_this_machine_can_train() -> None:
     checks = doctor.examine()
     assert {check.name: check.found for check in checks if check.status == "fail"} == {}
     assert {"torch", "deepspeed", "gloo loopback", "deepspeed: AutoEPMoELayer"} <= {check.name for check in checks}
+
+
+def test_what_the_table_says_is_not_logged_above_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed has such a line for every machine without a GPU; whatever else it logs is shown."""
+    line = "Setting accelerator to CPU. If you have GPU or other accelerator, we were unable to detect it."
+    assert line in inspect.getsource(real_accelerator.get_accelerator)
+    logger, lines = logging.getLogger("DeepSpeed"), io.StringIO()
+    handler = logging.StreamHandler(lines)
+    logger.addHandler(handler)
+
+    def fact(*_: object) -> doctor.Check:
+        logger.warning(line)
+        logger.warning("something else")
+        return doctor.Check("fact", "ok", "")
+
+    monkeypatch.setattr(doctor, "_engine_fact", fact)
+    monkeypatch.setattr(doctor, "ENGINE_FACTS", (("a", "b", ()),))
+    try:
+        doctor.examine()
+        assert lines.getvalue() == "something else\n"
+        logger.warning(line)
+        assert line in lines.getvalue(), "training still logs it"
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_requirements_are_the_pinned_ones() -> None:

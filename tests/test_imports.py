@@ -38,6 +38,7 @@ DATA_PREP_MAY = (
     "rxt_dist.data.dialogues",
     "rxt_dist.data.format",
     "rxt_dist.data.interactions",
+    "rxt_dist.data.origin",
     "rxt_dist.data.packing",
     "rxt_dist.data.spare",
     "rxt_dist.data.verify",

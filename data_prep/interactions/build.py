@@ -18,7 +18,7 @@ from data_prep.building.folder import UnitFolder, opened
 from data_prep.building.rowstream import HeldOut, Ids, RowStream
 from data_prep.corpora import CorpusFile
 from data_prep.interactions.encode import EncodedRecord, InteractionEncoder
-from data_prep.interactions.reader import InteractionCounts, find_record_files, read_records
+from data_prep.interactions.reader import InteractionCounts, Record, find_record_files, read_records
 from data_prep.tokenizing.tokenizer import load_tokenizer
 from rxt_dist.data.dialogues import (
     DIALOGUES_VERSION,
@@ -30,7 +30,6 @@ from rxt_dist.data.dialogues import (
     dialogue_metadata,
 )
 from rxt_dist.data.format import (
-    DATASET_FILE,
     FORMAT_VERSION,
     INTERACTION_BOUNDARIES,
     SPLITS,
@@ -64,7 +63,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class InteractionRequest:
-    """What is to be built; `seq_len` is the most tokens of an interaction, BOS and EOS included."""
+    """What is to be built; `seq_len` is the most tokens of an interaction, BOS and EOS included.
+
+    With `skip_other_kinds` records of the other kind are left out and counted: dialogues of several interactions where
+    single ones are built, and single ones where dialogues are.
+    """
 
     inputs: tuple[Path, ...]
     out: Path
@@ -73,6 +76,7 @@ class InteractionRequest:
     kind: Kind = "single"
     template: Template = "beta"
     eval_fraction: float = 0.02
+    skip_other_kinds: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.eval_fraction < 1:
@@ -185,13 +189,12 @@ class _UnitBuilder:
         ordinal = 0
         for file in files:
             for records in _groups(read_records(file, counts), _GROUP_RECORDS):
-                if self._request.kind == "single":
-                    _require_single(records)
-                for item in encoder.encode(records, ordinal):
+                wanted = self._of_kind(records, counts)
+                for item in encoder.encode(wanted, ordinal):
                     if item.source not in sources:
                         sources[item.source] = self._source(unit, item)
                     sources[item.source].add(item)
-                ordinal += len(records)
+                ordinal += len(wanted)
             report(file.path.stat().st_size)
         names = sorted(sources)
         content = {
@@ -201,6 +204,21 @@ class _UnitBuilder:
             "reports": {name: asdict(sources[name].report) for name in names},
         }
         self._folder.commit(unit, content)
+
+    def _of_kind(self, records: list[Record], counts: InteractionCounts) -> list[Record]:
+        """The records that are built; the others are counted.
+
+        Raises:
+            DataError: a dialogue where single interactions are built, and nobody asked to leave it out.
+        """
+        is_single = self._request.kind == "single"
+        if not self._request.skip_other_kinds:
+            if is_single:
+                _require_single(records)
+            return records
+        wanted = [record for record in records if (len(record.interactions) == 1) == is_single]
+        counts.other_kind += len(records) - len(wanted)
+        return wanted
 
     def _source(self, unit: str, first: EncodedRecord) -> _Source:
         root, fraction = self._folder.root, self._request.eval_fraction
@@ -218,13 +236,13 @@ def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield group
 
 
-def _require_single(records: list[Any]) -> None:
+def _require_single(records: list[Record]) -> None:
     several = next((record for record in records if len(record.interactions) > 1), None)
     if several is not None:
         raise DataError(
             f"{several.place} is a dialogue of {len(several.interactions)} interactions, but single ones are to be "
-            f"built: a later turn means nothing without those before it. Build dialogues (--kind dialogues), or leave "
-            f"the file out."
+            f"built: a later turn means nothing without those before it. Build dialogues (--kind dialogues), leave the "
+            f"file out, or leave such records out and count them (--skip-other-kinds)."
         )
 
 
@@ -262,6 +280,10 @@ def build_interactions(request: InteractionRequest, progress: Progress = lambda 
         "tokenizer_sha256": tokenizer_sha256,
         "inputs": [asdict(item) for item in inputs],
     }
+    # Where single ones are built this changes nothing in any unit that could be built without it, so that a build which
+    # met a dialogue goes on with it; single ones among dialogues are either in the rows or not.
+    if request.skip_other_kinds and request.kind == "dialogues":
+        base["skip_other_kinds"] = True
     ShardSpec(request.seq_len, tokenizer.get_vocab_size(), tokenizer_sha256, PACKING_VERSION, "")
     require_free_space(request.out, _needed_bytes(files), "Building the shards")
     with opened(request.out, base, tokenizer_json) as folder:
@@ -339,8 +361,9 @@ def _merge(
     if not sources:
         raise DataError(
             f"There is nothing to build: {len(inputs)} files hold no usable record ({counts.empty} empty, "
-            f"{counts.too_long} too long for rows of {spec.seq_len}, {counts.not_in_template} that the "
-            f"{request.template} template cannot express). Check the inputs {[str(path) for path in request.inputs]}."
+            f"{counts.other_kind} of the other kind, {counts.too_long} too long for rows of {spec.seq_len}, "
+            f"{counts.not_in_template} that the {request.template} template cannot express). Check the inputs "
+            f"{[str(path) for path in request.inputs]}."
         )
     sources_in_order = tuple(sources[name] for name in sorted(sources))
     report_file = {"kind": request.kind, "template": request.template, "counts": asdict(counts),
@@ -363,5 +386,4 @@ def _finished_manifest(
         rows = DatasetManifest(*common, spec.spec_hash, spec.packing_version, inputs, sources, (), spec.boundaries)
         return finish_dataset(root, rows, units)
     dialogues = DialogueManifest(*common, request.template, spec.spec_hash, inputs, sources)
-    write_json_atomic(root / DATASET_FILE, dialogues.to_dict())
-    return dialogues
+    return finish_dataset(root, dialogues, units)

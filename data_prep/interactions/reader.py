@@ -87,7 +87,8 @@ class Record:
 
 @dataclass
 class InteractionCounts:
-    """What was read, mended, shortened and left out; the last five are counted while encoding."""
+    """What was read, mended, shortened and left out; the last six are counted after reading. `other_kind` are records
+    that were left out as asked: dialogues among single interactions, or the other way round."""
 
     records: int = 0
     interactions: int = 0
@@ -99,6 +100,7 @@ class InteractionCounts:
     parts_left_out: int = 0
     not_in_template: int = 0
     escaped_literals: int = 0
+    other_kind: int = 0
 
     def add(self, other: InteractionCounts) -> None:
         for item in fields(self):

@@ -33,8 +33,8 @@ class MegatronCorpus:
     """
 
     def __init__(self, prefix: Path) -> None:
-        self.prefix = prefix.with_suffix("") if prefix.suffix in (".bin", ".idx") else prefix
-        self.bin, self.idx = (self.prefix.with_name(self.prefix.name + suffix) for suffix in (".bin", ".idx"))
+        self.prefix = plain_prefix(prefix)
+        self.bin, self.idx = pair_of(prefix)
         for path in (self.bin, self.idx):
             if not path.is_file():
                 raise DataError(f"{path} does not exist; a Megatron corpus is a .bin and an .idx of the same name.")
@@ -105,6 +105,17 @@ class MegatronCorpus:
         bounds = self._dataset.document_indices
         if bounds[0] != 0 or bool((bounds[1:] < bounds[:-1]).any()):
             raise DataError(f"{self.idx} has documents that do not follow each other: it is damaged.")
+
+
+def plain_prefix(prefix: Path) -> Path:
+    """The prefix of a pair, where one of its two files may have been named instead."""
+    return prefix.with_suffix("") if prefix.suffix in (".bin", ".idx") else prefix
+
+
+def pair_of(prefix: Path) -> tuple[Path, Path]:
+    """PREFIX.bin and PREFIX.idx."""
+    plain = plain_prefix(prefix)
+    return plain.with_name(plain.name + ".bin"), plain.with_name(plain.name + ".idx")
 
 
 def library() -> Any:

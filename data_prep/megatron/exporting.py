@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.megatron.corpus import library
+from data_prep.megatron.corpus import library, pair_of
+from data_prep.megatron.description import Description, description_file, description_of
 from data_prep.shards.rows import scan, starts_of, unit_name
 from rxt_dist.data.format import (
     BOS_ID,
@@ -40,7 +41,8 @@ class ExportedCorpus:
 
 
 def export_megatron(root: Path, prefix: Path, progress: Progress = lambda done, total: None) -> list[ExportedCorpus]:
-    """Write every source and split of a dataset as `PREFIX-SOURCE-SPLIT.bin` and `.idx`, ids as uint16.
+    """Write every source and split of a dataset as `PREFIX-SOURCE-SPLIT.bin` and `.idx`, ids as uint16, and beside each
+    pair a `.rxt.json` that says what it is.
 
     Documents are put together again from their pieces, in the order of units and of ordinals in them, and keep their
     [BOS] and [EOS]. Memory: the rows of one unit.
@@ -63,7 +65,7 @@ def export_megatron(root: Path, prefix: Path, progress: Progress = lambda done, 
         for split in SPLITS
         if source.split(split).shards
     ]
-    existing = [path for _, _, of in wanted for path in _pair(of) if path.exists()]
+    existing = [path for _, _, of in wanted for path in _files(of) if path.exists()]
     if existing:
         raise DataError(f"{existing[0]} exists already. Delete it, or choose another --out.")
     require_free_space(prefix.parent, manifest.totals.tokens * 2, "The export")
@@ -71,7 +73,8 @@ def export_megatron(root: Path, prefix: Path, progress: Progress = lambda done, 
     total, done = sum(shard.bytes for shard in manifest.shards()), 0
     exported = []
     for source, split, target in wanted:
-        with _PairWriter(target) as writer:
+        about = Description(source.name, source.language, split, manifest.tokenizer_sha256, manifest.root_digest)
+        with _PairWriter(target, about) as writer:
             for _, group in groupby(source.split(split).shards, key=unit_name):
                 shards = tuple(group)
                 for document in _documents(root, manifest, shards):
@@ -84,10 +87,12 @@ def export_megatron(root: Path, prefix: Path, progress: Progress = lambda done, 
 
 
 class _PairWriter:
-    """Writes one pair; both appear under their names only whole, the index last. What is not finished is removed."""
+    """Writes one pair and its description; they appear under their names only whole, the index last. What is not
+    finished is removed."""
 
-    def __init__(self, target: Path) -> None:
-        self._pairs = [(temporary_path(path), path) for path in _pair(target)]
+    def __init__(self, target: Path, about: Description) -> None:
+        self._pairs = [(temporary_path(path), path) for path in _files(target)]
+        self._about = about
         self._builder = library().IndexedDatasetBuilder(str(self._pairs[0][0]), dtype=np.uint16)
         self.documents = self.tokens = 0
 
@@ -105,7 +110,9 @@ class _PairWriter:
         self.tokens += len(ids)
 
     def finish(self) -> None:
-        self._builder.finalize(str(self._pairs[1][0]))
+        (data, _), (description, _), (index, _) = self._pairs
+        self._builder.finalize(str(index))
+        description.write_bytes(description_of(self._about, data, index))
         for temporary, final in self._pairs:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
@@ -113,8 +120,9 @@ class _PairWriter:
         fsync_dir(self._pairs[0][1].parent)
 
 
-def _pair(target: Path) -> tuple[Path, Path]:
-    return target.with_name(target.name + ".bin"), target.with_name(target.name + ".idx")
+def _files(target: Path) -> tuple[Path, Path, Path]:
+    data, index = pair_of(target)
+    return data, description_file(target), index
 
 
 def _documents(

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from data_prep.building.folder import UnitFolder, opened
 from data_prep.building.rowstream import HeldOut, Ids, RowStream
 from data_prep.megatron.corpus import MegatronCorpus
+from data_prep.megatron.description import description_file, read_description
 from data_prep.tokenizing.tokenizer import load_tokenizer
 from data_prep.units import fingerprint_file
 from rxt_dist.config.corpus import source_name_problem
@@ -115,6 +116,13 @@ def import_megatron(request: ImportRequest, progress: Progress = lambda done, to
     shape = (request.seq_len, tokenizer.get_vocab_size(), tokenizer_fingerprint(text), PACKING_VERSION)
     ShardSpec(*shape, "")
     corpus = MegatronCorpus(request.prefix)
+    about = read_description(request.prefix)
+    if about is not None and about.tokenizer_sha256 != shape[2]:
+        raise DataError(
+            f"{description_file(request.prefix)} says that tokenizer {about.tokenizer_sha256[:16]}... made the ids, "
+            f"but {request.tokenizer} is {shape[2][:16]}...: every id would mean something else. Give the "
+            f"tokenizer.json of the dataset that was exported."
+        )
     _check_tokenizer(corpus, tokenizer, request)
     files = [InputFile(path.name, path.stat().st_size, fingerprint_file(path)) for path in (corpus.bin, corpus.idx)]
     spec = {

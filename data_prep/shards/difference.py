@@ -8,10 +8,12 @@ from itertools import zip_longest
 from pathlib import Path
 
 from data_prep.shards.rows import unit_name
-from rxt_dist.data.format import SPLITS, DatasetManifest, SplitInfo
+from rxt_dist.data.dialogues import AnyManifest, DialogueManifest, DialogueShard, DialogueSplit
+from rxt_dist.data.format import INTERACTION_BOUNDARIES, SPLITS, SplitInfo
 
 _NAMED = 5
 _Shard = tuple[str, int, str]
+AnySplit = SplitInfo | DialogueSplit
 
 
 @dataclass(frozen=True)
@@ -23,28 +25,39 @@ class Difference:
     second: str
 
 
-def differences(first: DatasetManifest, second: DatasetManifest) -> list[Difference]:
+def differences(first: AnyManifest, second: AnyManifest) -> list[Difference]:
     """What decides the stream and differs; empty exactly where the root digests are equal.
 
     Inputs, settings and reports that lead to the same tokens are no difference.
     """
     if first.root_digest == second.root_digest:
         return []
+    ours, theirs = _settings(first), _settings(second)
+    if isinstance(first, DialogueManifest) != isinstance(second, DialogueManifest):
+        return [Difference("kind", str(ours["kind"]), str(theirs["kind"]))]
     found = [
-        Difference(what, str(a), str(b))
-        for what, a, b in (
-            ("row length", first.seq_len, second.seq_len),
-            ("tokenizer", first.tokenizer_sha256[:16], second.tokenizer_sha256[:16]),
-            ("ids of the vocabulary", first.vocab_size, second.vocab_size),
-            ("version of the packing", first.packing_version, second.packing_version),
-        )
-        if a != b
+        Difference(what, str(ours[what]), str(theirs[what]))
+        for what in ours
+        if what in theirs and ours[what] != theirs[what]
     ]
     found += _sources(first, second)
     return found or [Difference("root digest", first.root_digest[:16], second.root_digest[:16])]
 
 
-def _sources(first: DatasetManifest, second: DatasetManifest) -> Iterator[Difference]:
+def _settings(manifest: AnyManifest) -> dict[str, str | int]:
+    common: dict[str, str | int] = {
+        "row length": manifest.seq_len,
+        "tokenizer": manifest.tokenizer_sha256[:16],
+        "ids of the vocabulary": manifest.vocab_size,
+    }
+    if isinstance(manifest, DialogueManifest):
+        return {**common, "kind": "dialogues", "template": manifest.template}
+    is_interactions = manifest.boundaries == INTERACTION_BOUNDARIES
+    common["kind"] = "single interactions" if is_interactions else "documents"
+    return {**common, "version of the packing": manifest.packing_version}
+
+
+def _sources(first: AnyManifest, second: AnyManifest) -> Iterator[Difference]:
     ours, theirs = ({source.name: source for source in manifest.sources} for manifest in (first, second))
     if list(ours) != list(theirs):
         yield Difference("sources", ", ".join(ours) or "none", ", ".join(theirs) or "none")
@@ -56,11 +69,11 @@ def _sources(first: DatasetManifest, second: DatasetManifest) -> Iterator[Differ
             yield from _splits(f"{name}/{split}", a.split(split), b.split(split))
 
 
-def _splits(name: str, first: SplitInfo, second: SplitInfo) -> Iterator[Difference]:
+def _splits(name: str, first: AnySplit, second: AnySplit) -> Iterator[Difference]:
     """Totals that differ, then units that one side lacks, then units of which the rows differ."""
     a, b = asdict(first.totals), asdict(second.totals)
     for key, value in a.items():
-        if value != b[key]:
+        if key in b and value != b[key]:
             yield Difference(f"{key.replace('_', ' ')} of {name}", f"{value:,}", f"{b[key]:,}")
     ours, theirs = _units(first), _units(second)
     lacking = [sorted(theirs.keys() - ours.keys()), sorted(ours.keys() - theirs.keys())]
@@ -77,11 +90,12 @@ def _splits(name: str, first: SplitInfo, second: SplitInfo) -> Iterator[Differen
         yield Difference(f"order of the units of {name}", _some(list(ours)), _some(list(theirs)))
 
 
-def _units(split: SplitInfo) -> dict[str, list[_Shard]]:
+def _units(split: AnySplit) -> dict[str, list[_Shard]]:
     """Name, rows and hash of every shard, by unit, in order."""
     units: dict[str, list[_Shard]] = {}
     for shard in split.shards:
-        units.setdefault(unit_name(shard), []).append((Path(shard.file).stem, shard.rows, shard.blake3))
+        rows = shard.dialogues if isinstance(shard, DialogueShard) else shard.rows
+        units.setdefault(unit_name(shard), []).append((Path(shard.file).stem, rows, shard.blake3))
     return units
 
 

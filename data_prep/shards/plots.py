@@ -14,13 +14,13 @@ from data_prep.shards.statistics import Scan
 
 
 def draw_statistics(
-    figures: dict[str, Any], plan: list[dict[str, Any]], scans: dict[tuple[str, str], Scan], out: Path
+    figures: dict[str, Any], plan: list[dict[str, Any]] | None, scans: dict[tuple[str, str], Scan], out: Path
 ) -> list[Path]:
     """Write a handful of PNG files into `out` and return their paths.
 
     Args:
         figures: what `statistics` returned.
-        plan: `source` and `epochs` of each source under the mixture.
+        plan: `source` and `epochs` of each source under the mixture of a run; None: there is none to draw.
         scans: what `scan_dataset` returned.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -29,8 +29,9 @@ def draw_statistics(
         "sources": lambda axes: _sources(axes, figures),
         "bytes_per_token": lambda axes: _bytes_per_token(axes, figures),
         "ids": lambda axes: _ids(axes, scans),
-        "epochs": lambda axes: _epochs(axes, plan),
     }
+    if plan is not None:
+        drawings["epochs"] = lambda axes: _epochs(axes, plan)
     return [save_plot(out / f"{name}.png", draw) for name, draw in drawings.items()]
 
 

@@ -22,9 +22,9 @@ from data_prep.shards.repack import ORIGIN_FILE, RepackJob
 from data_prep.shards.rows import read_unchecked, unit_name
 from data_prep.shards.trace import build_settings, clean_settings, input_problem, read_json, stored_unit
 from data_prep.units import Unit
+from rxt_dist.data.dialogues import AnyManifest, DialogueManifest, load_any_manifest
 from rxt_dist.data.format import (
     DATASET_FILE,
-    SUMS_SUFFIX,
     TOKENIZER_FILE,
     DatasetManifest,
     ShardInfo,
@@ -35,13 +35,15 @@ from rxt_dist.data.format import (
     row_sums,
     sums_file,
 )
+from rxt_dist.data.origin import maker
 from rxt_dist.data.spare import SPARE_FILE, hash_bytes, is_sealed, read_spare
-from rxt_dist.data.verify import Finding, Report, expected_spare
+from rxt_dist.data.verify import AnyShard, Finding, Report, expected_spare
 from rxt_dist.errors import DataError, UserError
 from rxt_dist.files import fsync_dir, require_free_space, write_atomic
 
 _SCRATCH = ".repair"
 _DUPLICATES = "duplicates"
+_NO_PLAN = "it was not built from texts, and the folder does not keep where its inputs lie"
 
 Say = Callable[[str], None]
 
@@ -77,28 +79,25 @@ def repair(
             raise DataError(f"Another process is writing to {dataset}. Wait for it.")
         if report.manifest is None:
             raise DataError(
-                f"{dataset / DATASET_FILE} and its copy in {SPARE_FILE} are both damaged. Run the same `rxt-dist data "
-                f"build` again: it writes both anew from the finished units."
+                f"{dataset / DATASET_FILE} and its copy in {SPARE_FILE} are both damaged. Run the same "
+                f"`{maker(dataset)}` again: it writes both anew from the finished units."
             )
         restored = _restore_small(dataset, report.manifest, report.findings)
-        manifest = load_manifest(dataset)
+        manifest = load_any_manifest(dataset)
         left = [finding for finding in report.findings if finding.file not in restored]
-        restored += _restore_sums(dataset, manifest, {finding.file for finding in left})
+        if isinstance(manifest, DatasetManifest):
+            restored += _restore_sums(dataset, manifest, {finding.file for finding in left})
         left = [finding for finding in left if finding.file not in restored]
-        shards = {shard.file: shard for shard in manifest.shards()}
-        lost = {file: shard for file, shard in shards.items() for finding in left
-                if finding.file in (file, sums_file(file))}  # fmt: skip
-        failed = [finding for finding in left if finding.file not in lost and not finding.file.endswith(SUMS_SUFFIX)]
-        for unit in sorted({unit_name(shard) for shard in lost.values()}):
-            mine = [shard for shard in lost.values() if unit_name(shard) == unit]
-            say(f"Building unit {unit} again for {', '.join(shard.file for shard in mine)}")
-            done, problem = _rebuild(dataset, manifest, unit, mine, progress)
-            restored += done
-            failed += [Finding(shard.file, f"cannot be built again: {problem}") for shard in mine if problem]
-    return Repaired(tuple(sorted(set(restored))), tuple(failed))
+        shards: dict[str, AnyShard] = {shard.file: shard for shard in manifest.shards()}
+        lost = [shard for file, shard in shards.items() for finding in left
+                if finding.file in (file, sums_file(file))]  # fmt: skip
+        of_shards = {name for shard in lost for name in (shard.file, sums_file(shard.file))}
+        failed = [finding for finding in left if finding.file not in of_shards]
+        done, not_built = _restore_shards(dataset, manifest, lost, say, progress)
+    return Repaired(tuple(sorted({*restored, *done})), (*failed, *not_built))
 
 
-def _restore_small(dataset: Path, manifest: DatasetManifest, findings: tuple[Finding, ...]) -> list[str]:
+def _restore_small(dataset: Path, manifest: AnyManifest, findings: tuple[Finding, ...]) -> list[str]:
     damaged = {finding.file for finding in findings}
     spare = read_spare(dataset)
     restored = []
@@ -132,6 +131,28 @@ def _restore_sums(dataset: Path, manifest: DatasetManifest, damaged: set[str]) -
             write_atomic(dataset / name, content)
             restored.append(name)
     return restored
+
+
+def _restore_shards(
+    dataset: Path,
+    manifest: AnyManifest,
+    lost: list[AnyShard],
+    say: Say,
+    progress: Callable[[int, int], None],
+) -> tuple[list[str], list[Finding]]:
+    """Shards are built again, unit by unit: what was restored, and what could not be."""
+    if isinstance(manifest, DialogueManifest):
+        return [], [Finding(shard.file, f"cannot be built again: {_NO_PLAN}") for shard in lost]
+    restored: list[str] = []
+    failed: list[Finding] = []
+    rows = [shard for shard in lost if isinstance(shard, ShardInfo)]
+    for unit in sorted({unit_name(shard) for shard in rows}):
+        mine = [shard for shard in dict.fromkeys(rows) if unit_name(shard) == unit]
+        say(f"Building unit {unit} again for {', '.join(shard.file for shard in mine)}")
+        done, problem = _rebuild(dataset, manifest, unit, mine, progress)
+        restored += done
+        failed += [Finding(shard.file, f"cannot be built again: {problem}") for shard in mine if problem]
+    return restored, failed
 
 
 def _rebuild(
@@ -175,7 +196,7 @@ def _rebuilder(dataset: Path, manifest: DatasetManifest, name: str, scratch: Pat
         return _repacker(dataset, Path(read_json(origin)["dataset"]), spec, name, scratch)
     unit = stored_unit(dataset, name)
     if unit is None:
-        raise DataError("it was not built from text. Run the command that made it again, into a new folder")
+        raise DataError(_NO_PLAN)
     problem = input_problem(unit)
     if problem:
         raise DataError(problem)

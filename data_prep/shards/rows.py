@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rxt_dist.data.dialogues import DialogueShard
 from rxt_dist.data.format import DatasetManifest, PackedRows, ShardInfo, row_sums, sums_file
 from rxt_dist.errors import DataError
 
@@ -20,7 +21,7 @@ Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
 
 
-def unit_name(shard: ShardInfo) -> str:
+def unit_name(shard: ShardInfo | DialogueShard) -> str:
     """The unit of work that wrote a shard: `en/train/u00000-000.arrow` is of `u00000`."""
     return Path(shard.file).stem.rsplit("-", 1)[0]
 

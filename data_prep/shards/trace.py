@@ -21,7 +21,7 @@ from data_prep.cleaning.clean import Cleaner
 from data_prep.cleaning.deduplicate import dropped_documents
 from data_prep.corpora import Document, ReadCounts, read_unit
 from data_prep.shards.repack import ORIGIN_FILE, PLAN_FILE
-from data_prep.shards.rows import gather, pieces_of, read_rows, unit_name
+from data_prep.shards.rows import gather, pieces_of, read_unchecked, unit_name
 from data_prep.units import Plan, Unit, fingerprint_file
 from rxt_dist.config.clean import CleanConfig
 from rxt_dist.data.format import BOS_ID, EOS_ID, SPLITS, TOKENIZER_FILE, DatasetManifest, ShardInfo
@@ -122,34 +122,21 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class DeepReport:
-    """`documents` were compared token for token; `tokens` were equal; `untraced` are units whose text cannot be read
-    (with the reason)."""
+    """Of `asked` documents, or all of the dataset's where it has fewer, `documents` were compared token for token;
+    `tokens` were equal. `untraced` are units whose text cannot be read, with the reason, and how many of the chosen
+    documents are theirs."""
 
+    asked: int
     documents: int
     tokens: int
     mismatches: tuple[Mismatch, ...]
     untraced: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A row that was drawn, by its number in `shard`; `unit_shards` are all of its unit, source and split."""
-
-    unit: str
-    source: str
-    split: str
-    unit_shards: tuple[ShardInfo, ...]
-    shard: ShardInfo
-    row: int
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        return self.unit, self.source, self.split
+    untraced_documents: int
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """Documents of one unit, source and split that were drawn."""
+    """Documents of one unit, source and split that were chosen, by ordinal; `shards` are all of these."""
 
     unit: str
     shards: tuple[ShardInfo, ...]
@@ -163,8 +150,8 @@ def verify_deep(
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DeepReport:
-    """Read `count` random documents again from their source, clean and tokenise them with the reference tokenizer, and
-    compare every token with the shards.
+    """Read `count` different random documents (all, where there are fewer) again from their source, clean and tokenise
+    them with the reference tokenizer, and compare every token with the shards.
 
     Args:
         seed: chooses the documents.
@@ -174,25 +161,25 @@ def verify_deep(
     Raises:
         DataError: a shard is damaged.
     """
-    drawn, rng = _draw(manifest, count, seed)
-    touched = {item.key: item.unit_shards for item in drawn}
-    units = sorted({item.unit for item in drawn})
+    samples = _choose(dataset, manifest, count, seed)
+    units = sorted({sample.unit for sample in samples})
     sizes = {unit: planned.text_bytes if (planned := stored_unit(dataset, unit)) else 0 for unit in units}
-    shards = [shard for mine in touched.values() for shard in mine]
+    shards = [shard for sample in samples for shard in sample.shards]
     hashed, total = sum(shard.bytes for shard in shards), sum(shard.bytes for shard in shards) + sum(sizes.values())
     _require_sound(dataset, shards, lambda done: progress(done, total))
-    samples = _documents(dataset, manifest.seq_len, drawn, rng)
     backend = TokenizersBackend(dataset / TOKENIZER_FILE)
-    compared = tokens = 0
+    compared = tokens = lost = 0
     mismatches: list[Mismatch] = []
     untraced: dict[str, str] = {}
     for done, unit in enumerate(units):
         mine = [sample for sample in samples if sample.unit == unit]
+        numbers = sorted(number for sample in mine for number in sample.documents)
         progress(hashed + sum(sizes[name] for name in units[:done]), total)
         try:
-            texts = _texts(dataset, unit, sorted({number for sample in mine for number in sample.documents}))
+            texts = _texts(dataset, unit, numbers)
         except DataError as error:
             untraced[unit] = str(error)
+            lost += len(numbers)
             continue
         for sample in mine:
             for number, stored in _stored(dataset, manifest.seq_len, sample).items():
@@ -203,7 +190,7 @@ def verify_deep(
                 if problem:
                     mismatches.append(Mismatch(unit, number, traced.id if traced else "", problem))
     progress(total, total)
-    return DeepReport(compared, tokens, tuple(mismatches), tuple(untraced.items()))
+    return DeepReport(count, compared, tokens, tuple(mismatches), tuple(untraced.items()), lost)
 
 
 @dataclass(frozen=True)
@@ -219,7 +206,9 @@ def _texts(dataset: Path, unit: str, ordinals: list[int]) -> dict[int, _Traced]:
     config = clean_settings(dataset)
     cleaner = Cleaner(config) if config else None
     planned = stored_unit(dataset, unit)
-    duplicates = dropped_documents(dataset, planned, config) if config and planned else {}
+    # What was decided of duplicates stays with the first dataset: whatever was packed again had been kept.
+    is_first = not (dataset / ORIGIN_FILE).is_file()
+    duplicates = dropped_documents(dataset, planned, config) if config and planned and is_first else {}
     result = {}
     for ordinal, document in documents_of(dataset, unit, ordinals).items():
         cleaned = cleaner.clean(document, duplicates.get(ordinal)) if cleaner else document
@@ -243,20 +232,48 @@ def _problem(stored: npt.NDArray[np.uint16], traced: _Traced | None, backend: To
     return f"differs from token {at} on ({len(stored):,} tokens in the shards, {len(wanted):,} from the text)"
 
 
-def _draw(manifest: DatasetManifest, count: int, seed: int) -> tuple[list[_Row], np.random.Generator]:
-    """Random rows in the order of the shards, and the generator that goes on to choose a document of each."""
-    shards = [(source, split, shard) for source in manifest.sources for split in SPLITS
+def _choose(dataset: Path, manifest: DatasetManifest, count: int, seed: int) -> list[_Sample]:
+    """`count` different documents, or all where there are fewer: one of a random row each, until it is enough.
+
+    Rows are read unchecked: who uses the choice hashes their shards first.
+    """
+    places = [(source, split, shard) for source in manifest.sources for split in SPLITS
               for shard in source.split(split).shards]  # fmt: skip
-    ends = np.cumsum([shard.rows for _, _, shard in shards])
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for row in np.sort(rng.integers(int(ends[-1]), size=count)).tolist():
-        index = int(np.searchsorted(ends, row, side="right"))
-        source, split, shard = shards[index]
-        unit = unit_name(shard)
-        mine = tuple(other for other in source.split(split).shards if unit_name(other) == unit)
-        drawn.append(_Row(unit, source.name, split, mine, shard, row - int(ends[index - 1] if index else 0)))
-    return drawn, rng
+    ends = np.cumsum([shard.rows for _, _, shard in places])
+    rng, rows = np.random.default_rng(seed), int(ends[-1])
+    chosen: dict[tuple[str, str, str], set[int]] = {}
+    found, size = 0, min(count, rows)
+    while found < count:
+        before = found
+        for row in rng.choice(rows, size, replace=False).tolist():
+            index = int(np.searchsorted(ends, row, side="right"))
+            source, split, shard = places[index]
+            documents = _documents_of_row(dataset, shard, manifest.seq_len, row - int(ends[index] - shard.rows))
+            taken = chosen.setdefault((unit_name(shard), source.name, split), set())
+            left = sorted(documents - taken)
+            if left:
+                taken.add(left[int(rng.integers(len(left)))])
+                found += 1
+            if found == count:
+                break
+        if found == before and size == rows:
+            break  # there are no others
+        # A document may lie in several rows, and several in one.
+        size = min(2 * size, rows)
+    samples = []
+    for (unit, name, split), numbers in sorted(chosen.items()):
+        source = next(source for source in manifest.sources if source.name == name)
+        mine = tuple(shard for shard in source.split(split).shards if unit_name(shard) == unit)
+        samples.append(_Sample(unit, mine, sorted(numbers)))
+    return samples
+
+
+def _documents_of_row(dataset: Path, shard: ShardInfo, seq_len: int, row: int) -> set[int]:
+    for index, batch in enumerate(shard.batches):
+        if row < batch.rows:
+            return set(read_unchecked(dataset, shard, index, seq_len, row, row + 1).seg_doc_S.tolist())
+        row -= batch.rows
+    raise IndexError(row)
 
 
 def _require_sound(dataset: Path, shards: list[ShardInfo], on_bytes: Callable[[int], None]) -> None:
@@ -275,21 +292,6 @@ def _require_sound(dataset: Path, shards: list[ShardInfo], on_bytes: Callable[[i
                 f"{dataset / shard.file} {problem}. Mend it with `rxt-dist data verify {dataset} --repair`, then trace "
                 f"its documents."
             )
-
-
-def _documents(dataset: Path, seq_len: int, drawn: list[_Row], rng: np.random.Generator) -> list[_Sample]:
-    """A random document of each row."""
-    numbers: dict[tuple[str, str, str], set[int]] = {}
-    for item in drawn:
-        local = item.row
-        for index, batch in enumerate(item.shard.batches):
-            if local < batch.rows:
-                documents = read_rows(dataset, item.shard, index, seq_len, local, local + 1).seg_doc_S
-                numbers.setdefault(item.key, set()).add(int(rng.choice(documents)))
-                break
-            local -= batch.rows
-    shards = {item.key: item.unit_shards for item in drawn}
-    return [_Sample(key[0], shards[key], sorted(documents)) for key, documents in numbers.items()]
 
 
 def _stored(dataset: Path, seq_len: int, sample: _Sample) -> dict[int, npt.NDArray[np.uint16]]:

@@ -6,10 +6,10 @@ itself is checked there (config/model.py, config/run.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rxt_dist.config.run import PhaseConfig, RampConfig, RunConfig
+from rxt_dist.config.phases import check_phases, neighbours
+from rxt_dist.config.run import RampConfig, RunConfig
 from rxt_dist.errors import ConfigError, nearest
 
 _SHOWN = 8
@@ -140,27 +140,7 @@ def _check_mixture(config: RunConfig, facts: DataFacts | None) -> None:
                     f"data.mixture.{index} names '{source}', but {config.data.path} holds {known}."
                     f"{nearest(source, facts.sources)}"
                 )
-    check_phases(phases, config.train.total_tokens)
-
-
-def check_phases(phases: Sequence[PhaseConfig], total_tokens: int | None) -> None:
-    """Refuse phases that do not cover a training of `total_tokens`; None: a training as long as they are.
-
-    Raises:
-        ConfigError: a phase before the last has no length, or together they are shorter than the training.
-    """
-    for index, phase in enumerate(phases[:-1]):
-        if phase.length is None:
-            raise ConfigError(
-                f"data.mixture.{index}.tokens is not set, so the phases after it would never begin: set it; only the "
-                f"last phase may last until the end."
-            )
-    covered = sum(phase.length or 0 for phase in phases)
-    if total_tokens is not None and phases and phases[-1].length is not None and covered < total_tokens:
-        raise ConfigError(
-            f"data.mixture covers {covered:,} tokens of a training of {total_tokens:,}: lengthen the last phase, or "
-            f"leave out its tokens, so that it lasts until the end."
-        )
+    check_phases(phases, config.train.total_tokens, facts.seq_len if facts else config.data.seq_len)
 
 
 def _check_data(config: RunConfig, facts: DataFacts) -> None:
@@ -238,9 +218,3 @@ def _one_of(values: list[int]) -> str:
     """`1, 2 or 4`; of many values the largest ones."""
     shown = [str(value) for value in values[-_SHOWN:]]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} or {shown[-1]}"
-
-
-def neighbours(tokens: int, unit: int) -> str:
-    """The multiples of `unit` next below and above."""
-    below = tokens // unit * unit
-    return f"{below} or {below + unit}" if below else str(unit)

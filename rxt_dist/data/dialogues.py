@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,21 @@ from rxt_dist.data.format import (
     PAD_ID,
     SPECIAL_TOKENS,
     TOKENIZER_FILE,
+    DatasetManifest,
+    FileInfo,
     InputFile,
     blake3_file,
     canonical_json,
     digest_json,
+    load_manifest,
     read_manifest,
     require_tokenizer,
 )
 from rxt_dist.data.interactions import answer_labels, check_interactions
+from rxt_dist.data.origin import DIALOGUES_FORMAT
 from rxt_dist.errors import ConfigError, DataError, nearest
 from rxt_dist.files import fsync_dir, temporary_path
 
-DIALOGUES_FORMAT = "rxt-dialogues"
 DIALOGUES_VERSION = 1
 _BATCH_DIALOGUES = 1024
 _SHARD_TOKENS = 1 << 28  # 512 MB
@@ -71,6 +74,10 @@ class DialogueShard:
     bytes: int
     blake3: str
 
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> DialogueShard:
+        return DialogueShard(**value)
+
 
 @dataclass(frozen=True)
 class DialogueSplit:
@@ -84,7 +91,7 @@ class DialogueSplit:
 
     @staticmethod
     def from_dict(value: Mapping[str, Any]) -> DialogueSplit:
-        shards = tuple(DialogueShard(**shard) for shard in value["shards"])
+        shards = tuple(DialogueShard.from_dict(shard) for shard in value["shards"])
         return DialogueSplit(DialogueTotals(**value["totals"]), shards)
 
 
@@ -111,7 +118,10 @@ class DialogueSource:
 
 @dataclass(frozen=True)
 class DialogueManifest:
-    """The top manifest; `seq_len` is the most tokens that a turn has."""
+    """The top manifest; `seq_len` is the most tokens that a turn has.
+
+    `files` are all other files of the folder; `rxt_dist.data.spare.finish_dataset` fills it in.
+    """
 
     seq_len: int
     vocab_size: int
@@ -120,6 +130,7 @@ class DialogueManifest:
     spec_hash: str
     inputs: tuple[InputFile, ...]
     sources: tuple[DialogueSource, ...]
+    files: tuple[FileInfo, ...] = ()
 
     @property
     def totals(self) -> DialogueTotals:
@@ -129,6 +140,11 @@ class DialogueManifest:
     def root_digest(self) -> str:
         content = [DIALOGUES_VERSION, self.seq_len, self.tokenizer_sha256, [asdict(source) for source in self.sources]]
         return digest_json(content)
+
+    def shards(self) -> Iterator[DialogueShard]:
+        """Every shard of every source and split."""
+        for source in self.sources:
+            yield from source.train.shards + source.eval.shards
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -145,6 +161,7 @@ class DialogueManifest:
             "template": self.template,
             "spec_hash": self.spec_hash,
             "inputs": [asdict(item) for item in self.inputs],
+            "files": [asdict(item) for item in self.files],
             "sources": [asdict(source) for source in self.sources],
             "totals": asdict(self.totals),
             "root_digest": self.root_digest,
@@ -160,7 +177,46 @@ class DialogueManifest:
             spec_hash=value["spec_hash"],
             inputs=tuple(InputFile(**item) for item in value["inputs"]),
             sources=tuple(DialogueSource.from_dict(source) for source in value["sources"]),
+            # Earlier versions stated none.
+            files=tuple(FileInfo(**item) for item in value.get("files", ())),
         )
+
+
+AnyManifest = DatasetManifest | DialogueManifest
+
+
+def manifest_of(text: bytes) -> AnyManifest:
+    """The manifest, of either kind, that a sound `dataset.json` holds."""
+    value = json.loads(text)
+    kind = DialogueManifest if value.get("format") == DIALOGUES_FORMAT else DatasetManifest
+    return kind.from_dict(value)
+
+
+def unsealed_manifest(text: bytes) -> DialogueManifest | None:
+    """The manifest that an earlier version wrote, which vouched for the shards alone; None for any other text."""
+    try:
+        value = json.loads(text)
+        if value.get("format") != DIALOGUES_FORMAT:
+            return None
+        manifest = DialogueManifest.from_dict(value)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    as_written = {key: item for key, item in manifest.to_dict().items() if key != "files"}
+    return manifest if canonical_json(as_written) == canonical_json(value) else None
+
+
+def load_any_manifest(root: Path) -> AnyManifest:
+    """The manifest of a dataset of either kind: rows (documents, single interactions) or dialogues.
+
+    Raises:
+        DataError: as `load_manifest` and `load_dialogue_manifest`.
+    """
+    try:
+        value = json.loads(read_manifest(root / DATASET_FILE) or b"{}")
+    except ValueError:
+        value = {}
+    is_dialogues = isinstance(value, dict) and value.get("format") == DIALOGUES_FORMAT
+    return load_dialogue_manifest(root) if is_dialogues else load_manifest(root)
 
 
 def load_dialogue_manifest(root: Path) -> DialogueManifest:

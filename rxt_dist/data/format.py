@@ -32,6 +32,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from rxt_dist.data.origin import maker, refusal
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import fsync_dir, temporary_path
 
@@ -398,7 +399,7 @@ def load_manifest(directory: Path) -> DatasetManifest:
     if text is None:
         unfinished = (directory / "units").is_dir()
         hint = (
-            "A build was started there and has not finished; run the same `rxt-dist data build` again to finish it."
+            f"A build was started there and has not finished; run the same `{maker(directory)}` again to finish it."
             if unfinished
             else "Make one with `rxt-dist data build INPUTS --out DIR`, or check the path."
         )
@@ -406,11 +407,7 @@ def load_manifest(directory: Path) -> DatasetManifest:
     try:
         value = json.loads(text)
         if (value.get("format"), value.get("version")) != (FORMAT_NAME, FORMAT_VERSION):
-            raise DataError(
-                f"{path} has format {value.get('format')!r} version {value.get('version')!r}; this program reads "
-                f"{FORMAT_NAME!r} version {FORMAT_VERSION} here. Name a dataset of this format, or build it again with "
-                f"this version."
-            )
+            raise DataError(refusal(directory, value, f"{FORMAT_NAME!r} version {FORMAT_VERSION}"))
         manifest = DatasetManifest.from_dict(value)
         claimed = value["root_digest"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from rxt_dist.config.phases import BLOCK, phase_lengths
 from rxt_dist.config.run import DataConfig, PhaseConfig
-from rxt_dist.config.validate import check_phases, neighbours
 from rxt_dist.data.format import SourceInfo
 from rxt_dist.data.sampler import (
-    BLOCK,
     MIN_WEIGHT,
     GlobalOrder,
     OrderSource,
@@ -18,9 +17,6 @@ from rxt_dist.data.sampler import (
     proportional_weights,
 )
 from rxt_dist.errors import ConfigError, nearest
-
-# By how much the rounding to whole blocks may change the length that a phase was given.
-_ROUNDING = 0.01
 
 
 def planned_order(
@@ -45,61 +41,13 @@ def planned_order(
             f"text, and build it again."
         )
     weights = [_weights(phase, f"data.mixture.{index}", sources, data) for index, phase in enumerate(data.mixture)]
-    check_phases(data.mixture, total_tokens)
     if weights:
-        lengths = _lengths(data.mixture, seq_len, total_tokens, one_pass)
+        lengths = phase_lengths(data.mixture, total_tokens, seq_len)
         # Phases beyond the end of the run have no length.
-        phases = [Phase(length, shares) for length, shares in zip(lengths, weights, strict=False)]
+        phases = [Phase(length or one_pass, shares) for length, shares in zip(lengths, weights, strict=False)]
     else:
         phases = [Phase(total_tokens or one_pass, proportional_weights([source.rows for source in rows]))]
     return GlobalOrder(rows, phases, seed, seq_len, data.max_epochs)
-
-
-def _lengths(mixture: Sequence[PhaseConfig], seq_len: int, total_tokens: int | None, one_pass: int) -> list[int]:
-    """Tokens of each phase that begins within the run; the last one has what the blocks of the others leave it."""
-    block = BLOCK * seq_len
-    end = total_tokens
-    if end is None and mixture[-1].length is not None:
-        end = sum(phase.length or 0 for phase in mixture)
-    lengths: list[int] = []
-    asked = read = 0  # where the phase begins: by the lengths as given, and in whole blocks
-    for index, phase in enumerate(mixture):
-        if end is None and phase.length is None:
-            lengths.append(one_pass)
-        elif phase.length is not None and (end is None or asked + phase.length < end):
-            lengths.append(phase.length)
-            asked += phase.length
-            read += _whole_blocks(phase.length, block, f"data.mixture.{index}")
-        else:
-            assert end is not None, "only a last phase is open"
-            # What the end of the run cuts has no length of its own to keep: it only has to begin.
-            whole = phase.length == end - asked
-            _require_room(index, end, asked, read, block, (1 - _ROUNDING) * (end - asked) if whole else 1)
-            lengths.append(end - read)
-            break
-    return lengths
-
-
-def _whole_blocks(length: int, block: int, place: str) -> int:
-    rounded = -(-length // block) * block
-    if rounded - length > _ROUNDING * length:
-        raise ConfigError(
-            f"{place} lasts {length:,} tokens, but a phase that others follow is read in whole blocks of {block:,} "
-            f"tokens ({BLOCK} rows), so it would last {rounded:,}: give it {neighbours(length, block)} tokens, or "
-            f"join it with the next phase."
-        )
-    return rounded
-
-
-def _require_room(index: int, end: int, asked: int, read: int, block: int, least: float) -> None:
-    """The last phase must begin within the run, and keep its length if it has one."""
-    if end - read >= least:
-        return
-    raise ConfigError(
-        f"data.mixture.{index} has the last {end - asked:,} of {end:,} tokens, of which {max(end - read, 0):,} are "
-        f"left when the phases before it are read in whole blocks of {block:,} tokens ({BLOCK} rows): give each of "
-        f"those a multiple of {block:,}, or train on more tokens."
-    )
 
 
 def _weights(phase: PhaseConfig, place: str, sources: Sequence[SourceInfo], data: DataConfig) -> tuple[int, ...]:

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rxt_dist.config.phases import BLOCK
 from rxt_dist.data.format import digest_json
 from rxt_dist.errors import ConfigError, DataError
 
-BLOCK = 4096
 WEIGHT_ONE = 1 << 32
 MIN_WEIGHT = WEIGHT_ONE // BLOCK  # below one row a block, exact shares would need a negative count in some block
 TABLE_ROWS = 65_536

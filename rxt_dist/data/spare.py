@@ -15,10 +15,11 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import blake3
 
+from rxt_dist.data.dialogues import AnyManifest, DialogueManifest, manifest_of
 from rxt_dist.data.format import (
     DATASET_FILE,
     SHARD_SUFFIX,
@@ -32,6 +33,8 @@ from rxt_dist.errors import DataError
 from rxt_dist.files import write_atomic
 
 SPARE_FILE = "spare.zip"
+ManifestT = TypeVar("ManifestT", DatasetManifest, DialogueManifest)
+
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 # What the builders write beside shards; of each unit its manifest and the duplicates that it drops.
 _SINGLE_FILES = (
@@ -46,7 +49,7 @@ _SINGLE_FILES = (
 _UNIT_FILES = ("units/{}.json", "duplicates/{}.dropped.npy")
 
 
-def finish_dataset(root: Path, manifest: DatasetManifest, units: Iterable[str]) -> DatasetManifest:
+def finish_dataset(root: Path, manifest: ManifestT, units: Iterable[str]) -> ManifestT:
     """Write `spare.zip` and, last of all, `dataset.json`; both atomically. Returns the manifest with its `files`.
 
     Args:
@@ -73,13 +76,13 @@ def finish_dataset(root: Path, manifest: DatasetManifest, units: Iterable[str]) 
     return complete
 
 
-def _finished(root: Path) -> DatasetManifest | None:
+def _finished(root: Path) -> AnyManifest | None:
     """The manifest that stands in the folder, if it is sound."""
     try:
         text = (root / DATASET_FILE).read_bytes()
     except OSError:
         return None
-    return DatasetManifest.from_dict(json.loads(text)) if is_sealed(text) else None
+    return manifest_of(text) if is_sealed(text) else None
 
 
 def _own_files(root: Path, units: Iterable[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """Is a dataset folder what its manifest says? Every file of it is vouched for, bit by bit.
 
 `dataset.json` is sealed by a digest of its own content and states size and hash of every other file; `spare.zip` must
-be the archive that the small files give. Hashing runs in threads (blake3 and reading leave the interpreter free).
+be the archive that the small files give. Rows (of documents or single interactions) and dialogues are checked alike; of
+dialogues there are no checksums of rows. Hashing runs in threads (blake3 and reading leave the interpreter free).
 """
 
 from __future__ import annotations
@@ -13,22 +14,30 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import blake3
 import pyarrow as pa
 
+from rxt_dist.data.dialogues import (
+    AnyManifest,
+    DialogueManifest,
+    DialogueShard,
+    load_any_manifest,
+    manifest_of,
+    unsealed_manifest,
+)
 from rxt_dist.data.format import (
     DATASET_FILE,
     SHARD_SUFFIX,
     SPLITS,
     TOKENIZER_FILE,
-    DatasetManifest,
     ShardInfo,
     batch_offsets,
-    load_manifest,
     sums_file,
     tokenizer_fingerprint,
 )
+from rxt_dist.data.origin import mending
 from rxt_dist.data.spare import SPARE_FILE, hash_bytes, is_sealed, read_spare, small_files, spare_bytes
 from rxt_dist.errors import DataError
 
@@ -37,6 +46,7 @@ SUM_BYTES = 8
 _CONTENT = "does not have the content its manifest states (blake3 differs: a flipped bit or another file)"
 
 OnBytes = Callable[[int], None]
+AnyShard = ShardInfo | DialogueShard
 _Content = tuple[bytes | None, str]
 
 
@@ -51,13 +61,15 @@ class Finding:
 @dataclass(frozen=True)
 class Report:
     """What a look at a dataset found. `manifest` is None where neither `dataset.json` nor its spare copy can be read;
-    `unknown` are files that the manifest does not know (no damage: nothing reads them)."""
+    `unknown` are files that the manifest does not know (no damage: nothing reads them). `unsealed` is a dataset of
+    dialogues that an earlier version finished: nothing vouches for its small files but the tokenizer."""
 
-    manifest: DatasetManifest | None
+    manifest: AnyManifest | None
     findings: tuple[Finding, ...]
     unknown: tuple[str, ...]
     files: int
     bytes: int
+    unsealed: bool = False
 
 
 def verify_quick(root: Path) -> Report:
@@ -67,7 +79,7 @@ def verify_quick(root: Path) -> Report:
         DataError: there is no dataset.
     """
 
-    def check(info: ShardInfo, on_bytes: OnBytes) -> str | None:
+    def check(info: AnyShard, on_bytes: OnBytes) -> str | None:
         return size_problem(root / info.file, info.bytes)
 
     return _verify(root, _threads(), check, lambda done, total: None)
@@ -107,7 +119,7 @@ def size_problem(path: str | Path, wanted: int) -> str | None:
     return None if size == wanted else f"has {size:,} bytes instead of {wanted:,} (truncated or overwritten)"
 
 
-def shard_problem(path: Path, info: ShardInfo, on_bytes: OnBytes = lambda size: None) -> str | None:
+def shard_problem(path: Path, info: AnyShard, on_bytes: OnBytes = lambda size: None) -> str | None:
     """What is wrong with a shard's size, content or structure, or None. Reads the whole file."""
     problem = size_problem(path, info.bytes)
     if problem:
@@ -115,26 +127,39 @@ def shard_problem(path: Path, info: ShardInfo, on_bytes: OnBytes = lambda size: 
     try:
         if _hash_file(path, on_bytes) != info.blake3:
             return _CONTENT
-        if batch_offsets(path) != info.batches:
+        if isinstance(info, DialogueShard):
+            if (rows := _count_rows(path)) != info.dialogues:
+                return f"holds {rows:,} dialogues instead of {info.dialogues:,}"
+        elif batch_offsets(path) != info.batches:
             return "does not have its record batches where its manifest states"
     except (OSError, pa.ArrowException) as error:
         return f"cannot be read ({error})"
     return None
 
 
+def _count_rows(path: Path) -> int:
+    with pa.memory_map(str(path)) as file:
+        reader = pa.ipc.open_file(file)
+        return sum(reader.get_batch(index).num_rows for index in range(reader.num_record_batches))
+
+
 def _verify(
     root: Path,
     threads: int,
-    check_shard: Callable[[ShardInfo, OnBytes], str | None],
+    check_shard: Callable[[AnyShard, OnBytes], str | None],
     progress: Callable[[int, int], None],
 ) -> Report:
     manifest, findings = _manifest(root)
     if manifest is None:
         return Report(None, tuple(findings), (), 1, 0)
+    unsealed = isinstance(manifest, DialogueManifest) and not manifest.files
     contents = {item.file: _content(root / item.file) for item in manifest.files}
-    findings += _small_findings(root, manifest, contents)
+    if unsealed:
+        findings += _tokenizer_findings(manifest, _content(root / TOKENIZER_FILE))
+    else:
+        findings += _small_findings(root, manifest, contents)
     findings += _unit_findings(manifest, contents, {finding.file for finding in findings})
-    shards = list(manifest.shards())
+    shards: list[AnyShard] = list(manifest.shards())
     total, done, lock = sum(shard.bytes for shard in shards), 0, threading.Lock()
 
     def on_bytes(size: int) -> None:
@@ -143,43 +168,53 @@ def _verify(
             done += size
             progress(done, total)
 
-    def check(info: ShardInfo) -> list[Finding]:
-        sums = sums_file(info.file)
-        problems = [(info.file, check_shard(info, on_bytes)), (sums, sums_problem(root / sums, info))]
+    def check(info: AnyShard) -> list[Finding]:
+        problems = [(info.file, check_shard(info, on_bytes))]
+        if isinstance(info, ShardInfo):
+            sums = sums_file(info.file)
+            problems.append((sums, sums_problem(root / sums, info)))
         return [Finding(file, problem) for file, problem in problems if problem]
 
     with ThreadPoolExecutor(threads) as pool:
         # Shards first in the manifest may be few and large ones last: the largest are begun first.
         for found in pool.map(check, sorted(shards, key=lambda shard: -shard.bytes)):
             findings += found
-    size = total + sum(SUM_BYTES * shard.rows for shard in shards) + sum(item.bytes for item in manifest.files)
-    known = {item.file for item in manifest.files} | {shard.file for shard in shards}
+    with_sums = [shard for shard in shards if isinstance(shard, ShardInfo)]
+    size = total + sum(SUM_BYTES * shard.rows for shard in with_sums) + sum(item.bytes for item in manifest.files)
+    files = len(shards) + len(with_sums) + len(manifest.files) + 2
+    unknown = () if unsealed else _unknown(root, manifest)
+    return Report(manifest, tuple(sorted(findings, key=lambda finding: finding.file)), unknown, files, size, unsealed)
+
+
+def _unknown(root: Path, manifest: AnyManifest) -> tuple[str, ...]:
+    """Files of the folder that are not the dataset's."""
+    known = {item.file for item in manifest.files} | {shard.file for shard in manifest.shards()}
     present = small_files(root) + [path.relative_to(root).as_posix() for path in root.rglob(f"*{SHARD_SUFFIX}")]
-    unknown = tuple(sorted(name for name in present if name not in known and "/." not in f"/{name}"))
-    ordered = tuple(sorted(findings, key=lambda finding: finding.file))
-    return Report(manifest, ordered, unknown, 2 * len(shards) + len(manifest.files) + 2, size)
+    return tuple(sorted(name for name in present if name not in known and "/." not in f"/{name}"))
 
 
-def _manifest(root: Path) -> tuple[DatasetManifest | None, list[Finding]]:
+def _manifest(root: Path) -> tuple[AnyManifest | None, list[Finding]]:
     """The manifest, from its spare copy where `dataset.json` is damaged, and what is wrong with `dataset.json`."""
     text, problem = _content(root / DATASET_FILE)
     copy = read_spare(root).get(DATASET_FILE)
     spare = _sealed_manifest(copy)
     if text is not None and is_sealed(text):
-        manifest = load_manifest(root)
+        manifest = load_any_manifest(root)
         if spare is None or not _replaces(root, spare, manifest):
             return manifest, []
         problem = f"is older than its copy in {SPARE_FILE}, which the other files match: a build ended between the two"
         return spare, [Finding(DATASET_FILE, problem)]
+    if text is not None and copy is None and (earlier := unsealed_manifest(text)):
+        return earlier, []
     if text is None and copy is None:
-        load_manifest(root)  # says why it cannot be read and what to do
+        load_any_manifest(root)  # says why it cannot be read and what to do
     problem = problem or "does not have the digest that it states (damaged or edited)"
     if spare is None:
         return None, [Finding(DATASET_FILE, problem), Finding(SPARE_FILE, "holds no sound copy of the manifest")]
     return spare, [Finding(DATASET_FILE, problem)]
 
 
-def _replaces(root: Path, spare: DatasetManifest, manifest: DatasetManifest) -> bool:
+def _replaces(root: Path, spare: AnyManifest, manifest: AnyManifest) -> bool:
     """Whether a build that changed small files, and no row, ended between `spare.zip` and `dataset.json`."""
     if spare == manifest or spare.root_digest != manifest.root_digest:
         return False
@@ -187,11 +222,11 @@ def _replaces(root: Path, spare: DatasetManifest, manifest: DatasetManifest) -> 
     return all(content is not None and hash_bytes(content) == item.blake3 for item, content in contents)
 
 
-def _sealed_manifest(text: bytes | None) -> DatasetManifest | None:
-    return DatasetManifest.from_dict(json.loads(text)) if text is not None and is_sealed(text) else None
+def _sealed_manifest(text: bytes | None) -> AnyManifest | None:
+    return manifest_of(text) if text is not None and is_sealed(text) else None
 
 
-def _small_findings(root: Path, manifest: DatasetManifest, contents: Mapping[str, _Content]) -> Iterator[Finding]:
+def _small_findings(root: Path, manifest: AnyManifest, contents: Mapping[str, _Content]) -> Iterator[Finding]:
     """Small files, the tokenizer's fingerprint, and the archive of spare copies."""
     for item in manifest.files:
         content, problem = contents[item.file]
@@ -199,8 +234,8 @@ def _small_findings(root: Path, manifest: DatasetManifest, contents: Mapping[str
             yield Finding(item.file, problem)
         elif hash_bytes(content) != item.blake3:
             yield Finding(item.file, _CONTENT)
-        elif item.file == TOKENIZER_FILE and tokenizer_fingerprint(content.decode()) != manifest.tokenizer_sha256:
-            yield Finding(item.file, "is not the tokenizer that made the shards")
+        elif item.file == TOKENIZER_FILE:
+            yield from _tokenizer_findings(manifest, (content, problem))
     if TOKENIZER_FILE not in contents:
         yield Finding(TOKENIZER_FILE, "is missing")
     spare, problem = _content(root / SPARE_FILE)
@@ -208,7 +243,21 @@ def _small_findings(root: Path, manifest: DatasetManifest, contents: Mapping[str
         yield Finding(SPARE_FILE, problem or "does not hold exact copies of the small files")
 
 
-def expected_spare(root: Path, manifest: DatasetManifest) -> bytes | None:
+def _tokenizer_findings(manifest: AnyManifest, tokenizer: _Content) -> Iterator[Finding]:
+    content, problem = tokenizer
+    if content is None:
+        yield Finding(TOKENIZER_FILE, problem)
+        return
+    try:
+        made_with = tokenizer_fingerprint(content.decode())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        yield Finding(TOKENIZER_FILE, f"cannot be read as a tokenizer ({error})")
+        return
+    if made_with != manifest.tokenizer_sha256:
+        yield Finding(TOKENIZER_FILE, "is not the tokenizer that made the shards")
+
+
+def expected_spare(root: Path, manifest: AnyManifest) -> bytes | None:
     """The archive that this manifest and sound small files give; None where one of them is lost in both places."""
     spare = read_spare(root)
     texts = (_content(root / DATASET_FILE)[0], spare.get(DATASET_FILE))
@@ -225,15 +274,18 @@ def expected_spare(root: Path, manifest: DatasetManifest) -> bytes | None:
     return spare_bytes(sound)
 
 
-def _unit_findings(manifest: DatasetManifest, contents: Mapping[str, _Content], damaged: set[str]) -> Iterator[Finding]:
+def _unit_findings(manifest: AnyManifest, contents: Mapping[str, _Content], damaged: set[str]) -> Iterator[Finding]:
     """Units whose manifests, each sound by itself, name other shards than `dataset.json`."""
-    known = {shard.file: shard for shard in manifest.shards()}
+    known: dict[str, AnyShard] = {shard.file: shard for shard in manifest.shards()}
+    read: Callable[[Any], AnyShard] = (
+        DialogueShard.from_dict if isinstance(manifest, DialogueManifest) else ShardInfo.from_dict
+    )
     for name, (content, _) in contents.items():
         if content is None or name in damaged or not name.startswith("units/") or not name.endswith(".json"):
             continue
         sources = json.loads(content).get("sources", [])
         shards = [shard for source in sources for split in SPLITS for shard in source[split]["shards"]]
-        strange = [shard["file"] for shard in shards if known.get(shard["file"]) != ShardInfo.from_dict(shard)]
+        strange = [shard["file"] for shard in shards if known.get(shard["file"]) != read(shard)]
         if strange:
             yield Finding(name, f"and {DATASET_FILE} disagree about {', '.join(strange[:3])}")
 
@@ -276,6 +328,5 @@ def require_sound(report: Report, root: Path) -> None:
     more = f"; and {len(report.findings) - 8} more" if len(report.findings) > 8 else ""
     raise DataError(
         f"{root} has {len(report.findings)} damaged file{'s' * (len(report.findings) > 1)}: {files}{more}. "
-        f"`rxt-dist data verify {root} --repair` restores the small files from their copies and builds damaged shards "
-        f"again from their texts."
+        f"{mending(root)}"
     )

@@ -65,7 +65,13 @@ def test_overrides_stand_behind_the_data_file(file: Path, tmp_path: Path) -> Non
     ("arguments", "message"),
     [
         (("FILE", "--out", "x"), "says how and where to build, so --out cannot"),
-        (("FILE", "--seq-len", 64, "--tokenizer", "t.json"), "so --seq-len, --tokenizer cannot be given too"),
+        (("FILE", "--out", "my data"), "data.yaml 'path=my data'`."),
+        (
+            ("FILE", "build.unit_mb=1", "--vocab-size", 300, "--eval-fraction", 0.1, "--out", "x"),
+            "data.yaml build.unit_mb=1 path=x build.vocab_size=300 build.eval_fraction=0.1`.",
+        ),
+        (("FILE", "--seq-len", 64, "--tokenizer", "t.json"), "so --tokenizer, --seq-len cannot be given too"),
+        (("FILE", "--seq-len", 64, "--tokenizer", "t.json"), "data.yaml build.tokenizer=t.json seq_len=64`."),
         (("FILE", "texts/"), "without other inputs: texts/ cannot stand beside it"),
         (("texts/",), "--out is missing"),
         (("texts/", "--out", "x", "--task", 1), "--task and --tasks go together"),

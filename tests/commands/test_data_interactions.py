@@ -89,6 +89,13 @@ def test_pretraining_refuses_interactions(root: Path, tmp_path: Path) -> None:
         preflight(config, 1)
 
 
+def test_pretraining_says_what_dialogues_are(root: Path, tmp_path: Path) -> None:
+    as_json(*_interactions(root, "dialogues", "--out", tmp_path / "dialogues"))
+    config = load_run(TinyRun(tmp_path, tmp_path / "dialogues").file)
+    with pytest.raises(DataError, match="holds dialogues, made for the memory stages by `rxt-dist data interactions"):
+        preflight(config, 1)
+
+
 def test_dialogues_and_what_a_person_is_told(root: Path) -> None:
     result = run(*_interactions(root, "dialogues"))
     assert result.exit_code == 0, result.exception
@@ -101,7 +108,7 @@ def test_dialogues_and_what_a_person_is_told(root: Path) -> None:
     assert sum(len(DialogueDataset(dataset, split)) for split in ("train", "eval")) == records
     refused = run("stats", dataset)
     assert isinstance(refused.exception, DataError)
-    assert "'rxt-dialogues' version 1; this program reads 'rxt-shards' version 1 here" in str(refused.exception)
+    assert "holds dialogues, made for the memory stages by `rxt-dist data interactions" in str(refused.exception)
 
 
 def test_a_bad_record_ends_the_build_with_its_place(root: Path, tmp_path: Path) -> None:
@@ -113,6 +120,49 @@ def test_a_bad_record_ends_the_build_with_its_place(root: Path, tmp_path: Path) 
     assert not (tmp_path / "out/dataset.json").exists()
 
 
+def test_a_mixed_file_is_shared_between_the_two_kinds(root: Path, tmp_path: Path) -> None:
+    singles = [{"query": f"How much is {n}?", "answer": f"It is {n}."} for n in range(30)]
+    records = [item if n % 3 else {"interactions": [item, item]} for n, item in enumerate(singles)]
+    records.append({"query": "nobody answers", "answer": ""})
+    (tmp_path / "mixed.en.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+
+    def arguments(kind: str, out: str, *more: object) -> tuple[object, ...]:
+        return ("interactions", tmp_path / "mixed.en.jsonl", "--kind", kind, "--tokenizer", root / "tokenizer.json",
+                "--seq-len", 64, "--out", tmp_path / out, *more)  # fmt: skip
+
+    refused = run(*arguments("single", "single"))
+    assert isinstance(refused.exception, DataError)
+    assert "line 1 is a dialogue of 2 interactions" in str(refused.exception)
+    assert "--skip-other-kinds" in str(refused.exception)
+    # The build that was refused goes on with it.
+    single = as_json(*arguments("single", "single", "--skip-other-kinds"))
+    assert (single["read"]["other_kind"], single["read"]["empty"], single["sources"]["en"]["interactions"]) == (
+        10,
+        1,
+        20,
+    )
+    told = " ".join(run(*arguments("single", "single", "--skip-other-kinds")).stdout.split())
+    assert "Read 30 records with 40 interactions. Skipped 1 empty, 10 dialogues, 0 too long" in told
+    assert json.loads((tmp_path / "single/interactions.json").read_text())["counts"]["other_kind"] == 10
+    dialogues = as_json(*arguments("dialogues", "dialogues", "--skip-other-kinds"))
+    assert (dialogues["read"]["other_kind"], dialogues["sources"]["en"]["dialogues"]) == (20, 10)
+    assert dialogues["sources"]["en"]["interactions"] == 20
+    refused = run(*arguments("dialogues", "dialogues"))
+    assert isinstance(refused.exception, DataError)
+    assert "skip_other_kinds was True" in str(refused.exception)
+    both = as_json(*arguments("dialogues", "both"))
+    assert (both["read"]["other_kind"], both["sources"]["en"]["dialogues"]) == (0, 30)
+    assert "skip_other_kinds" not in json.loads((tmp_path / "both/build.json").read_text())
+
+
+def test_nothing_of_the_kind_is_said_to_be_there(root: Path, tmp_path: Path) -> None:
+    refused = run("interactions", root / "chats/dialogues", "--tokenizer", root / "tokenizer.json", "--seq-len", 512,
+                  "--skip-other-kinds", "--out", tmp_path / "out")  # fmt: skip
+    assert isinstance(refused.exception, DataError)
+    assert " of the other kind, 0 too long for rows of 512" in str(refused.exception)
+    assert not (tmp_path / "out/dataset.json").exists()
+
+
 def test_to_megatron_and_back(root: Path, tmp_path: Path) -> None:
     out, tokenizer = tmp_path / "data", root / "tokenizer.json"
     as_json("build", root / "corpus", "--out", out, "--tokenizer", tokenizer, "--workers", 1)
@@ -121,12 +171,21 @@ def test_to_megatron_and_back(root: Path, tmp_path: Path) -> None:
         ("en", "train"), ("en", "eval"), ("pl", "train"), ("pl", "eval"),
     }  # fmt: skip
     prefix = tmp_path / "m/corpus-pl-train"
-    arguments = ("import-megatron", prefix, "--tokenizer", root / "tokenizer.json", "--seq-len", 64, "--language", "pl",
+    arguments = ("import-megatron", prefix, "--tokenizer", root / "tokenizer.json", "--seq-len", 64,
                  "--out", tmp_path / "back")  # fmt: skip
     back = as_json(*arguments)
+    assert "corpus-pl-train.rxt.json: train of source pl (pl)" in back["naming"]
+    assert list(back["sources"]) == ["pl"]
     totals = back["sources"]["pl"]
     assert sum(totals[split]["tokens"] for split in ("train", "eval")) == exported[str(prefix)]["tokens"]
     assert back["read"]["bos"] == back["read"]["eod"] == exported[str(prefix)]["documents"]
+    shard = next((tmp_path / "back/pl/train").glob("*.arrow"))
+    shard.write_bytes(shard.read_bytes()[::-1])
+    damaged = run("verify", tmp_path / "back")
+    assert "and run the same `rxt-dist data import-megatron` again" in str(damaged.exception)
+    shard.unlink()
+    assert as_json(*arguments)["root_digest"] == back["root_digest"]
+    assert run("verify", tmp_path / "back").exit_code == 0
     told = run(*arguments)
     assert "1 of 1 units were already finished" in " ".join(told.stdout.split())
     shown = run("export-megatron", tmp_path / "back", "--out", tmp_path / "m/again")

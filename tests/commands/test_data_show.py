@@ -112,8 +112,10 @@ def test_an_open_last_phase_of_a_data_file_is_shown(dataset: Path, tmp_path: Pat
     for position, source in ((0, "en"), (4095, "en"), (4096, "pl"), (4097, "pl"), (20_000, "pl")):
         shown = as_json("show", dataset, "--position", position, "--run", tmp_path / "data.yaml")
         assert shown["source"] == source, position
-    plan = as_json("stats", dataset, "--run", tmp_path / "data.yaml")["mixture"]
-    assert {item["source"]: item["tokens"] for item in plan} == {"en": 4096 * seq_len, "pl": rows * seq_len}
+    # How much of it is read is another question, which hangs on the end.
+    for verb in (("stats", dataset, "--run"), ("mix",)):
+        error = run(*verb, tmp_path / "data.yaml").exception
+        assert "lasts until the end of training, which a data file does not know" in str(error)
 
 
 def test_documents_are_traced_to_their_records(tmp_path: Path) -> None:

@@ -23,13 +23,16 @@ def test_figures_and_pictures(dataset: Path, tmp_path: Path) -> None:
     assert value["scanned"]["whole"]
     assert set(value["sources"]) == {"en", "pl"}
     assert value["sources"]["en"]["splits"]["train"]["documents"] == value["sources"]["en"]["lengths"]["documents"]
-    assert [item["epochs"] for item in value["mixture"]] == pytest.approx([1, 1], rel=0.01)
-    assert len(value["plots"]) == len(list((tmp_path / "figures").glob("*.png"))) == 5
+    assert value["mixture"] is None
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {Path(path).name for path in value["plots"]}
+    assert len(value["plots"]) == 4
+    assert "epochs" not in " ".join(value["plots"])
     assert not as_json("stats", dataset, "--sample", 20)["scanned"]["whole"]
     text = run("stats", dataset, "--sample", 20).stdout
-    for expected in ("a sample of the rows", "never used need a scan of all rows: --whole", "epochs", "Languages: "):
+    for expected in ("a sample of the rows", "never used need a scan of all rows: --whole", "Languages: "):
         assert expected in text
     assert " 0 of " not in text
+    assert "epochs" not in text
     assert "Exact duplicates over all sources: 0 of" in run("stats", dataset).stdout
 
 
@@ -46,6 +49,14 @@ def test_epochs_of_a_mixture_that_training_would_refuse(dataset: Path, tmp_path:
     file.write_text(f"path: {dataset}\nmixture: [{{tokens: 2000000, weights: {{en: 3, pl: 1}}}}]\n")
     epochs = {item["source"]: item["epochs"] for item in as_json("stats", dataset, "--run", file)["mixture"]}
     assert epochs["en"] > 2 * epochs["pl"] > 8
+    told = run("stats", dataset, "--run", file, "--plots", tmp_path / "figures")
+    assert "Documents (lengths in tokens) and training" in told.stdout
+    assert f"{epochs['en']:.2f}" in told.stdout
+    assert (tmp_path / "figures/epochs.png").is_file()
+    file.write_text(f"path: {dataset}\nmixture: [{{weights: {{en: 1}}}}]\n")
+    error = run("stats", dataset, "--run", file).exception
+    assert isinstance(error, ConfigError)
+    assert "lasts until the end of training, which a data file does not know: name the run file." in str(error)
     file.write_text(f"path: {dataset}\nmixture: [{{weights: {{de: 1}}}}]\n")
     assert isinstance(run("stats", dataset, "--run", file).exception, ConfigError)
 
@@ -60,7 +71,8 @@ def test_repacked_data_differs_and_comes_back(dataset: Path, tmp_path: Path) -> 
     again = as_json("repack", dataset, "--seq-len", 100, "--out", tmp_path / "other", "--workers", 2)
     assert again["root_digest"] == new["root_digest"]
     assert as_json("diff", tmp_path / "new", tmp_path / "other") == {
-        "same": True, "root_digests": [new["root_digest"]] * 2, "differences": []
+        "same": True, "root_digests": [new["root_digest"]] * 2, "differences": [],
+        "documents": {"same": True, "by": "stream", "differing": []},
     }  # fmt: skip
     assert "2 of 2 units were already finished" in run(
         "repack", dataset, "--seq-len", 100, "--out", tmp_path / "new"

@@ -52,7 +52,12 @@ def test_modes(dataset: Path) -> None:
     assert "is sound" in _run("verify", dataset, "--full", "--threads", 2).stdout
     deep = _json("verify", dataset, "--deep", 10, "--seed", 5)
     assert (deep["mode"], deep["seed"], deep["mismatches"], deep["untraced"]) == ("deep", 5, [], {})
-    assert 5 <= deep["documents"] <= 10
+    assert (deep["asked"], deep["documents"], deep["untraced_documents"]) == (10, 10, 0)
+    everything = _json("verify", dataset, "--deep", 1000)
+    assert (everything["asked"], everything["documents"]) == (1000, 160)
+    told = _run("verify", dataset, "--deep", 1000)
+    assert "160 of 160 documents" in told.stdout
+    assert "Asked for were 1000, but the dataset has no more than 160." in told.stdout
     text = _run("verify", dataset, "--deep", 10)
     assert "documents" in text.stdout
     assert "exactly what their texts give" in text.stdout
@@ -93,7 +98,7 @@ def test_what_stays_damaged_ends_in_an_error(dataset: Path, world: Path) -> None
         assert "is gone" in value["not_restored"][f"en/train/{shard.name}"]
         assert isinstance(result.exception, DataError)
         assert "still damaged" in str(result.exception)
-        assert "Run the same build again" in str(result.exception)
+        assert "Run the same `rxt-dist data build` again" in str(result.exception)
     finally:
         (world / "away").rename(world / "texts")
 
@@ -104,6 +109,8 @@ def test_texts_that_are_gone_make_deep_fail(dataset: Path, world: Path) -> None:
         result = _run("verify", dataset, "--deep", 3)
         assert isinstance(result.exception, DataError)
         assert "is gone" in str(result.exception)
+        assert "0 of 0 documents" in result.stdout
+        assert "3 more could not be compared, as their texts cannot be read" in result.stdout
     finally:
         (world / "away").rename(world / "texts")
 

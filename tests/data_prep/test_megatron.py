@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import struct
 from pathlib import Path
@@ -16,10 +17,13 @@ from tokenizers import Tokenizer
 from data_prep import synthetic
 from data_prep.corpora import Document
 from data_prep.megatron import importing as megatron
+from data_prep.megatron.description import name_documents, read_description
 from data_prep.megatron.exporting import export_megatron
 from data_prep.megatron.importing import ImportRequest, import_megatron
 from data_prep.tokenizing.tokenizer import save_tokenizer, train_tokenizer
 from rxt_dist.data.dataset import TokenDataset
+from rxt_dist.data.format import load_manifest
+from rxt_dist.data.spare import sealed_json
 from rxt_dist.errors import ConfigError, DataError
 
 BOS, EOS = 2, 3
@@ -97,7 +101,8 @@ def test_a_corpus_comes_back_from_the_shards_document_by_document(
     assert (corpus.documents, corpus.tokens) == (totals.documents, totals.tokens)
     assert corpus.prefix.name == "back-web-train"
     assert _read_back(corpus.prefix) == _framed(documents)
-    assert sorted(path.name for path in corpus.prefix.parent.iterdir()) == ["back-web-train.bin", "back-web-train.idx"]
+    names = ["back-web-train.bin", "back-web-train.idx", "back-web-train.rxt.json"]
+    assert sorted(path.name for path in corpus.prefix.parent.iterdir()) == names
 
 
 def test_text_bytes_and_training_rows_are_those_of_the_text(
@@ -190,6 +195,81 @@ def test_an_interrupted_import_is_finished_with_the_same_digest(
     assert (resumed.manifest, resumed.counts) == (whole.manifest, whole.counts)
     with pytest.raises(DataError, match="seq_len was 256 and is now 64"):
         import_megatron(ImportRequest(**(vars(again) | {"seq_len": 64})))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What an export states
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exported(tmp_path: Path, tokenizer: tuple[Tokenizer, Path], documents: Documents) -> Path:
+    """The prefix of the held-out documents of a source that is not called after its language."""
+    prefix = _write(tmp_path / "in", [[ids] for ids in documents])
+    import_megatron(_request(prefix, tokenizer, source="wiki-2", language="pl", eval_fraction=0.2))
+    return next(item.prefix for item in export_megatron(tmp_path / "out", tmp_path / "ex") if item.split == "eval")
+
+
+def test_source_and_language_survive(exported: Path, tmp_path: Path) -> None:
+    digest = load_manifest(tmp_path / "out").root_digest
+    about = read_description(exported)
+    assert about == read_description(exported.with_name(exported.name + ".bin"))
+    assert about is not None
+    assert (about.source, about.language, about.split, about.dataset) == ("wiki-2", "pl", "eval", digest)
+    naming = name_documents(exported, None, None)
+    assert (naming.source, naming.language) == ("wiki-2", "pl")
+    assert (
+        naming.said
+        == f"ex-wiki-2-eval.rxt.json: eval of source wiki-2 (pl), exported from a dataset with digest {digest[:16]}."
+    )
+    other = name_documents(exported, None, "en")
+    assert (other.source, other.language) == ("wiki-2", "en")
+    assert other.said.endswith(", taken as wiki-2 (en) as asked for.")
+
+
+def test_what_nobody_states_is_said_not_to_be_known(tmp_path: Path) -> None:
+    unknown = name_documents(tmp_path / "corpus", None, None)
+    assert (unknown.source, unknown.language) == ("und", "und")
+    assert "Nothing says which language" in unknown.said
+    assert "--language" in unknown.said
+    by_name = name_documents(tmp_path / "news.pl.idx", "news", None)
+    assert (by_name.source, by_name.language) == ("news", "pl")
+    assert "No --language given: pl, after the name" in by_name.said
+    given = name_documents(tmp_path / "corpus", None, "en")
+    assert (given.source, given.language, given.said) == ("en", "en", "")
+
+
+def test_a_description_is_believed_of_its_own_pair_alone(
+    exported: Path, tmp_path: Path, tokenizer: tuple[Tokenizer, Path]
+) -> None:
+    path = tmp_path / "ex-wiki-2-eval.rxt.json"
+    text = path.read_bytes()
+    for position in range(0, len(text), 37):
+        path.write_bytes(text[:position] + bytes([text[position] ^ 1]) + text[position + 1 :])
+        with pytest.raises(DataError, match="is damaged or was edited"):
+            read_description(exported)
+    path.write_bytes(sealed_json(json.loads(text) | {"version": 2}))
+    with pytest.raises(DataError, match="version 2; this program reads"):
+        read_description(exported)
+    path.write_bytes(text)
+    for suffix in (".bin", ".idx"):
+        file = exported.with_name(exported.name + suffix)
+        content = file.read_bytes()
+        file.write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
+        with pytest.raises(DataError, match=f"does not describe ex-wiki-2-eval{suffix}, which has another content"):
+            read_description(exported)
+        file.unlink()
+        with pytest.raises(DataError, match="does not exist"):
+            import_megatron(_request(exported, tokenizer))
+        file.write_bytes(content)
+    value = json.loads(text)
+    path.write_bytes(sealed_json(value | {"tokenizer_sha256": "ef" * 32}))
+    with pytest.raises(DataError, match=r"says that tokenizer efefefef.* Give the tokenizer\.json of the dataset"):
+        import_megatron(_request(exported, tokenizer))
+    for file in {*tmp_path.glob("ex-*.bin"), *tmp_path.glob("ex-*.idx"), *tmp_path.glob("ex-*-train*")}:
+        file.unlink()
+    with pytest.raises(DataError, match=r"ex-wiki-2-eval\.rxt\.json exists already"):
+        export_megatron(tmp_path / "out", tmp_path / "ex")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

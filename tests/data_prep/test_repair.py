@@ -233,12 +233,25 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_its_name(dataset: Path
 def test_random_documents_are_what_their_texts_give(world: Path, dataset: Path, tmp_path: Path) -> None:
     manifest = load_manifest(dataset)
     found = verify_deep(dataset, manifest, 60, 1)
-    assert found.documents > 30
+    assert (found.asked, found.documents, found.untraced_documents) == (60, 60, 0)
     assert found.mismatches == found.untraced == ()
     assert found.tokens > 30 * found.documents
     assert verify_deep(dataset, manifest, 60, 1) == found != verify_deep(dataset, manifest, 60, 2)
     new = repack(RepackRequest(dataset, tmp_path / "new", 100, 1)).manifest
-    assert verify_deep(tmp_path / "new", new, 20, 0).mismatches == ()
+    found = verify_deep(tmp_path / "new", new, 20, 0)
+    assert (found.documents, found.mismatches, found.untraced) == (20, (), ())
+
+
+@pytest.mark.parametrize("seq_len", [16, 4096])
+def test_as_many_documents_are_traced_as_asked_for_or_all(world: Path, tmp_path: Path, seq_len: int) -> None:
+    """Also where each lies in many rows, or many in one."""
+    manifest = repack(RepackRequest(world / "data", tmp_path / "new", seq_len, 1)).manifest
+    there = manifest.totals.documents
+    for asked in (1, there // 2, there - 1, there, there + 50):
+        found = verify_deep(tmp_path / "new", manifest, asked, 3)
+        assert found.untraced == ()
+        assert (found.asked, found.documents, found.mismatches) == (asked, min(asked, there), ())
+    assert found.tokens == manifest.totals.tokens
 
 
 def test_a_document_that_differs_is_found(dataset: Path) -> None:
@@ -277,6 +290,7 @@ def test_texts_that_are_gone_or_changed_are_said_to_be_so(dataset: Path, world: 
         found = verify_deep(dataset, manifest, 99, 1)
         assert any("1.jsonl is gone" in problem for _, problem in found.untraced)
         assert found.documents > 0
+        assert found.documents + found.untraced_documents == 99
     finally:
         source.write_text(text)
 

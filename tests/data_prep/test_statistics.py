@@ -115,6 +115,8 @@ def test_pictures(tmp_path: Path, corpus: Corpus) -> None:
     assert {path.name for path in paths} == {
         f"{n}.png" for n in ("lengths", "sources", "bytes_per_token", "ids", "epochs")
     }
+    without = draw_statistics(statistics(manifest, scans, str), None, scans, tmp_path / "others")
+    assert [path.name for path in without] == [path.name for path in paths if path.name != "epochs.png"]
     assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in paths)
     assert all(path.stat().st_size > 8000 for path in paths)
 

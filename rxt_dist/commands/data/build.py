@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
     from data_prep.building.workers import Progress
 
 _PLAIN_SECONDS = 10.0
+# What an option is called in a data file.
+_FIELDS = {
+    "out": "path",
+    "tokenizer": "build.tokenizer",
+    "seq_len": "seq_len",
+    "vocab_size": "build.vocab_size",
+    "eval_fraction": "build.eval_fraction",
+}
 _INPUTS = typer.Argument(
     ...,
     help="Files or folders: .txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .arrow; or one DATA.yaml and a.b=c.",
@@ -103,17 +112,23 @@ def _request(
             raise ConfigError("--out is missing: name the folder that the dataset is to be written to.")
         return BuildRequest(tuple(map(Path, inputs)), out, **given, **common)
     from rxt_dist.config.load import load_data
+    from rxt_dist.config.phases import check_phases
 
-    stated = sorted(f"--{name.replace('_', '-')}" for name in given) + (["--out"] if out is not None else [])
+    stated = given if out is None else {"out": out, **given}
     if stated:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in stated)
+        instead = [f"{_FIELDS[name]}={value}" for name, value in stated.items()]
         raise ConfigError(
-            f"{inputs[0]} says how and where to build, so {', '.join(stated)} cannot be given too. Change the file, or "
-            f"override it: build.vocab_size=32768 behind its name."
+            f"{inputs[0]} says how and where to build, so {names} cannot be given too. Change the file, or override "
+            f"it behind its name: `{shlex.join(['rxt-dist', 'data', 'build', *inputs, *instead])}`."
         )
     wrong = [item for item in inputs[1:] if "=" not in item]
     if wrong:
         raise ConfigError(f"One data file at a time, without other inputs: {', '.join(wrong)} cannot stand beside it.")
-    return BuildRequest.of_data(load_data(Path(inputs[0]), inputs[1:]), **common)
+    data = load_data(Path(inputs[0]), inputs[1:])
+    # What training would refuse is refused before hours of work.
+    check_phases(data.mixture, None, data.seq_len)
+    return BuildRequest.of_data(data, **common)
 
 
 def _tell(out: Path, result: BuildResult, seconds: float, as_json: bool) -> None:

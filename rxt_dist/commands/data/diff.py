@@ -3,34 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from rxt_dist.commands.data.common import JSON, emit
-from rxt_dist.errors import ExitCode
+from rxt_dist.commands.data.common import JSON, emit, progress_bytes
+from rxt_dist.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from data_prep.shards.documents import Sameness
 
 
 def diff(
     first: Path = typer.Argument(..., help="A dataset."),
     second: Path = typer.Argument(..., help="Another one."),
+    documents: bool = typer.Option(
+        False, "--documents", help="Read both, and compare the documents whatever rows they stand in."
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Are two datasets the same stream of tokens? Exit code 0: the same; 65: different, with what differs.
 
     Compares the manifests, which takes no time at any size; `rxt-dist data verify` says whether the shards are what
-    their manifest states. Example: `rxt-dist data diff data/here data/there`.
+    their manifest states. Of different streams it says whether the documents are the same, as those of a repacked
+    dataset are; where the manifests cannot tell, `--documents` reads the shards.
+    Example: `rxt-dist data diff data/here data/there`.
     """
     from dataclasses import asdict
 
     from data_prep.shards.difference import differences
-    from rxt_dist.data.format import load_manifest
+    from data_prep.shards.documents import compare_manifests
+    from rxt_dist.data.dialogues import load_any_manifest
 
-    ours, theirs = load_manifest(first), load_manifest(second)
+    ours, theirs = load_any_manifest(first), load_any_manifest(second)
     found = differences(ours, theirs)
+    same = compare_manifests((first, second), (ours, theirs))
+    if documents and found:
+        same = _read(first, second)
     value = {
         "same": not found,
         "root_digests": [ours.root_digest, theirs.root_digest],
         "differences": [asdict(item) for item in found],
+        "documents": asdict(same),
     }
 
     def show() -> None:
@@ -40,7 +54,36 @@ def diff(
         print(f"{first} and {second} are different streams:")
         for item in found:
             print(f"  {item.what}: {item.first} | {item.second}")
+        print(_said(same))
 
     emit(as_json, value, show)
     if found:
         raise typer.Exit(ExitCode.DATA)
+
+
+def _read(first: Path, second: Path) -> Sameness:
+    from data_prep.shards.documents import compare_documents
+    from rxt_dist.data.format import load_manifest
+
+    manifests = load_manifest(first), load_manifest(second)
+    if manifests[0].tokenizer_sha256 != manifests[1].tokenizer_sha256:
+        raise ConfigError("--documents compares ids, but the two datasets have different tokenizers: leave it out.")
+    with progress_bytes("Comparing") as progress:
+        return compare_documents((first, second), manifests, progress)
+
+
+def _said(same: Sameness) -> str:
+    """What is known of the documents, in a sentence."""
+    where = ", ".join(same.differing[:5]) + (", ..." if len(same.differing) > 5 else "")
+    if same.by == "tokenizer":
+        return "Their tokenizers differ, so that their documents cannot be compared."
+    if same.by == "origin":
+        return "The documents are the same: one was repacked from the other, or both from a third."
+    if same.by == "digest" and same.same:
+        return "The documents are the same in every source and split: all were read and compared, whatever their order."
+    if same.differing:
+        return f"The documents are not the same ones: they differ in {where}."
+    return (
+        "In every source and split there are as many documents and tokens. Whether they are the same ones the "
+        "manifests do not say: --documents reads both."
+    )

@@ -18,7 +18,8 @@ def export_megatron(
     """Write a dataset's documents as Megatron's .bin and .idx.
 
     Example: `rxt-dist data export-megatron data/mine --out exported/mine` writes `exported/mine-en-train.bin` and
-    `.idx`, and so on. Documents are whole again, in the order of the corpus, with their [BOS] and [EOS].
+    `.idx`, and so on, each pair with a `.rxt.json` that tells `import-megatron` its source and language. Documents are
+    whole again, in the order of the corpus, with their [BOS] and [EOS].
     """
     from data_prep.megatron.exporting import export_megatron
 

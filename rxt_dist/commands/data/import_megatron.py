@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from rxt_dist.commands.data.common import JSON, emit, print_summary, progress_bytes, summary
+from rxt_dist.commands.data.common import JSON, emit, print_summary, progress_bytes, say, summary
 
 
 def import_megatron(
@@ -14,8 +14,12 @@ def import_megatron(
     out: Path = typer.Option(..., help="Folder of the dataset; an interrupted import is finished by running it again."),
     tokenizer: Path = typer.Option(..., help="The tokenizer.json that made the ids."),
     seq_len: int = typer.Option(..., help="Tokens a row: the sequence length you will train with."),
-    language: str | None = typer.Option(None, help="Language of the text; default: from the file's name, else und."),
-    source: str | None = typer.Option(None, help="Name of the source in mixtures; default: the language."),
+    language: str | None = typer.Option(
+        None, help="Language of the text; default: as an export of this program states it, else by the name, else und."
+    ),
+    source: str | None = typer.Option(
+        None, help="Name of the source in mixtures; default: as an export states it, else the language."
+    ),
     eod: int | None = typer.Option(None, help="Id that ends documents and is taken off; default: that of [EOS]."),
     eval_fraction: float = typer.Option(0.02, help="Share of the documents held out, chosen by hash of their ids."),
     as_json: bool = JSON,
@@ -24,21 +28,24 @@ def import_megatron(
 
     Example: `rxt-dist data import-megatron corpus_text_document --tokenizer tokenizer.json --seq-len 8192 --out
     data/corpus`. A [BOS] that begins a document and an [EOS] that ends it are taken off, and put back by packing; to
-    take off another end of document, name it with `--eod`.
+    take off another end of document, name it with `--eod`. What `export-megatron` wrote keeps its source and language,
+    which PREFIX.rxt.json states.
     """
     from dataclasses import asdict
 
-    from data_prep.languages import language_of_name
+    from data_prep.megatron.description import name_documents
     from data_prep.megatron.importing import ImportRequest, import_megatron
 
-    tag = language or language_of_name(f"{prefix.parent.name}/{prefix.name}.bin") or "und"
+    naming = name_documents(prefix, source, language)
+    if naming.said:
+        say(naming.said)
     request = ImportRequest(
         prefix=prefix,
         out=out,
         tokenizer=tokenizer,
         seq_len=seq_len,
-        language=tag,
-        source=source or tag,
+        language=naming.language,
+        source=naming.source,
         eod=eod,
         eval_fraction=eval_fraction,
     )
@@ -46,6 +53,7 @@ def import_megatron(
         result = import_megatron(request, progress)
     value = summary(out, result.manifest) | {
         "read": asdict(result.counts),
+        "naming": naming.said,
         "units": result.units,
         "units_kept": result.units_kept,
     }

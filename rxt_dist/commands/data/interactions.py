@@ -32,6 +32,12 @@ def interactions(
     kind: Kind = typer.Option(Kind.single, help="single: packed rows, for fine-tuning. dialogues: for memory stages."),
     template: Template = typer.Option(Template.beta, help="alpha has only a query and an answer; beta all parts."),
     eval_fraction: float = typer.Option(0.02, help="Share of the records held out, chosen by hash of their text."),
+    skip_other_kinds: bool = typer.Option(
+        False,
+        "--skip-other-kinds",
+        help="Leave out and count records of the other kind: dialogues of several interactions with --kind single, "
+        "single interactions with --kind dialogues.",
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Turn questions with answers, or whole dialogues, into shards for the stages after pre-training.
@@ -50,6 +56,7 @@ def interactions(
         kind=kind.value,
         template=template.value,
         eval_fraction=eval_fraction,
+        skip_other_kinds=skip_other_kinds,
     )
     with progress_bytes("Building") as progress:
         result = build_interactions(request, progress)
@@ -64,10 +71,10 @@ def interactions(
         "read": vars(result.counts),
         "sources": {name: vars(report) for name, report in result.sources.items()},
     }
-    emit(as_json, value, lambda: _show(out, result))
+    emit(as_json, value, lambda: _show(out, result, kind))
 
 
-def _show(out: Path, result: InteractionResult) -> None:
+def _show(out: Path, result: InteractionResult, kind: Kind) -> None:
     print_table(
         f"{out}: at most {result.manifest.seq_len} tokens an interaction, digest {result.manifest.root_digest[:16]}",
         ["source", "dialogues", "interactions", "tokens", "with loss"],
@@ -78,9 +85,10 @@ def _show(out: Path, result: InteractionResult) -> None:
         ],
     )  # fmt: skip
     read = result.counts
+    other = {Kind.single: "dialogues", Kind.dialogues: "single interactions"}[kind]
     print(
         f"Read {read.records:,} records with {read.interactions:,} interactions. Skipped {read.empty:,} empty, "
-        f"{read.too_long:,} too long and {read.not_in_template:,} that the template cannot express; shortened "
-        f"{read.shortened_queries:,} queries, left out {read.unanswered:,} unanswered ends and {read.parts_left_out:,} "
-        f"parts. {result.units_kept} of {result.units} units were already finished."
+        f"{read.other_kind:,} {other}, {read.too_long:,} too long and {read.not_in_template:,} that the template "
+        f"cannot express; shortened {read.shortened_queries:,} queries, left out {read.unanswered:,} unanswered ends "
+        f"and {read.parts_left_out:,} parts. {result.units_kept} of {result.units} units were already finished."
     )

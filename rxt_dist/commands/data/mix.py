@@ -11,7 +11,7 @@ import typer
 
 from rxt_dist.commands.arguments import Overrides
 from rxt_dist.commands.data.common import JSON, emit, print_table
-from rxt_dist.errors import ConfigError
+from rxt_dist.commands.data.order import require_end
 
 if TYPE_CHECKING:
     from rxt_dist.config.run import DataConfig
@@ -39,11 +39,7 @@ def mix(
     data, run_tokens = _data_of(target, overrides or [])
     sources, seq_len, origin = _sources(data)
     total = int(tokens) if tokens else run_tokens
-    if total is None and data.mixture and data.mixture[-1].length is None:
-        raise ConfigError(
-            f"The last phase of {target} lasts until the end of training, which a data file does not know: give "
-            f"--tokens, or name the run file."
-        )
+    require_end(data, total, target, "give --tokens, or name the run file")
     unbounded = data.model_copy(update={"max_epochs": float("inf")})
     order = planned_order(sources, seq_len, unbounded, total, seed=0)
     phases, whole = _phases(order, sources)

@@ -5,10 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rxt_dist.errors import ConfigError
+
 if TYPE_CHECKING:
-    from rxt_dist.config.run import RunConfig
+    from rxt_dist.config.run import DataConfig, RunConfig
     from rxt_dist.data.format import DatasetManifest
     from rxt_dist.data.sampler import GlobalOrder
+
+
+def require_end(data: DataConfig, total_tokens: int | None, name: Path, advice: str) -> None:
+    """Refuse to say how much is read where the last phase lasts until an end that nobody has told.
+
+    Args:
+        advice: how to tell it.
+    """
+    if total_tokens is None and data.mixture and data.mixture[-1].length is None:
+        raise ConfigError(
+            f"The last phase of {name} lasts until the end of training, which a data file does not know: {advice}."
+        )
 
 
 def order_of(
@@ -27,7 +41,6 @@ def order_of(
     from rxt_dist.config.run import DataConfig
     from rxt_dist.config.source import Tree
     from rxt_dist.data.mixture import planned_order
-    from rxt_dist.errors import ConfigError
 
     run = None
     data = DataConfig(path=dataset)

@@ -41,8 +41,10 @@ def plan(
     from data_prep.building.cost import BYTES_PER_TOKEN, Assumptions, default_rate, estimate
     from data_prep.building.cost import measure as try_build
     from rxt_dist.config.load import load_data
+    from rxt_dist.config.phases import check_phases
 
     data = load_data(file, overrides or [])
+    check_phases(data.mixture, None, data.seq_len)
     per_token = dict(BYTES_PER_TOKEN)
     origin = "the backend's without filters (docs/benchmarks.md)"
     if measure is not None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from rxt_dist.commands.data.common import DATASET, JSON, emit, print_summary, print_table, progress_bytes, say, summary
-from rxt_dist.commands.data.order import order_of
+from rxt_dist.commands.data.order import order_of, require_end
+
+if TYPE_CHECKING:
+    from rxt_dist.data.format import DatasetManifest
+    from rxt_dist.data.sampler import GlobalOrder
 
 
 def stats(
@@ -22,7 +26,7 @@ def stats(
     workers: int | None = typer.Option(None, min=1, help="Processes that scan; default: one a core."),
     as_json: bool = JSON,
 ) -> None:
-    """What is in a dataset: sizes, lengths, padding, ids, duplicates, shares, epochs.
+    """What is in a dataset: sizes, lengths, padding, ids, duplicates, shares; with --run, epochs too.
 
     Sizes and shares come from the manifest; lengths, ids and duplicates from scanning rows, whose tokens and
     segment lengths are compared with their checksums. A sample cannot tell duplicates, leakage and ids that are never
@@ -37,7 +41,7 @@ def stats(
 
     manifest = load_manifest(dataset)
     tokenizer = load_tokenizer(dataset / TOKENIZER_FILE)
-    order, _ = order_of(dataset, manifest, run, None)
+    order = _order(dataset, manifest, run) if run is not None else None
     if sample is None and not whole and manifest.totals.tokens > WHOLE_TOKENS:
         sample = SAMPLE_ROWS
         say(f"{manifest.totals.tokens:,} tokens: scanning a sample of {sample:,} rows a source (--whole scans all).")
@@ -48,7 +52,12 @@ def stats(
         )
     figures = statistics(manifest, scans, lambda token: tokenizer.decode([token], skip_special_tokens=False))
     figures["scanned"]["seconds"] = round(time.monotonic() - started, 3)
-    plan = [{"source": item.name, "tokens": item.tokens, "epochs": item.epochs} for item in order.plan()]
+    # Without a run nobody has said how often anything is read.
+    plan = (
+        [{"source": item.name, "tokens": item.tokens, "epochs": item.epochs} for item in order.plan()]
+        if order is not None
+        else None
+    )
     value = summary(dataset, manifest) | figures | {"mixture": plan}
     if plots is not None:
         from data_prep.shards.plots import draw_statistics
@@ -57,23 +66,33 @@ def stats(
     emit(as_json, value, lambda: _show(dataset, manifest, value))
 
 
-def _show(dataset: Path, manifest: Any, value: dict[str, Any]) -> None:
+def _order(dataset: Path, manifest: DatasetManifest, run: Path) -> GlobalOrder:
+    order, config = order_of(dataset, manifest, run, None)
+    if config is None:
+        from rxt_dist.config.load import load_data
+
+        require_end(load_data(run), None, run, "name the run file")
+    return order
+
+
+def _show(dataset: Path, manifest: DatasetManifest, value: dict[str, Any]) -> None:
     print_summary(dataset, manifest)
     scanned = value["scanned"]
     extent = "all rows" if scanned["whole"] else "a sample of the rows"
     print(f"Scanned {extent}: {scanned['rows']:,} rows, {scanned['tokens']:,} tokens, in {scanned['seconds']:.1f} s.")
     rows = []
-    epochs = {item["source"]: item["epochs"] for item in value["mixture"]}
+    epochs = {item["source"]: item["epochs"] for item in value["mixture"] or ()}
     for name, source in value["sources"].items():
         lengths, duplicates = source["lengths"], source["duplicates"]
         figures = [f"{lengths.get(key, 0):,.0f}" for key in ("mean", "p50", "p99", "longest")]
         rows.append(
             [name, f"{100 * source['share']:.2f} %", *figures,
-             f"{100 * duplicates['rate']:.2f} %" if duplicates else "-", f"{epochs[name]:.2f}"]
+             f"{100 * duplicates['rate']:.2f} %" if duplicates else "-",
+             *([f"{epochs[name]:.2f}"] if epochs else [])]
         )  # fmt: skip
     print_table(
-        "Documents (lengths in tokens) and training",
-        ["source", "share", "mean", "median", "99 %", "longest", "doubles", "epochs"],
+        "Documents (lengths in tokens)" + (" and training" if epochs else ""),
+        ["source", "share", "mean", "median", "99 %", "longest", "doubles", *(["epochs"] if epochs else [])],
         rows,
     )
     ids = value["ids"]

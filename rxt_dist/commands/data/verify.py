@@ -30,7 +30,8 @@ def verify(
 
     Example: `rxt-dist data verify data/mine`. With `--repair` small files come back from their copies, row checksums
     from their shards, and shards from the texts they were built from; nothing is replaced by anything but the exact
-    original. `--deep 100` reads 100 documents again from their source and compares every token.
+    original. `--deep 100` reads 100 documents again from their source and compares every token. Interactions and
+    imported corpora do not keep where their inputs lie: their shards are built again by the command that made them.
     """
     if sum((quick, full, deep is not None, repair)) > 1:
         raise ConfigError("Give one of --quick, --full, --deep and --repair; --repair checks everything by itself.")
@@ -76,6 +77,7 @@ def _value(dataset: Path, report: Report, mode: str, mended: Repaired | None) ->
         "root_digest": report.manifest.root_digest if report.manifest else None,
         "damaged": {finding.file: finding.problem for finding in report.findings},
         "unknown": list(report.unknown),
+        "unsealed": report.unsealed,
     }
     if mended is not None:
         value["restored"] = list(mended.restored)
@@ -91,17 +93,23 @@ def _print(dataset: Path, report: Report, quick: bool, mended: Repaired | None) 
     if not report.findings and report.manifest:
         checked = "the contents of shards not looked at" if quick else f"{report.bytes / 1e6:.1f} MB"
         print(f"{dataset} is sound: {report.files:,} files, {checked}, root digest {report.manifest.root_digest}.")
+    if report.unsealed:
+        print(
+            "An earlier version finished it, so that this holds for shards and tokenizer alone: nothing vouches for "
+            "the other files. Run the same `rxt-dist data interactions` again, which seals it and builds nothing anew."
+        )
 
 
 def _refuse(dataset: Path, report: Report, mended: Repaired | None) -> None:
+    from rxt_dist.data.origin import rebuilding
     from rxt_dist.data.verify import require_sound
 
     if mended and mended.failed:
         failed = "; ".join(f"{finding.file} {finding.problem}" for finding in mended.failed)
+        advice = rebuilding(dataset)
         raise DataError(
-            f"{dataset} is still damaged: {failed}. Run the same build again, which writes anew whatever it can still "
-            f"make from the finished units; for shards, put the inputs back where they were and repair again; or take "
-            f"the files from a copy of the dataset."
+            f"{dataset} is still damaged: {failed}. {advice[0].upper()}{advice[1:]}; or take the files from a copy of "
+            f"the dataset."
         )
     require_sound(report, dataset)
 
@@ -110,11 +118,18 @@ def _deep(dataset: Path, count: int, seed: int, as_json: bool) -> None:
     from dataclasses import asdict
 
     from data_prep.shards.trace import verify_deep
+    from rxt_dist.data.format import DatasetManifest
+    from rxt_dist.data.origin import keeps_plan, maker
     from rxt_dist.data.verify import require_sound, verify_quick
 
     require_sound(report := verify_quick(dataset), dataset)
-    assert report.manifest is not None
-    say(f"Tracing {count} random documents to their texts")
+    if not isinstance(report.manifest, DatasetManifest) or not keeps_plan(dataset):
+        raise ConfigError(
+            f"{dataset} was made by `{maker(dataset)}`, which does not keep where its inputs lie, so --deep has "
+            f"nothing to read again. --full reads every bit of it; to compare it with its inputs, run the same command "
+            f"with another --out, and `rxt-dist data diff` on the two."
+        )
+    say(f"Tracing {min(count, report.manifest.totals.documents)} random documents to their texts")
     with progress_bytes("Tracing") as progress:
         found = verify_deep(dataset, report.manifest, count, seed, progress)
     value = {
@@ -122,15 +137,22 @@ def _deep(dataset: Path, count: int, seed: int, as_json: bool) -> None:
         "mode": "deep",
         "seed": seed,
         "root_digest": report.manifest.root_digest,
+        "asked": found.asked,
         "documents": found.documents,
         "tokens": found.tokens,
         "mismatches": [asdict(item) for item in found.mismatches],
         "untraced": dict(found.untraced),
+        "untraced_documents": found.untraced_documents,
     }
+    has = report.manifest.totals.documents
 
     def show() -> None:
         equal = found.documents - len(found.mismatches)
         print(f"{equal} of {found.documents} documents ({found.tokens:,} tokens) are exactly what their texts give.")
+        if has < count:
+            print(f"Asked for were {count}, but the dataset has no more than {has}.")
+        if found.untraced_documents:
+            print(f"{found.untraced_documents} more could not be compared, as their texts cannot be read.")
 
     emit(as_json, value, show)
     if found.mismatches:
@@ -140,4 +162,5 @@ def _deep(dataset: Path, count: int, seed: int, as_json: bool) -> None:
             f"{'; '.join(items[:3])}{', ...' if len(items) > 3 else ''}. The texts or filters have changed since."
         )
     if found.untraced:
-        raise DataError(" ".join(problem for _, problem in found.untraced[:3]))
+        more = f" (and {len(found.untraced) - 3} more units)" if len(found.untraced) > 3 else ""
+        raise DataError(" ".join(problem for _, problem in found.untraced[:3]) + more)
