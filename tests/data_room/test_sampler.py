@@ -210,6 +210,20 @@ def test_state_round_trips_and_names_what_differs() -> None:
         DataState.from_dict({"position": 1})
 
 
+def test_the_hash_of_a_plan_covers_all_that_decides_rows() -> None:
+    plans = [
+        _order({"en": 900, "pl": 400}, BLOCK),
+        _order({"en": 900, "pl": 400}, BLOCK, seed=4),
+        _order({"en": 901, "pl": 400}, BLOCK),
+        _order({"en": 900, "de": 400}, BLOCK),
+        _order({"en": 900, "pl": 400}, BLOCK, [1, 1]),
+        GlobalOrder(
+            [OrderSource("en", 900), OrderSource("pl", 400)], [Phase(BLOCK, (1 << 31, 1 << 31))], 3, 2 * SEQ, 99
+        ),
+    ]
+    assert len({plan.plan_hash(1) for plan in plans}) == len(plans)
+
+
 def test_the_future_of_a_mixture_may_change_and_its_past_may_not() -> None:
     sources = [OrderSource("en", 100_000), OrderSource("pl", 100_000)]
     one, two, three = (integer_weights(shares) for shares in ([1, 1], [3, 1], [1, 9]))

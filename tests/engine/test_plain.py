@@ -204,3 +204,17 @@ def test_evaluation_changes_nothing_and_repeats_itself() -> None:
     after = state_of(engine)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert all(parameter.grad is None for parameter in engine.stage.parameters())
+
+
+def test_evaluation_records_no_graph_and_is_in_evaluation_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, seen = engine_of(), []
+    forward = JointStage.forward
+
+    def watched(stage: JointStage, *arguments: object) -> object:
+        seen.append((torch.is_grad_enabled(), stage.training))
+        return forward(stage, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(JointStage, "forward", watched)
+    engine.evaluate(micros_of(engine))
+    engine.train_step(micros_of(engine), 1e-2)
+    assert seen == [(False, False), (True, True)]

@@ -28,7 +28,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 FAULTS = Path(__file__).parent / "faults"
-EVERYTHING = ("tests", "-m", "not distributed and not faults")
+# The catalogue itself would notice every fault, as it looks for the code that the fault replaces.
+EVERYTHING = ("tests", "--ignore=tests/test_planted_faults.py", "-m", "not distributed and not faults")
 PASSED, FAILED = 0, 1
 _SECONDS = 900
 
