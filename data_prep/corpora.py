@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from data_prep.languages import language_of, language_tag
+from data_prep.languages import guess_language, language_of_name, language_tag
 from data_prep.readers import SUFFIXES, extent, records
 from data_prep.readers.base import Input, ReadCounts, Slice
 from rxt_dist.errors import DataError
@@ -222,8 +222,11 @@ def read_file(file: CorpusFile, counts: ReadCounts) -> Iterator[Document]:
         yield from read_slice(part, counts)
 
 
-def read_slice(part: Slice, counts: ReadCounts) -> Iterator[Document]:
-    """The documents of one slice; as `read_unit`."""
+def read_slice(part: Slice, counts: ReadCounts, choose: Callable[[], bool] | None = None) -> Iterator[Document]:
+    """The documents of one slice, or those of them that `choose` takes, asked for each; `counts` is of all.
+
+    Otherwise as `read_unit`.
+    """
     item = part.input
     prefix = f"{item.source}/{item.name}" if item.source else item.name
     for record in records(part):
@@ -242,11 +245,17 @@ def read_slice(part: Slice, counts: ReadCounts) -> Iterator[Document]:
             continue
         if replaced > _MAX_REPLACED * len(text):
             counts.not_text += 1
+            counts.name_not_text(prefix)
             continue
         counts.repaired_utf8 += replaced > 0
         counts.documents += 1
+        if choose is not None and not choose():
+            continue
         of_record = item.language or record.language
-        tag = language_tag(of_record) if of_record else language_of(item.name, text)
+        tag = language_tag(of_record) if of_record else language_of_name(item.name)
+        if tag is None:
+            tag = guess_language(text)
+            counts.guessed[tag] = counts.guessed.get(tag, 0) + 1
         yield Document(text, tag, item.source or tag, f"{prefix}#{record.place}")
 
 
