@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.corpora import Document, ReadCounts, find_files, read_file
-from rxt_dist.errors import DataError
+from data_prep.corpora import Document, ReadCounts, find_files, read_file, require_apart
+from rxt_dist.errors import ConfigError, DataError
 
 
 def _read(*inputs: Path) -> tuple[list[Document], ReadCounts]:
@@ -280,6 +280,71 @@ def test_files_of_one_name_stay_in_the_order_of_the_inputs(tmp_path: Path) -> No
         (tmp_path / place / "texts").mkdir(parents=True)
         (tmp_path / place / "texts" / "x.txt").write_text(place)
     assert [document.text for document in _read(tmp_path / "z/texts", tmp_path / "a/texts")[0]] == ["z", "a"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where to write
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_within_the_inputs_is_refused_however_it_is_named(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(tree)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x.txt").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    for out in ("c", "c/out", "c/en/deep/out", "c/../c/out", "link/out", "other/../link/en/out", tree / "out"):
+        for given in ("c", "link", "c/en/..", tree, "other/../c"):
+            with pytest.raises(ConfigError, match=f"{out} lies within the input {given}: what is written"):
+                require_apart(Path(out), ["other", given])
+    # A link below the input that leads to where it is written.
+    (tree / "more").symlink_to(tmp_path / "other")
+    with pytest.raises(ConfigError, match="lies within the input c"):
+        require_apart(Path("other/out"), ["c"])
+    (tree / "more").unlink()
+    for out in ("out", "c-out", "other/out"):
+        require_apart(Path(out), ["c", "link", "c/*.txt"])
+    # A file is read by itself, and not what lies beside it.
+    require_apart(tree / "out", [tree / "b.txt"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "out", "is_refused"),
+    [
+        ("c/*", "c/out", True),
+        ("c/*", "c/out/deep", True),
+        ("c/**", "c/out", True),
+        ("*/*", "c/out", True),
+        ("*/e*", "c/en/out", True),
+        ("**/o?t", "c/new/out", True),
+        ("link/*", "c/out", True),
+        ("c/../c/*", "c/out", True),
+        ("c/*.txt", "c/out", False),
+        ("c/*", "out", False),
+        ("c/e*", "c/out", False),
+        ("c/*", "c/.out", False),
+        ("c/**/*.txt", "c/out", False),
+    ],
+)
+def test_a_folder_that_a_glob_will_find_is_refused(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, out: str, is_refused: bool
+) -> None:
+    (tmp_path / "link").symlink_to(tree)
+    (tree / "en" / "out.txt").mkdir()
+    if pattern == "**/o?t":
+        (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
+    if not is_refused:
+        require_apart(Path(out), [pattern])
+        (tmp_path / out).mkdir(parents=True)
+        require_apart(Path(out), [pattern])
+        return
+    with pytest.raises(ConfigError, match="lies within the input"):
+        require_apart(Path(out), [pattern])
+    (tmp_path / out).mkdir(parents=True)
+    (tmp_path / out / "shard.arrow").touch()
+    assert any("shard.arrow" in name for name in _names(pattern)), "it was refused without need"
 
 
 def test_languages_come_from_tags_then_names_and_texts(tmp_path: Path) -> None:
