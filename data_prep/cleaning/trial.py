@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from data_prep.cleaning.clean import REASONS, Cleaner, CleanReport
-from data_prep.cleaning.interval import Drawn, Interval, Tally, documents_of, interval
+from data_prep.cleaning.interval import Drawn, Interval, Tally, interval
 from data_prep.corpora import ReadCounts, read_slice
 from data_prep.languages import language_of_name
 from data_prep.readers.base import Slice
@@ -119,17 +119,24 @@ def _trial(strata: list[Stratum], report: CleanReport) -> Trial:
 
 
 def _expected(strata: list[Stratum], source: str | None) -> Expected:
-    sample = [(stratum.drawn, stratum.tallies[source]) for stratum in strata if source in stratum.tallies]
-    tried = sum(tally.documents for _, tally in sample)
-    if source is None:  # every document that was read has been counted, tried or not
-        documents = sum(s.counts.documents * s.drawn.parts / s.drawn.read for s in strata)
-    else:
-        documents = documents_of(sample)
+    ours = [stratum for stratum in strata if source in stratum.tallies]
+    sample = [(stratum.drawn, stratum.tallies[source]) for stratum in ours]
     met = Counter[str]()
     for _, tally in sample:
         met.update(tally.dropped)
     reasons = {reason: interval(sample, reason) for reason in REASONS if met[reason]}
+    tried = sum(tally.documents for _, tally in sample)
+    documents = sum(_documents(stratum, source) for stratum in (strata if source is None else ours))
     return Expected(round(documents), tried, interval(sample, DROPPED), reasons)
+
+
+def _documents(stratum: Stratum, source: str | None) -> float:
+    """About how many documents of a source a stratum holds. What was read has been counted, tried or not; but whose it
+    is shows only when it is tried."""
+    drawn = stratum.drawn
+    if source is None or set(stratum.tallies) == {None, source}:
+        return stratum.counts.documents * drawn.parts / drawn.read
+    return drawn.weight * stratum.tallies[source].documents
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -56,6 +56,22 @@ def test_a_sample_says_how_large_it_is_and_how_sure(corpus: Path, data_file: Pat
     assert "95% of samples" in shown
 
 
+def test_a_source_may_be_called_all(corpus: Path, tmp_path: Path) -> None:
+    path = tmp_path / "data.yaml"
+    sources = [{"name": "all", "inputs": [f"{corpus}/text/en"]}, {"name": "b", "inputs": [f"{corpus}/text/pl"]}]
+    path.write_text(json.dumps({"path": "x", "build": {"sources": sources, "clean": {"min_characters": 400}}}))
+    value = as_json("clean", path)
+    assert set(value["sources"]) == {"all", "b"}
+    assert sum(source["documents"] for source in value["sources"].values()) == value["documents"]
+    lines = [line.split("│") for line in run("clean", path).stdout.splitlines() if line.startswith("│")]
+    shown = {line[1].strip(): line[2].strip() for line in lines}
+    assert shown == {
+        "all": f"{value['sources']['all']['documents']:,}",
+        "b": f"{value['sources']['b']['documents']:,}",
+        "all sources": f"{value['documents']:,}",
+    }
+
+
 def test_people_read_why_and_what(corpus: Path) -> None:
     shown = run("clean", corpus / "text", "--filter", "min_characters=400").stdout
     assert "documents were tried: the build drops exactly these" in shown

@@ -170,6 +170,15 @@ def test_every_document_has_the_same_chance(monkeypatch: pytest.MonkeyPatch) -> 
         assert found == pytest.approx(chance, rel=0.25), group
 
 
+def test_what_was_read_is_counted_whether_it_was_tried_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = clustered(random.Random(5))
+    monkeypatch.setattr(trial_module, "read_slice", corpus.read)
+    trial = try_filters(corpus.units(), SHORTEST, 2_000_000)
+    assert trial.all is not None
+    assert trial.all.tried < 1500
+    assert trial.all.documents == trial.sources["all"].documents == 4200
+
+
 def test_one_seed_gives_one_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = mixture(random.Random(5))
     monkeypatch.setattr(trial_module, "read_slice", corpus.read)

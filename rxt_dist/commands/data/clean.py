@@ -141,18 +141,18 @@ def _print(trial: Trial) -> None:
         f"tried. What the build drops lies between the bounds, each of them true in {CONFIDENCE:.0%} of samples; a "
         f"larger --sample-mb narrows them."
     )
-    kinds = {"all": every} | trial.sources
+    kinds = [(name, trial.sources[name]) for name in sorted(trial.sources)] + [("all sources", every)]
     columns = ["source", "documents", "tried", "dropped", *([] if trial.whole else ["between"]), *every.reasons]
     rows = [
         [
             name,
-            f"{about if name == 'all' else ''}{of.documents:,}",
+            f"{of.documents:,}",
             f"{of.tried:,}",
             _percent(of.dropped.share),
             *([] if trial.whole else [_bounds(of.dropped)]),
             *(_percent(of.reasons[reason].share) if reason in of.reasons else "0" for reason in every.reasons),
         ]
-        for name, of in kinds.items()
+        for name, of in kinds
     ]
     dropped = every.dropped.share * every.documents
     print_table(f"{about}{dropped:,.0f} documents would be dropped".capitalize(), columns, rows)
