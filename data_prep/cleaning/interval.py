@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 CONFIDENCE = 0.95
 
 _TAIL = (1 - CONFIDENCE) / 2
-_NORMAL = 1.959964  # the quantile of the normal distribution at 1 - _TAIL
 _BISECTIONS = 60
 _TERMS, _EXACT = 10_000, 1e-12
 
@@ -129,23 +128,20 @@ def _unseen(drawn: Drawn, tally: Tally) -> float:
 
 
 def _variance(sample: Sequence[tuple[Drawn, Tally]], reason: str, share: float, total: float) -> float:
-    """The variance of the estimated share, enlarged where few parts were there to estimate it from."""
-    variances: list[tuple[float, int]] = []  # with the degrees of freedom behind them
+    """The variance of the estimated share."""
+    variance = 0.0
     for drawn, tally in sample:
         dropped, rate = tally.dropped[reason], drawn.rate
         kept = tally.documents - dropped
-        residuals = (dropped * (1 - share) ** 2 + kept * share**2) * (1 - rate) / rate**2
-        variances.append((residuals * drawn.parts / drawn.read, tally.documents - 1))
+        within = (dropped * (1 - share) ** 2 + kept * share**2) * (1 - rate) / rate**2
+        variance += within * drawn.parts / drawn.read
         if drawn.unread:
             products = tally.products[reason]
             squares = tally.dropped_squares[reason] - 2 * share * products + share**2 * tally.squares
             mean = (dropped - share * tally.documents) / drawn.read
             between = (squares - drawn.read * mean**2) / max(drawn.read - 1, 1) / rate**2
-            variances.append((drawn.parts**2 * drawn.unread * between / drawn.read, tally.parts - 1))
-    variance = sum(value for value, _ in variances)
-    freedom = variance**2 / max(sum(value**2 / max(degrees, 1) for value, degrees in variances), 1e-300)
-    wider = (student_t(max(freedom, 1)) / _NORMAL) ** 2
-    return variance * wider / total**2
+            variance += drawn.parts**2 * drawn.unread * between / drawn.read
+    return variance / total**2
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -159,12 +155,6 @@ def clopper_pearson(successes: float, trials: float) -> tuple[float, float]:
     low = _beta_quantile(successes, failures + 1, _TAIL) if successes > 0 else 0.0
     high = _beta_quantile(successes + 1, failures, 1 - _TAIL) if failures > 0 else 1.0
     return low, high
-
-
-def student_t(freedom: float) -> float:
-    """The quantile of Student's distribution at the upper bound of `CONFIDENCE`."""
-    inside = _beta_quantile(freedom / 2, 0.5, 2 * _TAIL)
-    return math.sqrt(freedom * (1 / inside - 1))
 
 
 def _beta_quantile(a: float, b: float, probability: float) -> float:

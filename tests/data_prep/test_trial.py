@@ -196,6 +196,21 @@ def test_places_cover_a_slice_without_gap() -> None:
     assert trial_module._places(slices, [2, 7, 9]) == [found[2], found[7], found[9]]
 
 
+def test_what_cannot_be_cut_is_drawn_beside_others_of_its_size() -> None:
+    packed = [Slice(Input(f"{n}.gz", f"{n}.jsonl.gz", 1 << 30), 0, 1, 1_000_000) for n in range(40)]
+    lines = [Slice(Input(f"{n}.jsonl", f"{n}.jsonl", 1 << 30), 0, 1_000_000, 1_000_000) for n in range(40)]
+    few = trial_module._draw([*packed, *lines], 10_000, random.Random(0))
+    assert sorted((stratum.drawn.parts, stratum.drawn.read) for stratum in few)[0] == (40, 16)
+    assert len(few) == 2
+    assert [stratum.drawn.weight for stratum in few] == pytest.approx([8000, 8000])
+    # A few files alone, and small ones, are all read.
+    assert [s.drawn.read for s in trial_module._draw(packed[:9], 10_000, random.Random(0))] == [9]
+    small = [Slice(Input(f"{n}.jsonl", f"s{n}.jsonl", 1 << 30), 0, 900, 900) for n in range(5)]
+    smallest = trial_module._draw([*lines, *small], 10_000, random.Random(0))[0]
+    assert smallest.drawn.read == smallest.drawn.parts
+    assert {part.input.name for part in smallest.chosen} == {part.input.name for part in small}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Beside a build
 # ---------------------------------------------------------------------------------------------------------------------
@@ -270,6 +285,15 @@ def test_a_smaller_sample_says_bounds_between_which_the_build_lies(
                 bounds += 1
     assert bounds >= 40
     assert held >= 0.9 * bounds
+
+
+def test_each_language_that_has_a_folder_has_a_sample_of_its_own(files: Path) -> None:
+    trial = _trial(files, 12_000)
+    assert not trial.whole
+    polish, english = trial.sources["pl"], trial.sources["en"]
+    assert polish.tried == 60
+    assert polish.dropped.low == polish.dropped.high
+    assert english.dropped.low < english.dropped.high
 
 
 def test_an_empty_corpus_drops_nothing(tmp_path: Path) -> None:
