@@ -291,6 +291,7 @@ def read_slice(part: Slice, counts: ReadCounts, choose: Callable[[], bool] | Non
     """
     item = part.input
     prefix = f"{item.source}/{item.name}" if item.source else item.name
+    named = language_tag(item.language) if item.language else language_of_name(_name_from_given_folder(item))
     for record in records(part):
         if record.too_large:
             counts.too_large += 1
@@ -313,12 +314,16 @@ def read_slice(part: Slice, counts: ReadCounts, choose: Callable[[], bool] | Non
         counts.documents += 1
         if choose is not None and not choose():
             continue
-        of_record = item.language or record.language
-        tag = language_tag(of_record) if of_record else language_of_name(item.name)
+        tag = language_tag(record.language) if record.language and not item.language else named
         if tag is None:
             tag = guess_language(text)
             counts.guessed[tag] = counts.guessed.get(tag, 0) + 1
         yield Document(text, tag, item.source or tag, f"{prefix}#{record.place}")
+
+
+def _name_from_given_folder(item: Input) -> str:
+    """The name, of a local dataset without the folders above it, which say as little of it as those above a file."""
+    return item.name if item.hub is None else Path(item.path).name + item.name.removeprefix(item.path)
 
 
 def _exceeds(text: str, max_bytes: int) -> bool:
