@@ -241,13 +241,12 @@ def build_interactions(request: InteractionRequest, progress: Progress = lambda 
 
     Raises:
         DataError: unusable input or tokenizer, nothing to build, or a folder that belongs to something else.
-        ConfigError: a row length or fraction that cannot be, or an `out` that is or lies below a file or within the
-            inputs.
+        ConfigError: a row length or fraction that cannot be, or an `out` that is or lies below a file.
         DiskError: too little space.
     """
     require_folder(request.out)
-    require_apart(request.out, request.inputs)
     files = find_record_files(request.inputs)
+    require_apart(request.out, request.inputs)
     tokenizer = load_tokenizer(request.tokenizer)
     tokenizer_json = request.tokenizer.read_text(encoding="utf-8")
     inputs = [InputFile(file.name, file.path.stat().st_size, blake3_file(file.path)) for file in files]

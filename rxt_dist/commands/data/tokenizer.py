@@ -64,6 +64,7 @@ def tokenizer(
     """
     from data_prep.tokenizing import report as measure
 
+    _require_no_text(out)
     _require_places(out, report)
     if import_file is not None and (weight or vocab_size is not None):
         raise ConfigError("--import trains nothing, so --weight and --vocab-size cannot stand beside it.")
@@ -94,14 +95,19 @@ def tokenizer(
 
 def _require_places(out: Path, report: Path | None) -> None:
     """Refuse, before anything is trained, to write where nothing can be written."""
-    from data_prep.readers import SUFFIXES
     from rxt_dist.files import require_file_place, require_folder
 
     require_file_place(out)
-    if out.name.lower().endswith(SUFFIXES):
-        raise ConfigError(f"--out is {out}, which would be read as text. A tokenizer is JSON: name a .json file.")
     if report is not None:
         require_folder(report)
+
+
+def _require_no_text(out: Path) -> None:
+    """Refuse a name under which the next run would read the tokenizer as text, if it does not replace a text now."""
+    from data_prep.readers import SUFFIXES
+
+    if out.name.lower().endswith(SUFFIXES):
+        raise ConfigError(f"--out is {out}, which would be read as text. A tokenizer is JSON: name a .json file.")
 
 
 def _train(
