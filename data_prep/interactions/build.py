@@ -245,8 +245,8 @@ def build_interactions(request: InteractionRequest, progress: Progress = lambda 
         DiskError: too little space.
     """
     require_folder(request.out)
-    files = find_record_files(request.inputs)
     require_apart(request.out, request.inputs)
+    files = find_record_files(request.inputs)
     tokenizer = load_tokenizer(request.tokenizer)
     tokenizer_json = request.tokenizer.read_text(encoding="utf-8")
     inputs = [InputFile(file.name, file.path.stat().st_size, blake3_file(file.path)) for file in files]
