@@ -20,18 +20,28 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from data_prep.languages import language_of, language_tag
+from data_prep.languages import guess_language, language_of_name, language_tag
 from data_prep.readers import SUFFIXES, extent, records
 from data_prep.readers.base import Input, ReadCounts, Slice
-from rxt_dist.errors import DataError
+from rxt_dist.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from data_prep.units import Unit
 
-__all__ = ["CorpusFile", "Document", "ReadCounts", "find_files", "read_file", "read_slice", "read_unit"]
+__all__ = [
+    "CorpusFile",
+    "Document",
+    "ReadCounts",
+    "find_files",
+    "read_file",
+    "read_slice",
+    "read_unit",
+    "require_apart",
+]
 
 MAX_DOCUMENT_BYTES = 32_000_000
 _REPLACEMENT = "\ufffd"
@@ -138,6 +148,19 @@ def _below(root: Path) -> Iterator[CorpusFile]:
         DataError: a folder cannot be listed, or a link leads nowhere.
     """
     top = _absolute(root)
+    for _, folder, files in _walk(top):
+        for name in files:
+            path = Path(folder, name)
+            _require_target(path)
+            yield CorpusFile(path, (Path(top.name) / path.relative_to(top)).as_posix())
+
+
+def _walk(top: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """(real path, path, names of the files) of a folder and all below it, without what is hidden.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
     seen = {os.path.realpath(top)}
     for folder, folders, files in os.walk(top, onerror=_refuse_folder, followlinks=True):
         # A folder that was seen under another name has nothing new; a link to a folder above would never end.
@@ -148,11 +171,50 @@ def _below(root: Path) -> Iterator[CorpusFile]:
                 seen.add(real)
                 fresh.append(name)
         folders[:] = fresh
-        for name in sorted(files):
-            if not name.startswith("."):
-                path = Path(folder, name)
-                _require_target(path)
-                yield CorpusFile(path, (Path(top.name) / path.relative_to(top)).as_posix())
+        yield os.path.realpath(folder), folder, sorted(name for name in files if not name.startswith("."))
+
+
+def require_apart(out: Path, inputs: Iterable[Path | str]) -> None:
+    """Refuse a folder to write to that is or lies in a folder of the inputs, by whatever links or globs: what is
+    written there would be read as text by the next run.
+
+    Raises:
+        ConfigError: it does, or will once it is there.
+        DataError: an input does not exist or cannot be listed.
+    """
+    real = Path(os.path.realpath(out))
+    around = {str(folder) for folder in (real, *real.parents)}
+    for given in inputs:
+        paths, is_glob = _matches(Path(given))
+        folders = (folder for path in paths if path.is_dir() for folder, _, _ in _walk(path))
+        if any(folder in around for folder in folders) or (is_glob and _will_match(Path(given), real)):
+            raise ConfigError(
+                f"{out} lies within the input {given}: what is written there would be read as text by the next run. "
+                f"Name a folder beside the texts; one that was built already can be moved there."
+            )
+
+
+def _will_match(pattern: Path, folder: Path) -> bool:
+    """Whether a glob finds the folder, or one above it, once the folder is there."""
+    parts = _absolute(pattern).parts
+    literal = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    root = Path(os.path.realpath(Path(*parts[:literal])))
+    if not folder.is_relative_to(root):
+        return False
+    below = folder.relative_to(root).parts
+    return any(_matches_parts(below[:end], parts[literal:]) for end in range(len(below) + 1))
+
+
+def _matches_parts(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
+    """Whether names of nested folders match patterns as those of a glob do."""
+    if not names or not patterns:
+        return all(pattern == "**" for pattern in patterns) and not names
+    is_hidden = names[0].startswith(".")
+    if patterns[0] == "**":
+        return _matches_parts(names, patterns[1:]) or (not is_hidden and _matches_parts(names[1:], patterns))
+    if is_hidden and not patterns[0].startswith("."):
+        return False
+    return fnmatchcase(names[0], patterns[0]) and _matches_parts(names[1:], patterns[1:])
 
 
 def _absolute(path: Path) -> Path:
@@ -222,10 +284,14 @@ def read_file(file: CorpusFile, counts: ReadCounts) -> Iterator[Document]:
         yield from read_slice(part, counts)
 
 
-def read_slice(part: Slice, counts: ReadCounts) -> Iterator[Document]:
-    """The documents of one slice; as `read_unit`."""
+def read_slice(part: Slice, counts: ReadCounts, choose: Callable[[], bool] | None = None) -> Iterator[Document]:
+    """The documents of one slice, or those of them that `choose` takes, asked for each; `counts` is of all.
+
+    Otherwise as `read_unit`.
+    """
     item = part.input
     prefix = f"{item.source}/{item.name}" if item.source else item.name
+    named = language_tag(item.language) if item.language else language_of_name(_name_from_given_folder(item))
     for record in records(part):
         if record.too_large:
             counts.too_large += 1
@@ -242,12 +308,22 @@ def read_slice(part: Slice, counts: ReadCounts) -> Iterator[Document]:
             continue
         if replaced > _MAX_REPLACED * len(text):
             counts.not_text += 1
+            counts.name_not_text(prefix)
             continue
         counts.repaired_utf8 += replaced > 0
         counts.documents += 1
-        of_record = item.language or record.language
-        tag = language_tag(of_record) if of_record else language_of(item.name, text)
+        if choose is not None and not choose():
+            continue
+        tag = language_tag(record.language) if record.language and not item.language else named
+        if tag is None:
+            tag = guess_language(text)
+            counts.guessed[tag] = counts.guessed.get(tag, 0) + 1
         yield Document(text, tag, item.source or tag, f"{prefix}#{record.place}")
+
+
+def _name_from_given_folder(item: Input) -> str:
+    """The name, of a local dataset without the folders above it, which say as little of it as those above a file."""
+    return item.name if item.hub is None else Path(item.path).name + item.name.removeprefix(item.path)
 
 
 def _exceeds(text: str, max_bytes: int) -> bool:

@@ -1,4 +1,4 @@
-"""Which language a text is in: tags of records, names of files, and a guess between English and Polish.
+"""Which language a text is in: its tag, else the name of its file or folder, else a guess between English and Polish.
 
 Only these two are guessed and taken from names, as they are what this project trains on. Most other codes of two
 letters are ordinary names as well (`ts`, `cs`, `hr`, `os`, `ml`); other languages come from a column of the records or
@@ -65,32 +65,20 @@ def language_tag(value: str) -> str:
     return tag if tag and len(tag) <= _MAX_TAG and tag not in RESERVED_NAMES else UNKNOWN
 
 
-def language_of_name(name: str) -> str | None:
-    """English or Polish, from a file's name (stories.pl.jsonl) or else its nearest folder (pl/stories.jsonl)."""
-    of_file, of_folder = _parts_of_name(name)
-    return of_file or of_folder
-
-
 def language_of(name: str, text: str) -> str:
-    """The language of a text that has no tag: its file's own name, else what the text clearly is, else its folder.
+    """The language of a text that has no tag: what the name of its file or folder says, else what the text clearly is.
 
-    A folder is often called `pl` because Perl is in it; `.pl.` within a file's name is there for a reason.
+    Whoever names a folder `pl` says what is in it; where that is Perl, the `language` of the source has to say so.
     """
-    of_file, of_folder = _parts_of_name(name)
-    if of_file:
-        return of_file
-    guess = guess_language(text)
-    return of_folder or UNKNOWN if guess == UNKNOWN else guess
+    return language_of_name(name) or guess_language(text)
 
 
 @lru_cache(maxsize=256)
-def _parts_of_name(name: str) -> tuple[str | None, str | None]:
+def language_of_name(name: str) -> str | None:
+    """English or Polish, from a file's name (stories.pl.jsonl) or else its nearest folder (pl/stories.jsonl)."""
     *folders, file = name.lower().split("/")
-    first = [
-        next((_NAMES[part] for part in reversed(parts) if part in _NAMES), None)
-        for parts in (file.split(".")[:-1], folders)
-    ]
-    return first[0], first[1]
+    parts = [*folders, *file.split(".")[:-1]]
+    return next((_NAMES[part] for part in reversed(parts) if part in _NAMES), None)
 
 
 def guess_language(text: str) -> str:

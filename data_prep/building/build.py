@@ -28,10 +28,16 @@ from data_prep.building.locks import Lock, locked
 from data_prep.building.merge import merge
 from data_prep.building.unit import UNITS_FOLDER, UnitJob
 from data_prep.building.workers import Progress, Show, disk_errors, run_units
+from data_prep.cleaning.clean import CleanReport
 from data_prep.cleaning.deduplicate import SurveyJob, decide_duplicates, is_decided, removes_duplicates
-from data_prep.corpora import ReadCounts, read_unit
+from data_prep.corpora import ReadCounts, read_unit, require_apart
 from data_prep.tokenizing.sample import TrainingSample, spread_documents
-from data_prep.tokenizing.tokenizer import load_tokenizer, require_vocabulary_size, train_tokenizer
+from data_prep.tokenizing.tokenizer import (
+    load_tokenizer,
+    require_vocabulary_size,
+    smaller_than_wanted,
+    train_tokenizer,
+)
 from data_prep.units import Plan, Unit, make_plan
 from rxt_dist.config.clean import CleanConfig
 from rxt_dist.config.corpus import BuildConfig
@@ -119,7 +125,8 @@ class BuildRequest:
 class BuildResult:
     """What a build came to. `manifest` is None while units are left to other tasks, and `unfinished` says so.
 
-    `counts` is what reading met over all units; `units_kept` is how many units had been finished before.
+    `counts` is what reading met over all units, `dropped` what filters and duplicates took away (None without any), and
+    `passed_over` says in sentences which files are not read; `units_kept` is how many units had been finished before.
     """
 
     manifest: DatasetManifest | None
@@ -127,6 +134,8 @@ class BuildResult:
     units: int
     units_kept: int
     unfinished: str = ""
+    dropped: CleanReport | None = None
+    passed_over: tuple[str, ...] = ()
 
 
 def build_dataset(
@@ -140,13 +149,21 @@ def build_dataset(
 
     Raises:
         DataError: unusable input, an empty corpus, or a folder that belongs to something else.
-        ConfigError: a row length, vocabulary or fraction that cannot be, or an `out` that is or lies below a file.
+        ConfigError: a row length, vocabulary or fraction that cannot be, or an `out` that is or lies below a file or
+            within the inputs.
         DiskError: too little space.
     """
     require_folder(request.out)
+    require_apart(request.out, _places(request))
+    passed_over: list[str] = []
+
+    def pass_over(line: str) -> None:
+        say(line)
+        passed_over.append(line)
+
     request.out.mkdir(parents=True, exist_ok=True)
     with disk_errors(request.out), _folder(request, say):
-        plan, spec = _prepare(request, say)
+        plan, spec = _prepare(request, say, pass_over)
         (request.out / UNITS_FOLDER).mkdir(exist_ok=True)
         clean = request.config.clean
         job = UnitJob(request.out, spec, request.eval_fraction, "tokenizers", None if clean == CleanConfig() else clean)
@@ -164,8 +181,17 @@ def build_dataset(
             missing = f"{left} of {len(plan.units)} units are left to other tasks; the last one finishes it all."
             return BuildResult(None, ReadCounts(), len(plan.units), kept, missing)
         with _setup(request.out, say):
-            manifest, counts = merge(request.out, plan, spec)
-        return BuildResult(manifest, counts, len(plan.units), kept)
+            manifest, counts, dropped = merge(request.out, plan, spec)
+        return BuildResult(manifest, counts, len(plan.units), kept, dropped=dropped, passed_over=tuple(passed_over))
+
+
+def _places(request: BuildRequest) -> list[Path | str]:
+    """All places that the build reads text from."""
+    if request.inputs:
+        return list(request.inputs)
+    sources = request.config.sources
+    folders = [source.dataset for source in sources if source.dataset is not None and Path(source.dataset).is_dir()]
+    return [*(item for source in sources for item in source.inputs), *folders]
 
 
 def units_of_task(units: Sequence[Unit], task: int, tasks: int | None) -> list[Unit]:
@@ -277,8 +303,11 @@ def _alone(out: Path, state: Lock) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _prepare(request: BuildRequest, say: Say) -> tuple[Plan, ShardSpec]:
+def _prepare(request: BuildRequest, say: Say, pass_over: Say) -> tuple[Plan, ShardSpec]:
     """The plan, and what all shards have in common; set up by the first run and compared by all later ones.
+
+    Args:
+        pass_over: told which files are not read.
 
     Raises:
         DataError: the folder belongs to a build with another specification, or holds something else.
@@ -287,8 +316,8 @@ def _prepare(request: BuildRequest, say: Say) -> tuple[Plan, ShardSpec]:
     if not (request.out / SPEC_FILE).is_file():
         with _setup(request.out, say):
             if not (request.out / SPEC_FILE).is_file():  # or else another task did it meanwhile
-                plan = _set_up(request, say)
-    plan = plan or request.make_plan()
+                plan = _set_up(request, say, pass_over)
+    plan = plan or request.make_plan(pass_over)
     old = _read_json(request.out / SPEC_FILE)
     _compare(request.out, old, _settings(request, plan), plan)
     _put_tokenizer(request, plan, old, say)
@@ -298,7 +327,7 @@ def _prepare(request: BuildRequest, say: Say) -> tuple[Plan, ShardSpec]:
     return plan, _shard_spec(request, old)
 
 
-def _set_up(request: BuildRequest, say: Say) -> Plan:
+def _set_up(request: BuildRequest, say: Say, pass_over: Say) -> Plan:
     """Plan, put the tokenizer in place, and write `build.json` last: from then on the folder is this build's."""
     out = request.out
     foreign = sorted(item.name for item in out.iterdir() if not item.name.startswith("."))
@@ -306,7 +335,7 @@ def _set_up(request: BuildRequest, say: Say) -> Plan:
         raise DataError(f"{out} is not empty and is not a dataset (it holds {foreign[:5]}). Choose another --out.")
     ShardSpec(request.seq_len, MAX_VOCABULARY, "", PACKING_VERSION, "")  # an impossible row length, before any work
     say("Looking into the inputs")
-    plan = request.make_plan(say)
+    plan = request.make_plan(pass_over)
     require_free_space(out, _shard_bytes(plan.text_bytes, request.vocab_size), "Building the shards")
     settings = _settings(request, plan)
     tokenizer = _tokenizer_json(request, plan, say)
@@ -382,7 +411,10 @@ def _tokenizer_json(request: BuildRequest, plan: Plan, say: Say) -> str:
     say(f"No tokenizer given: training one with {request.vocab_size} ids on the inputs")
     sample = TrainingSample()
     documents = spread_documents(plan.units, sample, ReadCounts())
-    return train_tokenizer(documents, request.vocab_size, sample).to_str(pretty=True)
+    trained = train_tokenizer(documents, request.vocab_size, sample, say)
+    if too_small := smaller_than_wanted(trained.get_vocab_size(), request.vocab_size):
+        say(too_small)
+    return trained.to_str(pretty=True)
 
 
 def _put_tokenizer(request: BuildRequest, plan: Plan, spec: dict[str, Any], say: Say) -> None:

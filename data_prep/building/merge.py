@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from data_prep.building.unit import UNITS_FOLDER, finished_unit
 from data_prep.cleaning.deduplicate import discard_surveys
@@ -13,21 +14,24 @@ from rxt_dist.data.spare import finish_dataset
 from rxt_dist.errors import DataError
 from rxt_dist.files import write_json_atomic
 
+if TYPE_CHECKING:
+    from data_prep.cleaning.clean import CleanReport
+
 CLEAN_REPORT = "clean.json"
 
 
-def merge(out: Path, plan: Plan, spec: ShardSpec) -> tuple[DatasetManifest, ReadCounts]:
+def merge(out: Path, plan: Plan, spec: ShardSpec) -> tuple[DatasetManifest, ReadCounts, CleanReport | None]:
     """Write `dataset.json` for finished units. Repeating it changes nothing.
 
     Returns:
-        The manifest, and what reading met over all units.
+        The manifest, what reading met over all units, and what filters and duplicates dropped, where any were on.
 
     Raises:
         DataError: no unit has a single document.
     """
     sources: dict[str, SourceInfo] = {}
     counts = ReadCounts()
-    reports = []
+    reports: list[dict[str, Any]] = []
     for unit in plan.units:
         content = finished_unit(out, unit, spec.spec_hash)
         assert content is not None, f"unit {unit.name} vanished while its dataset was finished"
@@ -42,8 +46,7 @@ def merge(out: Path, plan: Plan, spec: ShardSpec) -> tuple[DatasetManifest, Read
             f"{counts.not_text} not text, {counts.too_large} above build.max_document_mb, {counts.documents} dropped "
             f"by the filters). Check the inputs {[item.name for item in plan.inputs[:5]]}."
         )
-    if reports:
-        _write_clean_report(out, reports)
+    dropped = _write_clean_report(out, reports) if reports else None
     manifest = DatasetManifest(
         seq_len=spec.seq_len,
         vocab_size=spec.vocab_size,
@@ -57,13 +60,14 @@ def merge(out: Path, plan: Plan, spec: ShardSpec) -> tuple[DatasetManifest, Read
     finished = finish_dataset(out, manifest, [unit.name for unit in plan.units])
     for lock in (out / UNITS_FOLDER).glob(".*.lock"):
         lock.unlink(missing_ok=True)
-    return finished, counts
+    return finished, counts, dropped
 
 
-def _write_clean_report(out: Path, reports: list[dict[str, object]]) -> None:
+def _write_clean_report(out: Path, reports: list[dict[str, Any]]) -> CleanReport:
     from data_prep.cleaning.clean import CleanReport
 
     total = CleanReport()
     for report in reports:
         total.add(CleanReport.from_dict(report))
     write_json_atomic(out / CLEAN_REPORT, total.to_dict())
+    return total

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from data_prep.building.encode import choose_backend, open_backend
 from data_prep.building.folder import UnitFolder, opened
 from data_prep.building.rowstream import HeldOut, Ids, RowStream
-from data_prep.corpora import CorpusFile
+from data_prep.corpora import CorpusFile, require_apart
 from data_prep.interactions.encode import EncodedRecord, InteractionEncoder
 from data_prep.interactions.reader import InteractionCounts, Record, find_record_files, read_records
 from data_prep.tokenizing.tokenizer import load_tokenizer
@@ -263,6 +263,7 @@ def build_interactions(request: InteractionRequest, progress: Progress = lambda 
         DiskError: too little space.
     """
     require_folder(request.out)
+    require_apart(request.out, request.inputs)
     files = find_record_files(request.inputs)
     tokenizer = load_tokenizer(request.tokenizer)
     tokenizer_json = request.tokenizer.read_text(encoding="utf-8")

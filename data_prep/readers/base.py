@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from rxt_dist.errors import DataError, nearest
 
 T = TypeVar("T")
+
+_FILES_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,11 @@ class Slice:
 
 @dataclass
 class ReadCounts:
-    """What was read, mended and skipped."""
+    """What was read, mended and skipped.
+
+    `guessed`: documents whose language nothing but the text tells, by what was guessed ("und" is none). `not_text_in`:
+    documents that are not text, by file, of the first files with such.
+    """
 
     documents: int = 0
     empty: int = 0
@@ -98,10 +104,22 @@ class ReadCounts:
     too_large: int = 0
     repaired_utf8: int = 0
     not_text: int = 0
+    guessed: dict[str, int] = field(default_factory=dict)
+    not_text_in: dict[str, int] = field(default_factory=dict)
+
+    def name_not_text(self, file: str, documents: int = 1) -> None:
+        """Remember the file in which documents are not text."""
+        if file in self.not_text_in or len(self.not_text_in) < _FILES_NAMED:
+            self.not_text_in[file] = self.not_text_in.get(file, 0) + documents
 
     def add(self, other: ReadCounts) -> None:
-        for item in fields(self):
-            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
+        """Add what comes after this."""
+        for name in ("documents", "empty", "null_text", "too_large", "repaired_utf8", "not_text"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for language, documents in other.guessed.items():
+            self.guessed[language] = self.guessed.get(language, 0) + documents
+        for file, documents in other.not_text_in.items():
+            self.name_not_text(file, documents)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ the three characters. BOS and EOS are added by id when rows are packed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_prep.corpora import Document
+from data_prep.tokenizing.heartbeat import heartbeat
 from data_prep.tokenizing.sample import TrainingSample
 from rxt_dist.data.format import MAX_VOCABULARY, SPECIAL_COUNT, SPECIAL_TOKENS, tokenizer_fingerprint
 from rxt_dist.errors import ConfigError, DataError
@@ -33,11 +34,17 @@ def require_vocabulary_size(vocab_size: int) -> None:
 
 
 def train_tokenizer(
-    documents: Iterable[Document], vocab_size: int, sample: TrainingSample | None = None, show_progress: bool = False
+    documents: Iterable[Document],
+    vocab_size: int,
+    sample: TrainingSample | None = None,
+    say: Callable[[str], None] | None = lambda line: None,
 ) -> Tokenizer:
     """Train on a sample of the documents, by default the first 64 MB of each language.
 
     A small corpus may give fewer than `vocab_size` ids. `documents` is read once and not held.
+
+    Args:
+        say: told every ten seconds how far it is; None for the library's own bars on a terminal.
 
     Raises:
         ConfigError: `vocab_size` is outside [267, 65,536].
@@ -48,18 +55,51 @@ def train_tokenizer(
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
+    taking = _Taking(sample.take(documents))
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=show_progress,
+        show_progress=say is None,
     )
-    tokenizer.train_from_iterator(sample.take(documents), trainer)
+    with heartbeat(lambda: _stage(sample, taking, vocab_size), say or (lambda line: None)):
+        tokenizer.train_from_iterator(taking, trainer)
     sample.require_all()
     if not sample.taken:
         raise DataError("There is no text to train a tokenizer on: every document is empty or was skipped.")
     tokenizer.encode_special_tokens = True
     return check_tokenizer(tokenizer, "the trained tokenizer")
+
+
+class _Taking(Iterator[str]):
+    """Texts that are taken one by one, and whether their end has been reached."""
+
+    def __init__(self, texts: Iterator[str]) -> None:
+        self._texts, self.is_done = texts, False
+
+    def __next__(self) -> str:
+        text = next(self._texts, None)
+        if text is None:
+            self.is_done = True
+            raise StopIteration
+        return text
+
+
+def _stage(sample: TrainingSample, taking: _Taking, vocab_size: int) -> str:
+    read = f"{sum(list(sample.taken.values())) / 1e6:,.0f} MB of text"
+    if taking.is_done:
+        return f"Training the tokenizer: {read} read; merging pairs up to {vocab_size:,} ids"
+    return f"Training the tokenizer: {read} read and counted so far"
+
+
+def smaller_than_wanted(vocab_size: int, wanted: int) -> str:
+    """What to say of a trained tokenizer that has fewer ids than were asked for; nothing where it has all."""
+    if vocab_size >= wanted:
+        return ""
+    return (
+        f"The text is too small for {wanted} ids: the tokenizer has {vocab_size}, as no further pair of tokens occurs "
+        f"in the text."
+    )
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from rxt_dist.config.base import Config
 
@@ -40,4 +40,16 @@ class CleanConfig(Config):
         0.0, description="Drop a document when letters are a smaller share of it, white space aside."
     )
     exact_duplicates: bool = Field(False, description="Drop all but the first document of equal text.")
-    near_duplicates: NearDuplicateConfig | None = Field(None, description="Drop near-duplicates; null: keep them.")
+    near_duplicates: NearDuplicateConfig | None = Field(
+        None, description="Drop near-duplicates; `{}`: with the defaults, null: keep them."
+    )
+
+    @field_validator("near_duplicates", mode="before")
+    @classmethod
+    def _settings_and_no_switch(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(
+                "it holds settings and is no switch: `near_duplicates: {}` drops near-duplicates with the defaults, "
+                "`near_duplicates: null` keeps them"
+            )
+        return value

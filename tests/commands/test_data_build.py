@@ -92,6 +92,67 @@ def test_what_does_not_go_together_is_refused(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Good, short, equal, broken and foreign files; some tell their language, some do not."""
+    root = tmp_path / "mixed"
+    (root / "pl").mkdir(parents=True)
+    english = "The heron is a large bird that lives near the water, and it feeds on fish and frogs."
+    (root / "a.txt").write_text(english)
+    (root / "b.txt").write_text(english)
+    (root / "c.txt").write_text("Short.")
+    (root / "d.txt").write_bytes(b"\x80\xff\xfd" * 50)
+    (root / "pl" / "e.txt").write_text(english + " This stands in a folder that says otherwise.")
+    (root / "f.md").write_text(english)
+    path = tmp_path / "mixed.yaml"
+    build = {
+        "sources": [{"name": "all", "inputs": [str(root)]}],
+        "vocab_size": 5000,
+        "clean": {"min_characters": 20, "exact_duplicates": True},
+    }
+    path.write_text(yaml.safe_dump({"path": str(tmp_path / "out"), "seq_len": 64, "build": build}))
+    return path
+
+
+def test_the_summary_says_what_was_dropped_passed_over_and_guessed(mixed: Path) -> None:
+    for _ in range(2):  # the second finds all units finished, and says the same
+        value = _json(mixed, "--workers", 1)
+        assert value["clean"]["documents"] == 4
+        assert value["clean"]["kept"] == 2
+        assert value["clean"]["dropped"] == {"too_short": 1, "exact_duplicate": 1}
+        assert "samples" not in value["clean"]["sources"]["all"]
+        assert value["read"]["not_text_in"] == {"all/mixed/d.txt": 1}
+        assert value["read"]["guessed"] == {"en": 2, "und": 1}
+        assert value["passed_over"] == ["Passing over 1 file of formats that are not read: 1 .md"]
+        assert value["vocab_size"] < value["vocab_size_wanted"] == 5000
+    shown = " ".join(_run(mixed, "--workers", 1).stdout.split())
+    for sentence in (
+        "Filters and duplicates dropped 2 of 4 documents (50.00 %):",
+        "too_short ┃ exact_duplicate",
+        "Not text, by file and number of documents: all/mixed/d.txt (1).",
+        "The language of 3 documents, which no tag, file or folder names, was guessed from their text: 2 en, 1 und.",
+        "Passing over 1 file of formats that are not read: 1 .md",
+        f"The text is too small for 5000 ids: the tokenizer has {value['vocab_size']}",
+    ):
+        assert sentence in shown
+
+
+def test_without_filters_nothing_is_said_of_them(file: Path) -> None:
+    assert _json(file, "--workers", 1)["clean"] is None
+    assert "Filters" not in _run(file, "--workers", 1).stdout
+
+
+def test_a_tokenizer_that_comes_out_smaller_is_told_when_it_is_trained(mixed: Path) -> None:
+    result = _run(mixed, "--workers", 1)
+    assert "The text is too small for 5000 ids" in result.stderr
+
+
+def test_the_default_vocabulary_stands_in_the_help() -> None:
+    for verb in ("build", "tokenizer"):
+        shown = " ".join(run(verb, "--help").stdout.replace("│", " ").split())
+        assert "default: (4096" in shown
+
+
 def test_the_progress_says_how_fast_and_how_long() -> None:
     progress = Progress("Building", 64, 5_000_000, done=12, failed=1, done_bytes=1_000_000, done_tokens=250_000)
     progress.started = time.monotonic() - 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,43 @@ def test_a_prefix_needs_a_name(root: Path, tmp_path: Path, monkeypatch: pytest.M
         assert f"--out is '{out}'" in message
         assert "names a folder" in message
     assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+
+
+def test_a_dataset_is_not_written_among_its_texts(root: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    shutil.copytree(root / "corpus", corpus)
+    shutil.copy(root / "chat.en.jsonl", corpus / "chat.en.jsonl")
+    before = sorted(tmp_path.rglob("*"))
+    data_file = tmp_path / "data.yaml"
+    sources = [{"name": "a", "inputs": [str(corpus / "en" / "*")]}, {"name": "b", "inputs": [str(corpus / "pl")]}]
+    tokenizer = ("--tokenizer", root / "t.json")
+    for arguments in (
+        ("build", corpus, "--out", corpus / "out", *tokenizer),
+        ("build", corpus / "en" / "*", "--out", corpus / "en" / "new" / "out", *tokenizer),
+        ("interactions", corpus, "--out", corpus / "out", *tokenizer, "--seq-len", 64),
+    ):
+        assert "lies within the input" in _message(*arguments)
+    for place in ("pl/out", "en/out"):
+        data_file.write_text(
+            json.dumps({"path": str(corpus / place), "seq_len": 64, "build": {"sources": sources, "vocab_size": 300}})
+        )
+        assert "lies within the input" in _message("build", data_file)
+    data_file.unlink()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_build_that_was_begun_among_its_texts_is_not_continued(root: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    shutil.copytree(root / "corpus", corpus)
+    shutil.copytree(root / "data", corpus / "out")
+    (corpus / "out" / "dataset.json").unlink()
+    message = _message("build", corpus, "--out", corpus / "out", "--tokenizer", root / "t.json")
+    assert "can be moved there" in message
+
+
+def test_a_tokenizer_is_not_written_as_text(root: Path, tmp_path: Path) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text("mine")
+    for name in ("mine.txt", "x.jsonl", "X.Parquet"):
+        assert "would be read as text" in _message("tokenizer", root / "corpus", "--out", tmp_path / name)
+    assert (text.read_text(), list(tmp_path.iterdir())) == ("mine", [text])

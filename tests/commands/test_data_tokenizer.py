@@ -92,41 +92,9 @@ def test_mistakes_are_user_errors(corpus: Path, data_file: Path, tmp_path: Path)
         (("tokenizer", text, "--compare", tmp_path / "no.json"), DataError, "cannot be compared"),
         (("tokenizer", data_file, text), ConfigError, "One data file at a time"),
         (("tokenizer", tmp_path / "empty.yaml"), ConfigError, "has no `build`"),
-        (("clean", text), ConfigError, "No filter is on"),
-        (("clean", text, "--filter", "min_letter=0.5"), ConfigError, "Did you mean 'min_letters'"),
-        (("clean", text, "--filter", "min_letters=2"), ConfigError, "less than or equal to 1"),
     ):
         out = ("--out", tmp_path / "t.json") if arguments[0] == "tokenizer" else ()
         result = run(*arguments, *out)
         assert isinstance(result.exception, kind), (arguments, result.output, result.exception)
         assert message in str(result.exception)
     assert not (tmp_path / "t.json").exists()
-
-
-def test_filters_are_tried_without_writing(corpus: Path, data_file: Path) -> None:
-    before = sorted(corpus.rglob("*"))
-    value = as_json("clean", data_file)
-    assert value["clean"]["min_characters"] == 400
-    assert set(value["sources"]) == {"stories-en", "stories-pl"}
-    assert value["kept"] + value["dropped"]["too_short"] == value["documents"] > 100
-    assert all(len(sample["text"]) < 400 for sample in value["sources"]["stories-en"]["samples"]["too_short"])
-    # Settings of the command line are laid over the file's.
-    more = as_json("clean", data_file, "--filter", "min_characters=800", "--filter", "max_ngram_repetition=0.1")
-    assert more["dropped"]["too_short"] > value["dropped"]["too_short"]
-    assert more["dropped"]["repeated_ngrams"] > 0
-    few = as_json("clean", data_file, "--sample", 7)
-    assert {name: source["documents"] for name, source in few["sources"].items()} == {"stories-en": 7, "stories-pl": 7}
-    shown = run("clean", corpus / "text", "--filter", "min_characters=400").stdout
-    assert "would be kept" in shown
-    assert "too_short: " in shown
-    assert sorted(corpus.rglob("*")) == before
-
-
-def test_a_sample_comes_from_all_over_many_files(tmp_path: Path) -> None:
-    for language in ("en", "pl"):
-        (tmp_path / "in" / language).mkdir(parents=True)
-        for number in range(40):
-            (tmp_path / "in" / language / f"{number:02}.txt").write_text(f"text {number}")
-    for sample, expected in ((40, {"en": 20, "pl": 20}), (3, {"en": 2, "pl": 1}), (500, {"en": 40, "pl": 40})):
-        value = as_json("clean", tmp_path / "in", "--filter", "min_characters=2", "--sample", sample)
-        assert {name: source["documents"] for name, source in value["sources"].items()} == expected

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rxt_dist.config.load import load_model, load_run, resolved_yaml, training_hash
+from rxt_dist.config.clean import NearDuplicateConfig
+from rxt_dist.config.load import load_data, load_model, load_run, resolved_yaml, training_hash
 from rxt_dist.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -150,3 +151,15 @@ def test_hashes_tell_what_changed() -> None:
     elsewhere = load_run(DEMO, free)
     assert training_hash(elsewhere) == training_hash(config)
     assert training_hash(load_run(DEMO, ["optimizer.beta2=0.9"])) != training_hash(config)
+
+
+def test_near_duplicates_as_a_switch_are_refused_with_the_way_to_their_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "data.yaml"
+    for value in ("true", "false"):
+        path.write_text(f"path: x\nbuild:\n  clean:\n    near_duplicates: {value}\n")
+        with pytest.raises(ConfigError, match=r"near_duplicates: \{\}` drops near-duplicates with the defaults"):
+            load_data(path)
+    path.write_text("path: x\nbuild:\n  clean:\n    near_duplicates: {}\n")
+    build = load_data(path).build
+    assert build is not None
+    assert build.clean.near_duplicates == NearDuplicateConfig()

@@ -9,13 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.corpora import Document, ReadCounts, find_files, read_file
-from rxt_dist.errors import DataError
+from data_prep.corpora import Document, ReadCounts, find_files, read_file, require_apart
+from rxt_dist.errors import ConfigError, DataError
 
 
 def _read(*inputs: Path) -> tuple[list[Document], ReadCounts]:
     counts = ReadCounts()
     return [document for file in find_files(inputs) for document in read_file(file, counts)], counts
+
+
+def _figures(counts: ReadCounts) -> dict[str, int]:
+    """The numbers that are not zero."""
+    return {name: value for name, value in vars(counts).items() if isinstance(value, int) and value}
 
 
 def _jsonl(*records: object) -> bytes:
@@ -39,7 +44,7 @@ def test_a_folder_with_every_format(tmp_path: Path) -> None:
     documents, counts = _read(root)
     found = {(document.text, document.language) for document in documents}
     assert found == {("Zażółć gęślą jaźń.", "pl"), ("one", "en"), ("two", "pl"), ("three", "en"), ("four", "de")}
-    assert counts == ReadCounts(documents=7, null_text=3)
+    assert _figures(counts) == {"documents": 7, "null_text": 3}
     assert all(document.source == document.language for document in documents)
     assert len({document.id for document in documents}) == 7
     assert {document.id for document in documents} >= {"texts/pl/a.txt#0", "texts/b.jsonl#0"}
@@ -62,7 +67,7 @@ def test_bad_text_is_mended_or_skipped_and_counted(tmp_path: Path) -> None:
     (tmp_path / "d.txt").write_bytes(b"\xef\xbb\xbfwith a byte order mark")
     (tmp_path / "e.jsonl").write_bytes(b'{"text": "' + b"x" * 200 + b'\\ud800"}\n\n{"text": ""}\n')
     documents, counts = _read(tmp_path)
-    assert counts == ReadCounts(documents=3, empty=2, repaired_utf8=2, not_text=1)
+    assert _figures(counts) == {"documents": 3, "empty": 2, "repaired_utf8": 2, "not_text": 1}
     assert documents[0].text == "good text " * 30 + "\ufffd"
     assert documents[1].text == "with a byte order mark"
     assert documents[2].text == "x" * 200 + "\ufffd"
@@ -106,7 +111,7 @@ def test_documents_above_the_bound_are_skipped_and_counted(tmp_path: Path, monke
     )
     documents, counts = _read(tmp_path)
     assert [document.text for document in documents] == ["x" * 100, "ż" * 50, "c"]
-    assert counts == ReadCounts(documents=3, too_large=3)
+    assert _figures(counts) == {"documents": 3, "too_large": 3}
 
 
 def test_invalid_utf8_in_a_table_is_mended_like_everywhere(tmp_path: Path) -> None:
@@ -115,7 +120,7 @@ def test_invalid_utf8_in_a_table_is_mended_like_everywhere(tmp_path: Path) -> No
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
     documents, counts = _read(tmp_path)
     assert [document.text for document in documents] == ["good " * 50 + "\ufffd"]
-    assert counts == ReadCounts(documents=1, repaired_utf8=1, not_text=1)
+    assert _figures(counts) == {"documents": 1, "repaired_utf8": 1, "not_text": 1}
 
 
 def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
@@ -139,7 +144,7 @@ def test_utf_16_is_read_by_its_byte_order_mark_and_refused_without(tmp_path: Pat
         "Zażółć gęślą jaźń. " + "x" * 200,
         "Zażółć gęślą jaźń. " + "x" * 200 + "\ufffd",
     ]
-    assert counts == ReadCounts(documents=2, not_text=1, repaired_utf8=1)
+    assert _figures(counts) == {"documents": 2, "not_text": 1, "repaired_utf8": 1}
 
 
 def test_nul_characters_are_damage_in_every_format(tmp_path: Path) -> None:
@@ -150,7 +155,24 @@ def test_nul_characters_are_damage_in_every_format(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": [little, much]}), tmp_path / "d.parquet")
     documents, counts = _read(tmp_path)
     assert [document.text for document in documents] == ["x" * 200 + "\ufffd"] * 3
-    assert counts == ReadCounts(documents=3, not_text=3, repaired_utf8=3)
+    assert _figures(counts) == {"documents": 3, "not_text": 3, "repaired_utf8": 3}
+
+
+def test_files_in_which_documents_are_no_text_are_named(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / "a.jsonl").write_bytes(_jsonl({"text": "\0" * 9}, {"text": "sound"}, {"text": "\0"}))
+    for number in range(30):
+        (root / f"b{number:02}.txt").write_bytes(b"\xff\xfe\xfd" * 9)
+    _, counts = _read(root)
+    assert counts.not_text == 32
+    assert list(counts.not_text_in)[:3] == ["in/a.jsonl", "in/b00.txt", "in/b01.txt"]
+    assert counts.not_text_in["in/a.jsonl"] == 2
+    assert len(counts.not_text_in) == 20
+    total = ReadCounts()
+    for _ in range(2):
+        total.add(counts)
+    assert (total.not_text, total.not_text_in["in/a.jsonl"], len(total.not_text_in)) == (64, 4, 20)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -260,6 +282,71 @@ def test_files_of_one_name_stay_in_the_order_of_the_inputs(tmp_path: Path) -> No
     assert [document.text for document in _read(tmp_path / "z/texts", tmp_path / "a/texts")[0]] == ["z", "a"]
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Where to write
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_within_the_inputs_is_refused_however_it_is_named(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(tree)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x.txt").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    for out in ("c", "c/out", "c/en/deep/out", "c/../c/out", "link/out", "other/../link/en/out", tree / "out"):
+        for given in ("c", "link", "c/en/..", tree, "other/../c"):
+            with pytest.raises(ConfigError, match=f"{out} lies within the input {given}: what is written"):
+                require_apart(Path(out), ["other", given])
+    # A link below the input that leads to where it is written.
+    (tree / "more").symlink_to(tmp_path / "other")
+    with pytest.raises(ConfigError, match="lies within the input c"):
+        require_apart(Path("other/out"), ["c"])
+    (tree / "more").unlink()
+    for out in ("out", "c-out", "other/out"):
+        require_apart(Path(out), ["c", "link", "c/*.txt"])
+    # A file is read by itself, and not what lies beside it.
+    require_apart(tree / "out", [tree / "b.txt"])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "out", "is_refused"),
+    [
+        ("c/*", "c/out", True),
+        ("c/*", "c/out/deep", True),
+        ("c/**", "c/out", True),
+        ("*/*", "c/out", True),
+        ("*/e*", "c/en/out", True),
+        ("**/o?t", "c/new/out", True),
+        ("link/*", "c/out", True),
+        ("c/../c/*", "c/out", True),
+        ("c/*.txt", "c/out", False),
+        ("c/*", "out", False),
+        ("c/e*", "c/out", False),
+        ("c/*", "c/.out", False),
+        ("c/**/*.txt", "c/out", False),
+    ],
+)
+def test_a_folder_that_a_glob_will_find_is_refused(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, out: str, is_refused: bool
+) -> None:
+    (tmp_path / "link").symlink_to(tree)
+    (tree / "en" / "out.txt").mkdir()
+    if pattern == "**/o?t":
+        (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
+    if not is_refused:
+        require_apart(Path(out), [pattern])
+        (tmp_path / out).mkdir(parents=True)
+        require_apart(Path(out), [pattern])
+        return
+    with pytest.raises(ConfigError, match="lies within the input"):
+        require_apart(Path(out), [pattern])
+    (tmp_path / out).mkdir(parents=True)
+    (tmp_path / out / "shard.arrow").touch()
+    assert any("shard.arrow" in name for name in _names(pattern)), "it was refused without need"
+
+
 def test_languages_come_from_tags_then_names_and_texts(tmp_path: Path) -> None:
     english = "The heron is a large bird that lives near the water. It feeds on fish and frogs."
     for name in ("arxiv/cs/a.txt", "code/pl/b.txt", "pl/c.pl.txt"):
@@ -268,5 +355,6 @@ def test_languages_come_from_tags_then_names_and_texts(tmp_path: Path) -> None:
     (tmp_path / "pl" / "d.jsonl").write_bytes(
         _jsonl({"text": english, "language": "pol_Latn"}, {"text": "d", "language": "English"}, {"text": "d"})
     )
-    tags = [document.language for document in _read(tmp_path)[0]]
-    assert tags == ["en", "en", "pl", "pl", "en", "pl"]
+    documents, counts = _read(tmp_path)
+    assert [document.language for document in documents] == ["en", "pl", "pl", "pl", "en", "pl"]
+    assert counts.guessed == {"en": 1}

@@ -52,10 +52,13 @@ def test_language_of_a_name(name: str, language: str | None) -> None:
     assert language_of_name(name) == language
 
 
-def test_a_clear_text_counts_more_than_its_folder() -> None:
-    assert language_of("code/pl/x.txt", ENGLISH[0]) == "en"
+def test_a_folder_or_file_that_is_named_a_language_counts_more_than_the_text() -> None:
+    assert language_of("code/pl/x.txt", ENGLISH[0]) == "pl"
+    assert language_of("pl/books/old/x.txt", ENGLISH[0]) == "pl"
+    assert language_of("en/pl/x.txt", ENGLISH[0]) == "pl"
     assert language_of("code/pl/x.txt", "my $x = shift; print $x;") == "pl"
     assert language_of("texts/stories.pl.jsonl", ENGLISH[0]) == "pl"
+    assert language_of("pl/stories.en.jsonl", POLISH[0]) == "en"
     assert language_of("arxiv/cs/x.txt", ENGLISH[0]) == "en"
     assert language_of("arxiv/cs/x.txt", "?") == "und"
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,7 @@ def test_datasets_by_folder_configuration_and_files(folder: Path, tmp_path: Path
     assert [document["text"] for document in code["documents"]] == ["def f(): pass"]
     assert code["counts"] == {
         "documents": 1, "empty": 0, "null_text": 1, "too_large": 0, "repaired_utf8": 0, "not_text": 0,
+        "guessed": {}, "not_text_in": {},
     }  # fmt: skip
     assert [document["text"] for document in lines["documents"]] == TEXTS[:100]
     assert [document["text"] for document in part["documents"]] == TEXTS[10:20]
@@ -122,6 +124,21 @@ def test_a_dataset_saved_to_disk(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", make], check=True, capture_output=True)
     (saved,) = planned(tmp_path, {"name": "saved", "dataset": str(tmp_path / "d")})
     assert [document["text"] for document in saved["documents"]] == TEXTS[:50]
+
+
+def test_folders_above_a_dataset_do_not_name_its_language(folder: Path, tmp_path: Path) -> None:
+    for place in ("en/corpus", "corpus/en"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        shutil.copytree(folder, tmp_path / place)
+    above, named = planned(
+        tmp_path,
+        {"name": "above", "dataset": str(tmp_path / "en/corpus"), "data_files": ["lines.jsonl"]},
+        {"name": "named", "dataset": str(tmp_path / "corpus/en"), "data_files": ["lines.jsonl"]},
+    )
+    assert {document["language"] for document in named["documents"]} == {"en"}
+    assert named["counts"]["guessed"] == {}
+    assert {document["language"] for document in above["documents"]} == set(above["counts"]["guessed"])
+    assert "en" not in above["counts"]["guessed"]
 
 
 def test_an_error_without_a_message_is_told_as_well(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rxt_dist.commands.data.common import JSON, emit, print_summary, say, summary
+from rxt_dist.commands.data.common import JSON, emit, print_summary, print_table, say, summary
 from rxt_dist.errors import ConfigError
 
 if TYPE_CHECKING:
     from data_prep.building.build import BuildRequest, BuildResult
     from data_prep.building.workers import Progress
+    from data_prep.cleaning.clean import CleanReport
 
 _PLAIN_SECONDS = 10.0
 # What an option is called in a data file.
@@ -41,10 +42,20 @@ def build(
         None, help="Folder of the dataset; an interrupted build is finished by running it again."
     ),
     tokenizer: Path | None = typer.Option(None, help="A tokenizer.json; without it one is trained on the inputs."),
-    seq_len: int | None = typer.Option(None, help="Tokens a row, as you will train with; 256 if not given."),
-    vocab_size: int | None = typer.Option(None, help="Ids of the tokenizer that is trained if none is given; 4096."),
+    seq_len: int | None = typer.Option(
+        None, metavar="TOKENS", help="Tokens a row, as you will train with.", show_default="256"
+    ),
+    vocab_size: int | None = typer.Option(
+        None,
+        metavar="IDS",
+        help="Ids of the tokenizer that is trained where --tokenizer names none, from 267 to 65,536.",
+        show_default="4096",
+    ),
     eval_fraction: float | None = typer.Option(
-        None, help="Share of the documents held out, chosen by hash of their text; 0.02 if not given."
+        None,
+        metavar="SHARE",
+        help="Share of the documents held out, chosen by hash of their text.",
+        show_default="0.02",
     ),
     workers: int = typer.Option(os.cpu_count() or 1, help="Processes; changes the speed, never the result."),
     backend: str | None = typer.Option(
@@ -58,7 +69,7 @@ def build(
 
     Example: `rxt-dist data build my_texts/ --out data/mine --seq-len 512`. The language of a text is its
     `language` field, or a folder or file name such as `pl/` or `stories.pl.jsonl`; each language becomes a source that
-    can be weighted in the mixture and is evaluated by itself.
+    can be weighted in the mixture and is evaluated by itself. Without --tokenizer one of 4,096 ids is trained.
 
     A data file with `build:` names sources, tokenizer and filters and is what training reads too:
     `rxt-dist data build configs/data/mine.yaml`, with overrides such as `build.unit_mb=64` behind it.
@@ -80,7 +91,7 @@ def build(
     request = _request(inputs, out, options, workers, backend, task, tasks)
     with _progress() as progress:
         result = build_dataset(request, say, progress)
-    _tell(request.out, result, time.monotonic() - started, as_json)
+    _tell(request, result, time.monotonic() - started, as_json)
 
 
 def _request(
@@ -131,12 +142,16 @@ def _request(
     return BuildRequest.of_data(data, **common)
 
 
-def _tell(out: Path, result: BuildResult, seconds: float, as_json: bool) -> None:
-    manifest, read = result.manifest, result.counts
-    value = {"units": result.units, "units_kept": result.units_kept, "seconds": round(seconds, 3)}
+def _tell(request: BuildRequest, result: BuildResult, seconds: float, as_json: bool) -> None:
+    from data_prep.tokenizing.tokenizer import smaller_than_wanted
+
+    out, manifest, read = request.out, result.manifest, result.counts
+    value: dict[str, Any] = {"units": result.units, "units_kept": result.units_kept, "seconds": round(seconds, 3)}
     if manifest is None:
         emit(as_json, value | {"dataset": str(out), "unfinished": result.unfinished}, lambda: print(result.unfinished))
         return
+    wanted = None if request.tokenizer is not None else request.vocab_size
+    too_small = "" if wanted is None else smaller_than_wanted(manifest.vocab_size, wanted)
 
     def show() -> None:
         print_summary(out, manifest)
@@ -145,10 +160,53 @@ def _tell(out: Path, result: BuildResult, seconds: float, as_json: bool) -> None
             f"{read.too_large} too large and {read.not_text} that are not text; mended invalid UTF-8 in "
             f"{read.repaired_utf8}. {result.units_kept} of {result.units} units were already finished. {seconds:.1f} s."
         )
+        for line in (*_remarks(result), *([too_small] if too_small else [])):
+            print(line)
+        if result.dropped is not None:
+            _print_dropped(result.dropped)
         if result.units_kept:
             print(f"Finished units are recognised by their sizes; `rxt-dist data verify {out}` reads their contents.")
 
-    emit(as_json, summary(out, manifest) | {"read": vars(read)} | value, show)
+    value |= {"read": vars(read), "passed_over": list(result.passed_over), "vocab_size_wanted": wanted}
+    emit(as_json, summary(out, manifest) | value | {"clean": _dropped(result.dropped)}, show)
+
+
+def _remarks(result: BuildResult) -> Iterator[str]:
+    """What was not read, and where a language came from."""
+    read = result.counts
+    yield from result.passed_over
+    if read.not_text:
+        named = ", ".join(f"{file} ({documents:,})" for file, documents in read.not_text_in.items())
+        more = ", and others" if sum(read.not_text_in.values()) < read.not_text else ""
+        yield f"Not text, by file and number of documents: {named}{more}."
+    if read.guessed:
+        guessed = ", ".join(f"{count:,} {language}" for language, count in sorted(read.guessed.items()))
+        yield (
+            f"The language of {sum(read.guessed.values()):,} documents, which no tag, file or folder names, was "
+            f"guessed from their text: {guessed}."
+        )
+
+
+def _dropped(report: CleanReport | None) -> dict[str, Any] | None:
+    """What filters and duplicates dropped, for JSON; samples stand in clean.json."""
+    if report is None:
+        return None
+    value = report.to_dict()
+    for source in value["sources"].values():
+        del source["samples"]
+    return value
+
+
+def _print_dropped(report: CleanReport) -> None:
+    reasons = list(report.dropped)
+    rows = [
+        [name, f"{of.documents:,}", f"{of.kept:,}", *(f"{of.dropped.get(reason, 0):,}" for reason in reasons)]
+        for name, of in sorted(report.sources.items())
+    ]
+    dropped = report.documents - report.kept
+    share = 100 * dropped / max(report.documents, 1)
+    print(f"Filters and duplicates dropped {dropped:,} of {report.documents:,} documents ({share:.2f} %):")
+    print_table("", ["source", "documents", "kept", *reasons], rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,9 @@ from rxt_dist.commands.data.corpus import CORPUS, read_corpus
 from rxt_dist.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from data_prep.cleaning.clean import CleanReport, SourceReport
-    from data_prep.units import Slice, Unit
+    from data_prep.cleaning.clean import SourceReport
+    from data_prep.cleaning.interval import Interval
+    from data_prep.cleaning.trial import Expected, Trial
     from rxt_dist.config.clean import CleanConfig
 
 _SHOWN_CHARACTERS = 100
@@ -25,7 +25,12 @@ def clean(
     filters: list[str] = typer.Option(
         [], "--filter", help="NAME=VALUE as in build.clean, for example min_letters=0.6; repeat it for more."
     ),
-    sample: int = typer.Option(10_000, min=1, help="Documents read of each source, from files all over it."),
+    sample_mb: float = typer.Option(
+        64.0,
+        min=0.01,
+        metavar="MB",
+        help="Text in MB that is tried of each source and language, from all over it; all of it where there is less.",
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Try filters: what would be dropped of a corpus, why, and samples of it. Nothing is written.
@@ -33,17 +38,22 @@ def clean(
     Example: `rxt-dist data clean my_texts/ --filter min_characters=200 --filter max_line_repetition=0.3`, or
     `rxt-dist data clean DATA.yaml` with the filters of its `build.clean`. Names and defaults stand in
     docs/configuration.md. Filters are tried in their order, and the first that a document fails is its reason.
-    Duplicates need the whole corpus: `rxt-dist data build` finds them and reports them in clean.json.
+    Every document has the same chance to be tried, and bounds say how much a build would drop; where all were tried
+    the figures are exact. Duplicates need the whole corpus: `rxt-dist data build` finds them, and reports them in
+    clean.json.
     """
+    from data_prep.cleaning.trial import try_filters
+
     build, units = read_corpus(inputs)
     config = _with(build.clean, filters)
-    report = _try(units, config, sample)
-    value = {"clean": config.model_dump(mode="json")} | report.to_dict()
+    with progress_bytes("Reading") as progress:
+        trial = try_filters(units, config, int(sample_mb * 1e6), progress)
+    value = {"clean": config.model_dump(mode="json")} | _value(trial)
 
     def show() -> None:
-        _print(report)
+        _print(trial)
         if config.exact_duplicates or config.near_duplicates is not None:
-            print("Duplicates are not looked for here; `rxt-dist data build` does it over the whole corpus.")
+            print("Duplicates are not looked for here: `rxt-dist data build` does, and drops them beside these.")
 
     emit(as_json, value, show)
 
@@ -73,7 +83,7 @@ def _with(config: CleanConfig, given: list[str]) -> CleanConfig:
             config = CleanConfig.model_validate(values)
         except (yaml.YAMLError, ValidationError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "it is not YAML"
-            raise ConfigError(f"--filter {item} is not allowed: {reason}.") from error
+            raise ConfigError(f"--filter {item} is not allowed: {reason.removeprefix('Value error, ')}.") from error
     duplicates = config.exact_duplicates or config.near_duplicates is not None
     if config.normalise == "none" and not filters_of(config) and not duplicates:
         raise ConfigError(
@@ -84,50 +94,83 @@ def _with(config: CleanConfig, given: list[str]) -> CleanConfig:
     return config
 
 
-def _try(units: tuple[Unit, ...], config: CleanConfig, sample: int) -> CleanReport:
-    """Clean up to `sample` documents of each source, about the same number from each of its files or parts of one; of
-    more parts than that, from evenly spaced ones."""
-    from data_prep.cleaning.clean import Cleaner
-    from data_prep.corpora import ReadCounts, read_slice
+def _value(trial: Trial) -> dict[str, Any]:
+    """Plain values for JSON; shares and bounds are exact where `whole`."""
+    from data_prep.cleaning.interval import CONFIDENCE
 
-    per_source: dict[str | None, list[Slice]] = {}
-    for unit in units:
-        for part in unit.slices:
-            per_source.setdefault(part.input.source, []).append(part)
-    chosen = [_spaced(parts, sample) for parts in per_source.values()]
-    cleaner, done = Cleaner(config), 0
-    total = sum(part.text_bytes for parts in chosen for part in parts)
-    with progress_bytes("Reading") as progress:
-        for parts in chosen:
-            left = sample
-            for number, part in enumerate(parts):
-                share = -(-left // (len(parts) - number))
-                for document in islice(read_slice(part, ReadCounts()), share):
-                    cleaner.clean(document)
-                    left -= 1
-                done += part.text_bytes
-                progress(done, total)
-    return cleaner.report
+    return {
+        "whole": trial.whole,
+        "confidence": CONFIDENCE,
+        **(_expected(trial.all) if trial.all is not None else {"documents": 0, "tried": 0}),
+        "sources": {
+            name: _expected(expected)
+            | {
+                "kept_characters": _kept_characters(trial.report.sources[name]),
+                "normalised": trial.report.sources[name].normalised,
+                "samples": dict(trial.report.sources[name].samples),
+            }
+            for name, expected in trial.sources.items()
+        },
+    }
 
 
-def _spaced(parts: list[Slice], most: int) -> list[Slice]:
-    """All of them, or `most` from evenly spaced places."""
-    return parts if len(parts) <= most else [parts[index * len(parts) // most] for index in range(most)]
+def _expected(expected: Expected) -> dict[str, Any]:
+    return {
+        "documents": expected.documents,
+        "tried": expected.tried,
+        "dropped": vars(expected.dropped) | {"documents": round(expected.dropped.share * expected.documents)},
+        "reasons": {reason: vars(found) for reason, found in expected.reasons.items()},
+    }
 
 
-def _print(report: CleanReport) -> None:
-    reasons = list(report.dropped)
-    rows = [_row(name, report.sources[name], reasons) for name in sorted(report.sources)]
-    columns = ["source", "documents", "kept", "kept characters", "normalised", *reasons]
-    print_table(f"Of {report.documents:,} documents {report.kept:,} would be kept", columns, rows)
-    for name in sorted(report.sources):
-        for reason in ("kept", *reasons):
-            for found in report.sources[name].samples.get(reason, []):
-                text = " ".join(found["text"].split())[:_SHOWN_CHARACTERS]
-                print(f"{name}, {reason}: {Path(found['id']).name}: {text}")
+def _kept_characters(report: SourceReport) -> float:
+    return report.kept_characters / max(report.characters, 1)
 
 
-def _row(name: str, source: SourceReport, reasons: list[str]) -> list[str]:
-    share = f"{100 * source.kept_characters / max(source.characters, 1):.1f} %"
-    counts = [f"{source.dropped.get(reason, 0):,}" for reason in reasons]
-    return [name, f"{source.documents:,}", f"{source.kept:,}", share, f"{source.normalised:,}", *counts]
+def _print(trial: Trial) -> None:
+    from data_prep.cleaning.interval import CONFIDENCE
+
+    if trial.all is None:
+        print("There is no document to try.")
+        return
+    every, about = trial.all, "" if trial.whole else "about "
+    print(
+        f"All {every.tried:,} documents were tried: the build drops exactly these."
+        if trial.whole
+        else f"{every.tried:,} of about {every.documents:,} documents ({_percent(every.tried / every.documents)}) were "
+        f"tried. What the build drops lies between the bounds, each of them true in {CONFIDENCE:.0%} of samples; a "
+        f"larger --sample-mb narrows them."
+    )
+    kinds = [(name, trial.sources[name]) for name in sorted(trial.sources)] + [("all sources", every)]
+    columns = ["source", "documents", "tried", "dropped", *([] if trial.whole else ["between"]), *every.reasons]
+    rows = [
+        [
+            name,
+            f"{of.documents:,}",
+            f"{of.tried:,}",
+            _percent(of.dropped.share),
+            *([] if trial.whole else [_bounds(of.dropped)]),
+            *(_percent(of.reasons[reason].share) if reason in of.reasons else "0" for reason in every.reasons),
+        ]
+        for name, of in kinds
+    ]
+    dropped = every.dropped.share * every.documents
+    print_table(f"{about}{dropped:,.0f} documents would be dropped".capitalize(), columns, rows)
+    if not trial.whole and every.reasons:
+        found = ", ".join(f"{reason} {_bounds(of)}" for reason, of in every.reasons.items())
+        print(f"Between, over all sources: {found}.")
+    for name, report in sorted(trial.report.sources.items()):
+        print(f"{name}: {_percent(_kept_characters(report))} of the characters kept; {report.normalised:,} normalised.")
+    for name, report in sorted(trial.report.sources.items()):
+        for reason in ("kept", *every.reasons):
+            for sample in report.samples.get(reason, []):
+                text = " ".join(sample["text"].split())[:_SHOWN_CHARACTERS]
+                print(f"{name}, {reason}: {Path(sample['id']).name}: {text}")
+
+
+def _bounds(found: Interval) -> str:
+    return f"{_percent(found.low)} and {_percent(found.high)}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"

@@ -27,12 +27,20 @@ def tokenizer(
     inputs: list[str] = CORPUS,
     out: Path = typer.Option(Path("tokenizer.json"), help="Where to write the tokenizer."),
     vocab_size: int | None = typer.Option(
-        None, help="Number of ids, control tokens included; from 267 to 65,536. [4096, or build.vocab_size]"
+        None,
+        metavar="IDS",
+        help="Number of ids, control tokens included; from 267 to 65,536.",
+        show_default="4096, or build.vocab_size of DATA.yaml",
     ),
     weight: list[str] = typer.Option(
         [], help="NAME=NUMBER: share of a language or of a source of DATA.yaml in the sample; repeat it for each."
     ),
-    sample_mb: float = typer.Option(64.0, min=0.01, help="Text in MB of the group with the largest weight."),
+    sample_mb: float = typer.Option(
+        64.0,
+        min=0.01,
+        metavar="MB",
+        help="Text in MB to train on of each language, or of the language or source with the largest --weight.",
+    ),
     report: Path | None = typer.Option(None, help="Folder for report.json and pictures."),
     compare: list[Path] = typer.Option([], help="Another tokenizer.json to measure beside it; repeat it for more."),
     import_file: Path | None = typer.Option(
@@ -56,6 +64,7 @@ def tokenizer(
     """
     from data_prep.tokenizing import report as measure
 
+    _require_no_text(out)
     _require_places(out, report)
     if import_file is not None and (weight or vocab_size is not None):
         raise ConfigError("--import trains nothing, so --weight and --vocab-size cannot stand beside it.")
@@ -69,8 +78,11 @@ def tokenizer(
     else:
         ready, checks, value["sha256"] = _import(import_file, out, units)
         value["checks"] = [check.to_dict() for check in checks]
+    say("Measuring how it fits")
     texts = measure.gather(_report_documents(units))
     value["vocab_size"] = ready.get_vocab_size()
+    if import_file is None:
+        value["vocab_size_wanted"] = wanted
     value["languages"] = {item.language: item.to_dict() for item in measure.fit_report(ready, texts)}
     if report is not None:
         figures = measure.tokenizer_report(ready, texts, others)
@@ -90,6 +102,14 @@ def _require_places(out: Path, report: Path | None) -> None:
         require_folder(report)
 
 
+def _require_no_text(out: Path) -> None:
+    """Refuse a name under which the next run would read the tokenizer as text, if it does not replace a text now."""
+    from data_prep.readers import SUFFIXES
+
+    if out.name.lower().endswith(SUFFIXES):
+        raise ConfigError(f"--out is {out}, which would be read as text. A tokenizer is JSON: name a .json file.")
+
+
 def _train(
     build: BuildConfig, units: tuple[Unit, ...], vocab_size: int, weight: list[str], sample_mb: float, out: Path
 ) -> tuple[Tokenizer, TrainingSample, str]:
@@ -102,7 +122,7 @@ def _train(
     sample = TrainingSample(weights, by, int(sample_mb * 1e6))
     say(f"Training {vocab_size} ids on up to {sample_mb:g} MB a {by}")
     documents = spread_documents(units, sample, ReadCounts())
-    trained = train_tokenizer(documents, vocab_size, sample, show_progress=sys.stderr.isatty())
+    trained = train_tokenizer(documents, vocab_size, sample, None if sys.stderr.isatty() else say)
     return trained, sample, save_tokenizer(trained, out)
 
 
@@ -135,6 +155,8 @@ def _share(size: int, sample: TrainingSample) -> float:
 
 
 def _print(value: dict[str, Any], wanted: int) -> None:
+    from data_prep.tokenizing.tokenizer import smaller_than_wanted
+
     figures = ("documents", "tokens_per_word", "bytes_per_token", "round_trip_failures")
     everyone = {Path(value["tokenizer"]).name: value} | value["compared"]
     rows = [
@@ -153,7 +175,7 @@ def _print(value: dict[str, Any], wanted: int) -> None:
         print(f"Trained on {taken['bytes'] / 1e6:.1f} MB of {name} ({100 * taken['share']:.0f} %).")
     if "checks" in value:
         print(f"All {len(value['checks'])} checks passed: {', '.join(check['name'] for check in value['checks'])}.")
-    elif value["vocab_size"] < wanted:
-        print(f"The text is too small for {wanted} ids: no further pair of tokens occurs in it.")
+    elif too_small := smaller_than_wanted(value["vocab_size"], wanted):
+        print(too_small)
     if "report" in value:
         print(f"Wrote {', '.join(value['report'])}.")
