@@ -27,7 +27,7 @@ from data_prep.building.encode import Choice, choose_backend
 from data_prep.building.locks import Lock, locked
 from data_prep.building.merge import merge
 from data_prep.building.unit import UNITS_FOLDER, UnitJob
-from data_prep.building.workers import Progress, Show, disk_errors, run_units
+from data_prep.building.workers import KEPT, Progress, Show, run_units
 from data_prep.cleaning.deduplicate import SurveyJob, decide_duplicates, is_decided, removes_duplicates
 from data_prep.corpora import ReadCounts, read_unit
 from data_prep.tokenizing.sample import TrainingSample, spread_documents
@@ -47,7 +47,7 @@ from rxt_dist.data.format import (
 )
 from rxt_dist.data.packing import PACKING_VERSION, WINDOW_DOCUMENTS
 from rxt_dist.errors import ConfigError, DataError
-from rxt_dist.files import require_folder, require_free_space, write_atomic, write_json_atomic
+from rxt_dist.files import access_errors, require_folder, require_free_space, write_atomic, write_json_atomic
 
 SPEC_FILE, PLAN_FILE = "build.json", "plan.json"
 EVAL_FRACTION = 0.02
@@ -140,12 +140,12 @@ def build_dataset(
 
     Raises:
         DataError: unusable input, an empty corpus, or a folder that belongs to something else.
-        ConfigError: a row length, vocabulary or fraction that cannot be, or an `out` that is or lies below a file.
+        ConfigError: a row length, vocabulary or fraction that cannot be, or an `out` that cannot be written to.
         DiskError: too little space.
     """
     require_folder(request.out)
     request.out.mkdir(parents=True, exist_ok=True)
-    with disk_errors(request.out), _folder(request, say):
+    with access_errors(request.out, KEPT), _folder(request, say):
         plan, spec = _prepare(request, say)
         (request.out / UNITS_FOLDER).mkdir(exist_ok=True)
         clean = request.config.clean

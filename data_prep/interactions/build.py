@@ -241,7 +241,7 @@ def build_interactions(request: InteractionRequest, progress: Progress = lambda 
 
     Raises:
         DataError: unusable input or tokenizer, nothing to build, or a folder that belongs to something else.
-        ConfigError: a row length or fraction that cannot be, or an `out` that is or lies below a file.
+        ConfigError: a row length or fraction that cannot be, or an `out` that cannot be written to.
         DiskError: too little space.
     """
     require_folder(request.out)

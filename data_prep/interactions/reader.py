@@ -320,6 +320,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 for value in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", _without_nulls(value)
+    except MemoryError:  # Arrow's own is an ArrowException too, and says nothing of the file
+        raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a table ({error}). Fetch or make the file again.") from error
 

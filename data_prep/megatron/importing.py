@@ -106,7 +106,7 @@ def import_megatron(request: ImportRequest, progress: Progress = lambda done, to
     Raises:
         DataError: unusable files, ids that the tokenizer does not have or that are control tokens inside a document,
             another tokenizer, nothing to import, or a folder that belongs to something else.
-        ConfigError: a row length or fraction that cannot be, or an `out` that is or lies below a file.
+        ConfigError: a row length or fraction that cannot be, or an `out` that cannot be written to.
         DiskError: too little space.
     """
     require_folder(request.out)

@@ -220,5 +220,7 @@ def _columns(item: Input, names: list[str]) -> list[str]:
 def _readable(what: str) -> Iterator[None]:
     try:
         yield
+    except MemoryError:  # Arrow's own is an ArrowException too, and says nothing of the file
+        raise
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{what} cannot be read as a table ({error}). Fetch or make the file again.") from error
