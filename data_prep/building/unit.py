@@ -69,6 +69,9 @@ class _SourceBuilder:
         self._held_out: HeldOut[Ids] = HeldOut(eval_fraction)
 
     def add(self, item: _Item, ids: npt.NDArray[np.uint16]) -> None:
+        equal = self._held_out.waiting(item.held_out_rank)
+        if equal is not None and np.array_equal(equal.ids, ids):
+            ids = equal.ids  # any number of equal documents may wait, in memory once
         self._put(self._held_out.add(item.held_out_rank, Ids(item.ordinal, ids, item.text_bytes, item.literals)))
 
     def _put(self, routed: list[tuple[str, Ids]]) -> None:
@@ -162,7 +165,7 @@ class UnitBuilder:
                     continue
                 if cleaned is not document:
                     kept, (hashed, text_bytes) = cleaned, _hash(cleaned.text)
-            literals = len(_CONTROL_LITERAL.findall(kept.text)) if "[" in kept.text else 0
+            literals = sum(1 for _ in _CONTROL_LITERAL.finditer(kept.text)) if "[" in kept.text else 0
             rank = int.from_bytes(hashed[:8], "little")
             yield _Item(ordinal, kept.source, kept.language, text_bytes, literals, rank), kept.text
 

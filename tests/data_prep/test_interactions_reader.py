@@ -20,9 +20,12 @@ from data_prep import synthetic
 from data_prep.building.encode import Backend, open_backend
 from data_prep.corpora import Document, find_files
 from data_prep.interactions import build as interaction_build
+from data_prep.interactions import reader
 from data_prep.interactions import synthetic as synthetic_interactions
 from data_prep.interactions.build import InteractionRequest, build_interactions
 from data_prep.interactions.reader import Interaction, InteractionCounts, Record, find_record_files, read_records
+from data_prep.readers import tables
+from data_prep.readers.tables import rows_at_once
 from data_prep.tokenizing.tokenizer import save_tokenizer, train_tokenizer
 from rxt_dist.data.dataset import TokenDataset
 from rxt_dist.data.dialogues import DialogueDataset
@@ -233,6 +236,32 @@ def test_lone_surrogates_are_mended_and_counted(tmp_path: Path) -> None:
     read, counts = _read(path)
     assert [(r.interactions[0].query, r.interactions[0].answer) for r in read] == [("a\ufffd", "b\ufffd"), ("ą", "c")]
     assert counts.repaired_utf8 == 1
+
+
+def test_large_records_of_a_table_are_read_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.en.parquet"
+    chats = [[{"query": "a" * 100_000, "answer": str(n)}] for n in range(300)]
+    pq.write_table(pa.table({"interactions": chats, "other": ["b" * 10_000] * 300}), path, row_group_size=150)
+    asked = []
+
+    def noting(table: pq.ParquetFile, file: Any, group: int, columns: list[str]) -> int:
+        asked.append((group, rows_at_once(table, file, group, columns)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(tables, "_DECODED_BYTES", 1_000_000)
+    monkeypatch.setattr(reader, "rows_at_once", noting)
+    assert [record.interactions[0].answer for record in _read(path)[0]] == [str(n) for n in range(300)]
+    assert [group for group, _ in asked] == [0, 1]
+    assert all(1 <= rows <= 10 for _, rows in asked)
+
+
+def test_a_line_that_no_record_can_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_MAX_LINE_BYTES", 1000)
+    fits = {"query": "q", "answer": "a" * 900}
+    assert len(_read(_write(tmp_path / "a.jsonl", fits, fits))[0]) == 2
+    path = _write(tmp_path / "b.jsonl", fits, {"query": "q", "answer": "a" * 1000})
+    with pytest.raises(DataError, match=r"b\.jsonl, line 2 is longer than"):
+        _read(path)
 
 
 def test_packed_lines_and_parquet_give_the_same_records(tmp_path: Path) -> None:
