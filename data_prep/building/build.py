@@ -26,6 +26,7 @@ from blake3 import blake3
 from data_prep.building.encode import Choice, choose_backend
 from data_prep.building.locks import Lock, locked
 from data_prep.building.merge import merge
+from data_prep.building.recheck import require_same_texts
 from data_prep.building.unit import UNITS_FOLDER, UnitJob
 from data_prep.building.workers import KEPT, Progress, Show, run_units
 from data_prep.cleaning.deduplicate import SurveyJob, decide_duplicates, is_decided, removes_duplicates
@@ -164,6 +165,7 @@ def build_dataset(
             missing = f"{left} of {len(plan.units)} units are left to other tasks; the last one finishes it all."
             return BuildResult(None, ReadCounts(), len(plan.units), kept, missing)
         with _setup(request.out, say):
+            require_same_texts(request.out, plan, request.workers, say, show)
             manifest, counts = merge(request.out, plan, spec)
         return BuildResult(manifest, counts, len(plan.units), kept)
 

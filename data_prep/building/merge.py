@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data_prep.building.inputs import discard_records
 from data_prep.building.unit import UNITS_FOLDER, finished_unit
 from data_prep.cleaning.deduplicate import discard_surveys
 from data_prep.corpora import ReadCounts
@@ -50,11 +51,12 @@ def merge(out: Path, plan: Plan, spec: ShardSpec) -> tuple[DatasetManifest, Read
         tokenizer_sha256=spec.tokenizer_sha256,
         spec_hash=spec.spec_hash,
         packing_version=spec.packing_version,
-        inputs=tuple(InputFile(item.name, item.bytes, item.fingerprint) for item in plan.inputs),
+        inputs=tuple(InputFile(item.name, item.bytes, fingerprint=item.fingerprint) for item in plan.inputs),
         sources=tuple(sources[name] for name in sorted(sources)),
     )
     discard_surveys(out, list(plan.units))
     finished = finish_dataset(out, manifest, [unit.name for unit in plan.units])
+    discard_records(out)
     for lock in (out / UNITS_FOLDER).glob(".*.lock"):
         lock.unlink(missing_ok=True)
     return finished, counts

@@ -260,7 +260,7 @@ def build_interactions(request: InteractionRequest, progress: Progress = lambda 
         "seq_len": request.seq_len,
         "eval_fraction": request.eval_fraction,
         "tokenizer_sha256": tokenizer_sha256,
-        "inputs": [asdict(item) for item in inputs],
+        "inputs": [item.in_spec() for item in inputs],
     }
     ShardSpec(request.seq_len, tokenizer.get_vocab_size(), tokenizer_sha256, PACKING_VERSION, "")
     require_free_space(request.out, _needed_bytes(files), "Building the shards")

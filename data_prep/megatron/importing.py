@@ -116,7 +116,10 @@ def import_megatron(request: ImportRequest, progress: Progress = lambda done, to
     ShardSpec(*shape, "")
     corpus = MegatronCorpus(request.prefix)
     _check_tokenizer(corpus, tokenizer, request)
-    files = [InputFile(path.name, path.stat().st_size, fingerprint_file(path)) for path in (corpus.bin, corpus.idx)]
+    files = [
+        InputFile(path.name, path.stat().st_size, fingerprint=fingerprint_file(path))
+        for path in (corpus.bin, corpus.idx)
+    ]
     spec = {
         "format": "megatron-import",
         "format_version": FORMAT_VERSION,
@@ -128,7 +131,7 @@ def import_megatron(request: ImportRequest, progress: Progress = lambda done, to
         "eval_fraction": request.eval_fraction,
         "unit_bytes": _UNIT_BYTES,
         "tokenizer_sha256": shape[2],
-        "inputs": [asdict(item) for item in files],
+        "inputs": [item.in_spec() for item in files],
     }
     total = corpus.bin.stat().st_size
     require_free_space(request.out, total * 2 // corpus.item_bytes + (1 << 20), "Importing the corpus")

@@ -144,7 +144,7 @@ class DialogueManifest:
             },
             "template": self.template,
             "spec_hash": self.spec_hash,
-            "inputs": [asdict(item) for item in self.inputs],
+            "inputs": [item.to_dict() for item in self.inputs],
             "sources": [asdict(source) for source in self.sources],
             "totals": asdict(self.totals),
             "root_digest": self.root_digest,
