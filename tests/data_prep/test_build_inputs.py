@@ -96,19 +96,26 @@ def stop(*arguments: object) -> None:
 
 
 def test_a_corpus_that_is_copied_between_two_lives_is_read_again_and_taken(
-    request_of: BuildRequest, tmp_path: Path
+    request_of: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = build_dataset(replace(request_of, out=tmp_path / "whole")).manifest
     first_life(request_of)
     corpus = request_of.inputs[0]
     shutil.copytree(corpus, tmp_path / "copy" / "corpus")
     shutil.rmtree(corpus)
+    moved = replace(request_of, inputs=(tmp_path / "copy" / "corpus",))
     said: list[str] = []
-    result = build_dataset(replace(request_of, inputs=(tmp_path / "copy" / "corpus",)), said.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "merge", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_dataset(moved, said.append)
+    assert any("reading them again" in line for line in said)
+    said.clear()
+    result = build_dataset(moved, said.append)
+    assert not any("reading them again" in line for line in said)  # once is enough
     assert result.manifest is not None
     assert whole is not None
     assert result.manifest.root_digest == whole.root_digest
-    assert any("reading them again" in line for line in said)
     assert not list(request_of.out.rglob(f".*{SUFFIX}"))
 
 

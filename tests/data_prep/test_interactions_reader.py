@@ -264,6 +264,22 @@ def test_a_line_that_no_record_can_be_is_refused(tmp_path: Path, monkeypatch: py
         _read(path)
 
 
+def test_a_file_that_is_edited_while_it_is_built_from_is_refused(
+    tmp_path: Path, tokenizer: tuple[Tokenizer, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _write(tmp_path / "x.en.jsonl", *({"query": f"q{n}", "answer": "a"} for n in range(20)))
+    inner = interaction_build.read_records
+
+    def editing(*arguments: Any) -> Any:
+        path.write_text(path.read_text().replace("q3", "q4"))
+        return inner(*arguments)
+
+    monkeypatch.setattr(interaction_build, "read_records", editing)
+    with pytest.raises(DataError, match=r"x\.en\.jsonl was changed while the dataset was built"):
+        build_interactions(InteractionRequest((path,), tmp_path / "out", tokenizer[1], 64))
+    assert list((tmp_path / "out" / "units").iterdir()) == []
+
+
 def test_packed_lines_and_parquet_give_the_same_records(tmp_path: Path) -> None:
     rng = random.Random(3)
     records = [synthetic_interactions.dialogue(rng, "pl") | {"language": "pl"} for _ in range(5)]

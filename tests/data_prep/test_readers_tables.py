@@ -308,7 +308,10 @@ def test_units_are_planned_by_what_a_dictionary_stands_for(
     else:
         with (pa.ipc.new_stream if suffix.startswith("stream") else pa.ipc.new_file)(str(path), table.schema) as file:
             file.write_table(table)
-    assert extent(made(path, 1 << 25)).text_bytes == pytest.approx(planned, rel=0.02)
+    found = extent(made(path, 1 << 25)).text_bytes
+    assert found == pytest.approx(planned, rel=0.02)
+    if suffix == "parquet" and large == 1:  # little more than what is stored: the plan is what it always was
+        assert found == pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size
 
 
 def test_ordinary_tables_are_planned_as_ever(tmp_path: Path) -> None:
