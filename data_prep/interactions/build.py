@@ -36,7 +36,6 @@ from rxt_dist.data.format import (
     INTERACTION_BOUNDARIES,
     SPLITS,
     DatasetManifest,
-    InputFile,
     ShardSpec,
     ShardWriter,
     SourceInfo,
@@ -44,6 +43,7 @@ from rxt_dist.data.format import (
     blake3_file,
     tokenizer_fingerprint,
 )
+from rxt_dist.data.inputs import InputFile
 from rxt_dist.data.interactions import check_interaction_rows
 from rxt_dist.data.packing import PACKING_VERSION
 from rxt_dist.data.spare import finish_dataset

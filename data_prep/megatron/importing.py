@@ -30,12 +30,12 @@ from rxt_dist.data.format import (
     SPECIAL_TOKENS,
     SPLITS,
     DatasetManifest,
-    InputFile,
     ShardSpec,
     ShardWriter,
     SourceInfo,
     tokenizer_fingerprint,
 )
+from rxt_dist.data.inputs import InputFile
 from rxt_dist.data.packing import PACKING_VERSION
 from rxt_dist.data.spare import finish_dataset
 from rxt_dist.errors import ConfigError, DataError

@@ -24,13 +24,13 @@ from rxt_dist.data.format import (
     PAD_ID,
     SPECIAL_TOKENS,
     TOKENIZER_FILE,
-    InputFile,
     blake3_file,
     canonical_json,
     digest_json,
     read_manifest,
     require_tokenizer,
 )
+from rxt_dist.data.inputs import InputFile
 from rxt_dist.data.interactions import answer_labels, check_interactions
 from rxt_dist.errors import ConfigError, DataError, nearest
 from rxt_dist.files import fsync_dir, temporary_path

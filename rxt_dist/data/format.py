@@ -32,6 +32,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from rxt_dist.data.inputs import InputFile
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import fsync_dir, temporary_path
 
@@ -286,27 +287,6 @@ class SourceInfo:
 
 
 @dataclass(frozen=True)
-class InputFile:
-    """A file that was read, so that a later build can tell whether it is still the same corpus.
-
-    Either `blake3` of the whole file (interactions), or `fingerprint`, a hash of blocks all over it.
-    """
-
-    file: str
-    bytes: int
-    blake3: str | None = None
-    fingerprint: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Without the one that is not known."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-    def in_spec(self) -> dict[str, Any]:
-        """As it stands in build.json. The name of the hash is as old as the format: its digest is in every shard."""
-        return {"file": self.file, "bytes": self.bytes, "blake3": self.blake3 or self.fingerprint}
-
-
-@dataclass(frozen=True)
 class FileInfo:
     """A file of the dataset folder that is neither a shard nor its row checksums."""
 
@@ -375,18 +355,13 @@ class DatasetManifest:
             tokenizer_sha256=value["tokenizer"]["sha256"],
             spec_hash=value["spec_hash"],
             packing_version=int(value["packing_version"]),
-            inputs=tuple(_input_file(item, value["boundaries"]) for item in value["inputs"]),
+            inputs=tuple(
+                InputFile.of_manifest(item, value["boundaries"] == BOUNDARY_POLICY) for item in value["inputs"]
+            ),
             sources=tuple(SourceInfo.from_dict(source) for source in value["sources"]),
             files=tuple(FileInfo(**item) for item in value["files"]),
             boundaries=value["boundaries"],
         )
-
-
-def _input_file(value: Mapping[str, Any], boundaries: str) -> InputFile:
-    """An input of a manifest; older ones of documents call the fingerprint blake3."""
-    if boundaries == BOUNDARY_POLICY and "blake3" in value:
-        return InputFile(value["file"], value["bytes"], fingerprint=value["blake3"])
-    return InputFile(**value)
 
 
 def read_manifest(path: Path) -> bytes | None:
