@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rxt_dist.errors import DataError
-from rxt_dist.files import write_atomic
+from rxt_dist.files import access_errors, require_folder, require_free_space, write_atomic
 
 DEFAULT_BYTES = 3_000_000
 LANGUAGES = ("en", "pl")
@@ -555,7 +555,8 @@ def _language_files(language: str, text_bytes: int, seed: int) -> Iterator[tuple
 
 
 def require_new_folder(out: Path) -> None:
-    """Raise DataError if `out` exists and holds something."""
+    """Refuse a folder that exists and holds something (DataError), or cannot be written to (ConfigError)."""
+    require_folder(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} already exists and is not empty. Name a new folder for the sample corpus.")
 
@@ -569,11 +570,13 @@ def write_sample(out: Path, text_bytes: int = DEFAULT_BYTES, seed: int = 0) -> l
         DataError: `out` exists and holds something.
     """
     require_new_folder(out)
+    require_free_space(out, text_bytes * 3 // 2, "The sample corpus")
     written = []
-    for language in LANGUAGES:
-        for name, content in _language_files(language, text_bytes // len(LANGUAGES), seed):
-            path = out / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, content)
-            written.append((name, len(content.encode())))
+    with access_errors(out, f"Delete {out}, which is not whole."):
+        for language in LANGUAGES:
+            for name, content in _language_files(language, text_bytes // len(LANGUAGES), seed):
+                path = out / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, content)
+                written.append((name, len(content.encode())))
     return written

@@ -219,10 +219,17 @@ def _source_inputs(source: SourceConfig, max_document_bytes: int, say: Say) -> l
 
 def _file_input(file: CorpusFile, common: Input) -> Input:
     try:
-        size, fingerprint = file.path.stat().st_size, fingerprint_file(file.path)
+        status, fingerprint = file.path.stat(), fingerprint_file(file.path)
     except OSError as error:
         raise DataError(f"{file.path} cannot be read: {error}. Mend its rights, or leave it out.") from error
-    return replace(common, name=file.name, path=str(file.path), bytes=size, fingerprint=fingerprint)
+    return replace(
+        common,
+        name=file.name,
+        path=str(file.path),
+        bytes=status.st_size,
+        fingerprint=fingerprint,
+        seen=identity(status),
+    )
 
 
 def _refuse_twice(inputs: Sequence[Input]) -> None:
@@ -238,11 +245,17 @@ def _refuse_twice(inputs: Sequence[Input]) -> None:
             )
 
 
+def identity(status: os.stat_result) -> tuple[int, ...]:
+    """What tells a file from another, and from itself after an edit: size, times of modification and change, inode."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
 def fingerprint_file(path: Path) -> str:
     """Hex blake3 over up to 16 evenly spaced blocks of 64 KiB, the first and the last among them.
 
     That is all of a file of up to 1 MiB. Hashing half a terabyte before each start is not possible; this notices
-    another version of a file, not one flipped bit in its middle: for that, units have a digest of their documents.
+    another version of a file, not one flipped bit in its middle: for that, units have a digest of their documents, and
+    building/inputs.py what the system says of the file.
     """
     digest = blake3()
     size = path.stat().st_size

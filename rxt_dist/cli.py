@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -51,14 +51,28 @@ def _options(
 _USAGE = 2
 
 
+def _refuse(error: UserError) -> NoReturn:
+    # Every rank of a run refuses the same configuration; one of them says so.
+    if not isinstance(error, ConfigError) or os.environ.get("RANK", "0") == "0":
+        print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
 def main() -> None:
-    """Run the command line; errors that a person can act on end in one paragraph and their own exit code."""
+    """Run the command line; errors that a person can act on end in one paragraph and their own exit code.
+
+    That is also so where the system refuses to read or write something, whatever the verb was about to do.
+    """
     try:
         app()
     except UserError as error:
-        # Every rank of a run refuses the same configuration; one of them says so.
-        if not isinstance(error, ConfigError) or os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _refuse(error)
+    except OSError as error:
+        from rxt_dist.files import access_error
+
+        known = access_error(error)
+        if known is None:
+            raise
+        _refuse(known)
     except SystemExit as end:
         sys.exit(ExitCode.CONFIG if end.code == _USAGE else end.code)

@@ -17,6 +17,7 @@ class ExitCode(IntEnum):
     DONE = 0
     CONFIG = 64
     DATA = 65
+    MEMORY = 71
     DISK = 74
     PREEMPTED = 75
     DIVERGED = 86
@@ -48,8 +49,14 @@ class CheckpointError(UserError):
     exit_code = ExitCode.DATA
 
 
+class MemoryLimitError(UserError):
+    """Work that needs more memory than there is: with as much again it would end in the same way."""
+
+    exit_code = ExitCode.MEMORY
+
+
 class DiskError(UserError):
-    """Not enough disk space for what was asked."""
+    """Not enough disk space for what was asked, or a disk that fails."""
 
     exit_code = ExitCode.DISK
 

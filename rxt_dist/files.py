@@ -2,17 +2,86 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rxt_dist.errors import ConfigError, DiskError
+from rxt_dist.errors import ConfigError, DiskError, UserError
 
 _CHUNK_BYTES = 1 << 22
+_UNITS = (("KB", 10**3), ("MB", 10**6), ("GB", 10**9), ("TB", 10**12))
+
+# What the system says where a person has to act. Everything else, a missing file above all, may be our own mistake and
+# keeps its traceback.
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FAILING = {errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.EREMOTEIO, errno.ETIMEDOUT}
+_REFUSED = {
+    errno.EACCES: "Mend its rights, or name another place",
+    errno.EPERM: "Mend its rights, or name another place",
+    errno.EROFS: "Name a place on a disk that can be written to",
+    errno.ENOTDIR: "Name another place: a file stands where a folder is needed",
+    errno.EISDIR: "Name another place: a folder stands where a file is needed",
+    errno.ENAMETOOLONG: "Choose shorter names",
+    errno.ELOOP: "Mend the link, which leads to itself",
+    errno.EFBIG: "Name a place on a disk that can hold larger files",
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the system refuses
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def access_error(error: OSError, place: Path | None = None, kept: str = "") -> UserError | None:
+    """What to tell a person of an error of the system; None where it may be a mistake of this program.
+
+    Args:
+        place: what was worked on, where the error does not name it.
+        kept: a sentence about what is not lost.
+    """
+    where = error.filename if isinstance(error.filename, str) else place
+    if error.errno is None:
+        return None
+    reason, kept = os.strerror(error.errno), f" {kept}" if kept else ""
+    if error.errno in _FULL:
+        disk = f"The disk of {place or where}" if place or where else "The disk"
+        return DiskError(f"{disk} is full ({reason}).{kept} Free some space there and run the same command again.")
+    what = f"{where} cannot" if where else "A file cannot"
+    if error.errno in _FAILING:
+        return DiskError(f"{what} be read or written ({reason}): its disk fails or is gone.{kept} Look after the disk.")
+    if error.errno in _REFUSED:
+        return ConfigError(f"{what} be read or written ({reason}).{kept} {_REFUSED[error.errno]}.")
+    return None
+
+
+@contextmanager
+def access_errors(place: Path, kept: str = "") -> Iterator[None]:
+    """For work in `place`: an error of the system becomes one that a person can act on, where it can be one.
+
+    Raises:
+        DiskError: the disk is full, or fails.
+        ConfigError: something cannot be read or written.
+    """
+    try:
+        yield
+    except OSError as error:
+        known = access_error(error, place, kept)
+        if known is None:
+            raise
+        raise known from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def fsync_dir(directory: Path) -> None:
@@ -35,14 +104,19 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
     temporary = temporary_path(path)
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_dir(path.parent)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_dir(path.parent)
+    except OSError as error:
+        # A full disk names no file, and nobody has asked for the temporary one.
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -59,29 +133,49 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def require_folder(path: Path) -> None:
-    """Refuse, before work starts, a place where no folder is or can be made.
+# ---------------------------------------------------------------------------------------------------------------------
+# Refusing before work starts
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def require_folder(path: Path, file: str = "x") -> None:
+    """Refuse, before work starts, a place where no folder is or can be made, or no file `file` can be written in it.
+
+    It is tried with a file that has no name, so that nothing is left and no other process sees it.
 
     Raises:
-        ConfigError: a file stands there, or in the place of a folder above.
+        ConfigError: a file or a link to nothing stands there or in the place of a folder above, the place cannot be
+            written to, or a name is too long.
+        DiskError: not a single byte can be written.
     """
-    existing = path
-    while not os.path.lexists(existing):
-        existing = existing.parent
-    if not existing.is_dir():
-        where = f"{path} cannot be a folder: {existing} is a file" if existing != path else f"{path} is a file"
+    existing = _nearest(path)
+    if not os.path.isdir(existing):
+        what = "a link to nothing" if existing.is_symlink() else "a file"
+        where = f"{path} cannot be a folder: {existing} is {what}" if existing != path else f"{path} is {what}"
         raise ConfigError(f"{where}, and nothing is written over it. Name another folder.")
+    try:
+        for name in (*path.parts[len(existing.parts) :], temporary_path(path / file).name):
+            _require_name(existing / name)
+        with tempfile.TemporaryFile(dir=existing) as probe:
+            probe.write(b"x")
+    except OSError as error:
+        known = access_error(error, path)
+        if isinstance(known, DiskError):
+            raise known from error
+        advice = _REFUSED.get(error.errno or 0, "Name another place")
+        raise ConfigError(f"{path} cannot be written to ({error.strerror or error}). {advice}.") from error
 
 
 def require_file_place(path: Path) -> None:
     """Refuse, before work starts, a place where no file can be written.
 
     Raises:
-        ConfigError: it is a folder, or would be below a file.
+        ConfigError: it is a folder, would be below a file, or cannot be written to.
+        DiskError: not a single byte can be written.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ConfigError(f"{path} is a folder, but a file is to be written. Name a file in it.")
-    require_folder(path.parent)
+    require_folder(path.parent, path.name)
 
 
 def require_free_space(directory: Path, needed_bytes: int, purpose: str) -> None:
@@ -90,12 +184,50 @@ def require_free_space(directory: Path, needed_bytes: int, purpose: str) -> None
     Raises:
         DiskError: with both figures, when less is free.
     """
-    existing = directory
-    while not existing.exists():
-        existing = existing.parent
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(_nearest(directory)).free
     if free < needed_bytes:
+        needed, there = distinct_sizes(needed_bytes, free)
         raise DiskError(
-            f"{purpose} needs about {needed_bytes / 1e9:.2f} GB in {directory}, but only {free / 1e9:.2f} GB is free "
-            f"there. Free some space or name a folder on another disk."
+            f"{purpose} needs about {needed} in {directory}, but only {there} is free there. Free some space or name a "
+            f"folder on another disk."
         )
+
+
+def distinct_sizes(one: int, other: int) -> tuple[str, str]:
+    """Two different numbers of bytes for a person: each in its own unit, with as many digits as tell them apart."""
+    texts = "", ""
+    for digits in range(1, 19):
+        texts = _size(one, digits), _size(other, digits)
+        if texts[0] != texts[1]:
+            break
+    return texts
+
+
+def _size(size: int, digits: int) -> str:
+    unit, factor = next(((unit, factor) for unit, factor in reversed(_UNITS) if size >= factor), ("bytes", 1))
+    return f"{size} bytes" if factor == 1 else f"{size / factor:.{digits}f} {unit}"
+
+
+def _nearest(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there.
+
+    Raises:
+        ConfigError: the system does not say.
+    """
+    for existing in (path, *path.parents):
+        try:
+            os.lstat(existing)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):  # met again when the folder above is looked at
+                continue
+            raise ConfigError(f"{existing} cannot be reached ({error.strerror}). Name another place.") from error
+        return existing
+    return Path()
+
+
+def _require_name(path: Path) -> None:
+    """Raise OSError if the file system takes no such name."""
+    with suppress(FileNotFoundError):
+        os.lstat(path)

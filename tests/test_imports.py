@@ -37,6 +37,7 @@ DATA_PREP_MAY = (
     "rxt_dist.config",
     "rxt_dist.data.dialogues",
     "rxt_dist.data.format",
+    "rxt_dist.data.inputs",
     "rxt_dist.data.interactions",
     "rxt_dist.data.origin",
     "rxt_dist.data.packing",

@@ -26,8 +26,9 @@ from blake3 import blake3
 from data_prep.building.encode import Choice, choose_backend
 from data_prep.building.locks import Lock, locked
 from data_prep.building.merge import merge
+from data_prep.building.recheck import require_same_texts
 from data_prep.building.unit import UNITS_FOLDER, UnitJob
-from data_prep.building.workers import Progress, Show, disk_errors, run_units
+from data_prep.building.workers import KEPT, Progress, Show, run_units
 from data_prep.cleaning.clean import CleanReport
 from data_prep.cleaning.deduplicate import SurveyJob, decide_duplicates, is_decided, removes_duplicates
 from data_prep.corpora import ReadCounts, read_unit, require_apart
@@ -53,7 +54,7 @@ from rxt_dist.data.format import (
 )
 from rxt_dist.data.packing import PACKING_VERSION, WINDOW_DOCUMENTS
 from rxt_dist.errors import ConfigError, DataError
-from rxt_dist.files import require_folder, require_free_space, write_atomic, write_json_atomic
+from rxt_dist.files import access_errors, require_folder, require_free_space, write_atomic, write_json_atomic
 
 SPEC_FILE, PLAN_FILE = "build.json", "plan.json"
 EVAL_FRACTION = 0.02
@@ -149,7 +150,7 @@ def build_dataset(
 
     Raises:
         DataError: unusable input, an empty corpus, or a folder that belongs to something else.
-        ConfigError: a row length, vocabulary or fraction that cannot be, or an `out` that is or lies below a file or
+        ConfigError: a row length, vocabulary or fraction that cannot be, or an `out` that cannot be written to or lies
             within the inputs.
         DiskError: too little space.
     """
@@ -162,7 +163,7 @@ def build_dataset(
         passed_over.append(line)
 
     request.out.mkdir(parents=True, exist_ok=True)
-    with disk_errors(request.out), _folder(request, say):
+    with access_errors(request.out, KEPT), _folder(request, say):
         plan, spec = _prepare(request, say, pass_over)
         (request.out / UNITS_FOLDER).mkdir(exist_ok=True)
         clean = request.config.clean
@@ -181,6 +182,7 @@ def build_dataset(
             missing = f"{left} of {len(plan.units)} units are left to other tasks; the last one finishes it all."
             return BuildResult(None, ReadCounts(), len(plan.units), kept, missing)
         with _setup(request.out, say):
+            require_same_texts(request.out, plan, request.workers, say, show)
             manifest, counts, dropped = merge(request.out, plan, spec)
         return BuildResult(manifest, counts, len(plan.units), kept, dropped=dropped, passed_over=tuple(passed_over))
 

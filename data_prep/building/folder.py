@@ -55,7 +55,7 @@ def opened(root: Path, spec: Mapping[str, Any], tokenizer_json: str) -> Iterator
 
     Raises:
         DataError: another process is writing there, or the folder belongs to something else.
-        ConfigError: `root` is or lies below a file.
+        ConfigError: `root` cannot be written to.
     """
     require_folder(root)
     root.mkdir(parents=True, exist_ok=True)

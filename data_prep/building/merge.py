@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.building.inputs import discard_records
 from data_prep.building.unit import UNITS_FOLDER, finished_unit
 from data_prep.cleaning.deduplicate import discard_surveys
 from data_prep.corpora import ReadCounts
 from data_prep.units import Plan
-from rxt_dist.data.format import DatasetManifest, InputFile, ShardSpec, SourceInfo
+from rxt_dist.data.format import DatasetManifest, ShardSpec, SourceInfo
+from rxt_dist.data.inputs import InputFile
 from rxt_dist.data.spare import finish_dataset
 from rxt_dist.errors import DataError
 from rxt_dist.files import write_json_atomic
@@ -53,11 +55,12 @@ def merge(out: Path, plan: Plan, spec: ShardSpec) -> tuple[DatasetManifest, Read
         tokenizer_sha256=spec.tokenizer_sha256,
         spec_hash=spec.spec_hash,
         packing_version=spec.packing_version,
-        inputs=tuple(InputFile(item.name, item.bytes, item.fingerprint) for item in plan.inputs),
+        inputs=tuple(InputFile(item.name, item.bytes, fingerprint=item.fingerprint) for item in plan.inputs),
         sources=tuple(sources[name] for name in sorted(sources)),
     )
     discard_surveys(out, list(plan.units))
     finished = finish_dataset(out, manifest, [unit.name for unit in plan.units])
+    discard_records(out)
     for lock in (out / UNITS_FOLDER).glob(".*.lock"):
         lock.unlink(missing_ok=True)
     return finished, counts, dropped

@@ -45,6 +45,10 @@ class HeldOut(Generic[T]):
         self._any_trained = self._any_trained or bool(decided)
         return [("train", one) for one in decided]
 
+    def waiting(self, rank: int) -> T | None:
+        """The first of the items of this rank that wait, if any do."""
+        return self._waiting[0] if self._waiting and rank == self._waiting_rank else None
+
     def finish(self) -> list[tuple[str, T]]:
         """Where the items go that still wait, if any do."""
         split = "train" if self._any_held_out or not self._any_trained else "eval"

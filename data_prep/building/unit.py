@@ -19,6 +19,7 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from data_prep.building.encode import open_backend
+from data_prep.building.inputs import keep_record, require_planned, require_unchanged
 from data_prep.building.rowstream import HeldOut, Ids, RowStream
 from data_prep.corpora import ReadCounts, read_unit
 from data_prep.units import Unit
@@ -69,6 +70,9 @@ class _SourceBuilder:
         self._held_out: HeldOut[Ids] = HeldOut(eval_fraction)
 
     def add(self, item: _Item, ids: npt.NDArray[np.uint16]) -> None:
+        equal = self._held_out.waiting(item.held_out_rank)
+        if equal is not None and np.array_equal(equal.ids, ids):
+            ids = equal.ids  # any number of equal documents may wait, in memory once
         self._put(self._held_out.add(item.held_out_rank, Ids(item.ordinal, ids, item.text_bytes, item.literals)))
 
     def _put(self, routed: list[tuple[str, Ids]]) -> None:
@@ -114,8 +118,9 @@ class UnitBuilder:
         """Write the unit's shards, then its manifest. `report` is told (bytes of text passed, tokens made) so far.
 
         Raises:
-            DataError: an input cannot be read.
+            DataError: an input cannot be read, is not the one that was planned, or was changed meanwhile.
         """
+        before = require_planned(unit)
         cleaner = _cleaner(self._job.clean)
         sources: dict[str, _SourceBuilder] = {}
         counts, digest = ReadCounts(), blake3()
@@ -146,6 +151,8 @@ class UnitBuilder:
         }
         if cleaner is not None:
             content["clean"] = cleaner.report.to_dict()
+        require_unchanged(unit, before)
+        keep_record(self._job.out, unit, before)
         write_json_atomic(unit_path(self._job.out, unit), content)
 
     def _items(
@@ -154,15 +161,15 @@ class UnitBuilder:
         """The documents that are kept, and their texts. `digest` takes in the hash of every document read, in order."""
         dropped = _dropped(self._job, unit)
         for ordinal, document in enumerate(read_unit(unit, counts)):
-            kept, (hashed, text_bytes) = document, _hash(document.text)
+            kept, (hashed, text_bytes) = document, hash_text(document.text)
             digest.update(hashed)
             if cleaner is not None:
                 cleaned = cleaner.clean(document, dropped.get(ordinal))
                 if isinstance(cleaned, str):
                     continue
                 if cleaned is not document:
-                    kept, (hashed, text_bytes) = cleaned, _hash(cleaned.text)
-            literals = len(_CONTROL_LITERAL.findall(kept.text)) if "[" in kept.text else 0
+                    kept, (hashed, text_bytes) = cleaned, hash_text(cleaned.text)
+            literals = sum(1 for _ in _CONTROL_LITERAL.finditer(kept.text)) if "[" in kept.text else 0
             rank = int.from_bytes(hashed[:8], "little")
             yield _Item(ordinal, kept.source, kept.language, text_bytes, literals, rank), kept.text
 
@@ -192,7 +199,7 @@ def _dropped(job: UnitJob, unit: Unit) -> dict[int, str]:
     return dropped_documents(job.out, unit, job.clean)
 
 
-def _hash(text: str) -> tuple[bytes, int]:
+def hash_text(text: str) -> tuple[bytes, int]:
     """blake3 of the UTF-8 text, and its length in bytes; a very long text is never copied whole."""
     if len(text) <= _HASH_CHARACTERS:
         encoded = text.encode()

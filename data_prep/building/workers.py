@@ -8,7 +8,6 @@ end with their parent, and are replaced when they keep too much memory.
 
 from __future__ import annotations
 
-import errno
 import multiprocessing
 import os
 import signal
@@ -16,8 +15,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -28,10 +26,13 @@ from data_prep.building.locks import Lock, locked
 from data_prep.building.memory import free_memory, resident_bytes, return_large_blocks
 from data_prep.building.unit import UNITS_FOLDER, remove_leftovers
 from data_prep.units import Unit
-from rxt_dist.errors import DataError, DiskError, UserError
+from rxt_dist.errors import DataError, MemoryLimitError, UserError
+from rxt_dist.files import access_errors
 
 Report = Callable[[int, int], None]
 """Told (bytes of text passed, tokens made) of the unit so far."""
+
+KEPT = "Finished units are kept."
 
 # A worker that holds more than this between two units is replaced: what it works on comes on top.
 RECYCLE_BYTES = 320 << 20
@@ -39,7 +40,6 @@ RECYCLE_BYTES = 320 << 20
 _REPORT_SECONDS = 0.25
 _HELD_SECONDS = 5.0  # how long a unit that another process holds is waited for, when nothing else is left to do
 _RETRY_SECONDS = 0.2
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Job(Protocol):
@@ -103,24 +103,6 @@ class Progress:
 Show = Callable[[Progress], None]
 
 
-@contextmanager
-def disk_errors(out: Path) -> Iterator[None]:
-    """Turn a full disk into an error that a person can act on.
-
-    Raises:
-        DiskError: instead of the system's error.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise DiskError(
-            f"The disk of {out} is full ({error.strerror or error}). Finished units are kept: free some space there "
-            f"and run the same command again."
-        ) from error
-
-
 def run_units(job: Job, units: Iterable[Unit], workers: int, progress: Progress, show: Show, patient: bool) -> int:
     """Work on these units with up to `workers` processes (1: in this one).
 
@@ -132,12 +114,13 @@ def run_units(job: Job, units: Iterable[Unit], workers: int, progress: Progress,
 
     Raises:
         UserError: the first error of any unit. The rest is stopped; finished units stay.
-        DataError: a worker was killed.
+        MemoryLimitError: a worker was killed, or got no more memory.
+        DataError: a worker ended in another way.
     """
     queue = deque(sorted(units, key=lambda unit: -unit.text_bytes))
     progress.started = time.monotonic()
     processes = min(workers, len(queue))
-    with disk_errors(job.out):
+    with access_errors(job.out, KEPT):
         run = _Here(job, progress, show) if processes <= 1 else _Pool(job, processes, progress, show)
         with run:
             held = run.drain(queue)
@@ -150,7 +133,7 @@ def run_units(job: Job, units: Iterable[Unit], workers: int, progress: Progress,
 
 def attempt(job: Job, work: Callable[[Unit, Report], None], unit: Unit, report: Report) -> bool:
     """Work on a unit unless another process does; whether it is done now."""
-    with locked(_lock_path(job, unit)) as state, disk_errors(job.out):
+    with locked(_lock_path(job, unit)) as state, access_errors(job.out, KEPT):
         if state is Lock.BUSY:
             return False
         if job.is_done(unit):
@@ -159,9 +142,14 @@ def attempt(job: Job, work: Callable[[Unit, Report], None], unit: Unit, report: 
             remove_leftovers(job.out, unit)
         try:
             work(unit, report)
-        except BaseException:
+        except BaseException as error:
             if state is Lock.TAKEN:
                 remove_leftovers(job.out, unit)
+            if isinstance(error, MemoryError):
+                raise MemoryLimitError(
+                    f"There is not enough memory for unit {unit.name} ({error or 'none was given'}). {KEPT} Run the "
+                    f"same command again with fewer --workers or more memory."
+                ) from error
             raise
         return True
 
@@ -280,7 +268,7 @@ class _Pool:
     def _hear(self, worker: _Worker, held: list[Unit]) -> None:
         try:
             kind, *values = worker.connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # the latter of a message that the end of the process tore
             self._lost(worker)
         if kind == "passed":
             self._progress.passed(worker.unit, *values)
@@ -306,14 +294,15 @@ class _Pool:
     def _lost(self, worker: _Worker) -> None:
         worker.process.join()
         code = worker.process.exitcode
+        unit = f"while it worked on unit {worker.unit.name}"
         if code == -signal.SIGKILL:
-            raise DataError(
-                "A worker process of the build was killed, most likely for lack of memory. Finished units are kept: "
-                "run the same command again with fewer --workers."
+            raise MemoryLimitError(
+                f"A worker process of the build was killed {unit}, most likely for lack of memory. {KEPT} Run the same "
+                f"command again with fewer --workers or more memory."
             )
         raise DataError(
-            f"A worker process of the build ended with exit code {code} while it worked on unit {worker.unit.name}; "
-            f"what it said stands above. Finished units are kept: run the same command again."
+            f"A worker process of the build ended with exit code {code} {unit}; what it said stands above. {KEPT} Run "
+            f"the same command again."
         )
 
 

@@ -224,7 +224,9 @@ def _write_bands(
     """Band after band, as they are read; computed from the signatures, of which some thousand are in memory."""
     offset, kind, (bands, documents) = place
     file.flush()
-    file.truncate(offset + 8 * bands * documents)
+    if bands * documents:
+        # Room is taken now: a full disk would be a signal, and no error, where the map is written to.
+        os.posix_fallocate(file.fileno(), offset, 8 * bands * documents)
     if documents:
         signatures = survey.signatures()
         keys = np.memmap(survey.path, kind, "r+", offset, (bands, documents))

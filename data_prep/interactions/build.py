@@ -20,6 +20,7 @@ from data_prep.corpora import CorpusFile, require_apart
 from data_prep.interactions.encode import EncodedRecord, InteractionEncoder
 from data_prep.interactions.reader import InteractionCounts, Record, find_record_files, read_records
 from data_prep.tokenizing.tokenizer import load_tokenizer
+from data_prep.units import identity
 from rxt_dist.data.dialogues import (
     DIALOGUES_VERSION,
     DialogueManifest,
@@ -34,7 +35,6 @@ from rxt_dist.data.format import (
     INTERACTION_BOUNDARIES,
     SPLITS,
     DatasetManifest,
-    InputFile,
     ShardSpec,
     ShardWriter,
     SourceInfo,
@@ -42,6 +42,7 @@ from rxt_dist.data.format import (
     blake3_file,
     tokenizer_fingerprint,
 )
+from rxt_dist.data.inputs import InputFile
 from rxt_dist.data.interactions import check_interaction_rows
 from rxt_dist.data.packing import PACKING_VERSION
 from rxt_dist.data.spare import finish_dataset
@@ -177,8 +178,15 @@ class _Source:
 class _UnitBuilder:
     """Builds and commits units."""
 
-    def __init__(self, folder: UnitFolder, request: InteractionRequest, spec: ShardSpec, backend: str) -> None:
-        self._folder, self._request, self._spec = folder, request, spec
+    def __init__(
+        self,
+        folder: UnitFolder,
+        request: InteractionRequest,
+        spec: ShardSpec,
+        backend: str,
+        seen: dict[Path, tuple[int, ...]],
+    ) -> None:
+        self._folder, self._request, self._spec, self._seen = folder, request, spec, seen
         self._backend = open_backend(backend, request.tokenizer, threads=True)
 
     def build(self, unit: str, files: list[CorpusFile], report: Callable[[int], None]) -> None:
@@ -196,6 +204,7 @@ class _UnitBuilder:
                     sources[item.source].add(item)
                 ordinal += len(wanted)
             report(file.path.stat().st_size)
+        _require_unchanged(files, self._seen)
         names = sorted(sources)
         content = {
             "files": [file.name for file in files],
@@ -259,7 +268,7 @@ def build_interactions(request: InteractionRequest, progress: Progress = lambda 
 
     Raises:
         DataError: unusable input or tokenizer, nothing to build, or a folder that belongs to something else.
-        ConfigError: a row length or fraction that cannot be, or an `out` that is or lies below a file.
+        ConfigError: a row length or fraction that cannot be, or an `out` that cannot be written to.
         DiskError: too little space.
     """
     require_folder(request.out)
@@ -267,6 +276,7 @@ def build_interactions(request: InteractionRequest, progress: Progress = lambda 
     files = find_record_files(request.inputs)
     tokenizer = load_tokenizer(request.tokenizer)
     tokenizer_json = request.tokenizer.read_text(encoding="utf-8")
+    seen = {file.path: identity(file.path.stat()) for file in files}
     inputs = [InputFile(file.name, file.path.stat().st_size, blake3_file(file.path)) for file in files]
     tokenizer_sha256 = tokenizer_fingerprint(tokenizer_json)
     base: dict[str, Any] = {
@@ -279,7 +289,7 @@ def build_interactions(request: InteractionRequest, progress: Progress = lambda 
         "seq_len": request.seq_len,
         "eval_fraction": request.eval_fraction,
         "tokenizer_sha256": tokenizer_sha256,
-        "inputs": [asdict(item) for item in inputs],
+        "inputs": [item.in_spec() for item in inputs],
     }
     # Where single ones are built this changes nothing in any unit that could be built without it, so that a build which
     # met a dialogue goes on with it; single ones among dialogues are either in the rows or not.
@@ -299,7 +309,7 @@ def build_interactions(request: InteractionRequest, progress: Progress = lambda 
         units = _plan(files)
         pending = [unit for unit in units if folder.finished(unit) is None]
         total, done = sum(file.path.stat().st_size for unit in pending for file in units[unit]), 0
-        builder = _UnitBuilder(folder, request, spec, _backend_for(request, files, total))
+        builder = _UnitBuilder(folder, request, spec, _backend_for(request, files, total), seen)
         for unit in pending:
 
             def report(step: int) -> None:
@@ -309,6 +319,16 @@ def build_interactions(request: InteractionRequest, progress: Progress = lambda 
 
             builder.build(unit, units[unit], report)
         return _merge(request, folder, list(units), spec, tuple(inputs), len(units) - len(pending))
+
+
+def _require_unchanged(files: list[CorpusFile], seen: dict[Path, tuple[int, ...]]) -> None:
+    """Refuse files that were written to since they were hashed, before a unit of what is there now is committed."""
+    for file in files:
+        if not file.path.exists() or identity(file.path.stat()) != seen[file.path]:
+            raise DataError(
+                f"{file.path} was changed while the dataset was built. Restore it and run the same command again, or "
+                f"build into another folder when nothing writes to the file."
+            )
 
 
 def _backend_for(request: InteractionRequest, files: list[CorpusFile], size: int) -> str:

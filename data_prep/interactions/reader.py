@@ -36,6 +36,7 @@ import pyarrow.parquet as pq
 from data_prep.corpora import CorpusFile, find_files
 from data_prep.languages import language_of, language_tag
 from data_prep.readers.base import is_blank, parse_json
+from data_prep.readers.tables import rows_at_once
 from rxt_dist.errors import DataError, nearest
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -54,7 +55,8 @@ _NO_CALL = ("[]", "{}", "null")
 _LIST_FIELDS = ("interactions", "messages")
 _THINK_OF_MESSAGE = ("think", "thinking", "reasoning_content")
 _ROLES = ("system", "user", "assistant", "tool")
-_TABLE_ROWS = 1024
+_BUFFER_BYTES = 1 << 20
+_MAX_LINE_BYTES = 128 << 20
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -311,17 +313,21 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     wanted = {*PART_FIELDS, *_LIST_FIELDS, *LANGUAGE_FIELDS, "source"}
     number = 0
     try:
-        with pq.ParquetFile(path) as table:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES) as table, open(path, "rb") as file:
             columns = [name for name in table.schema_arrow.names if name in wanted]
             if not columns:
                 raise DataError(
                     f"{path} holds no interactions: it has the columns {table.schema_arrow.names}. Needed are 'query' "
                     f"and 'answer', 'interactions', or 'messages'; rename the columns."
                 )
-            for batch in table.iter_batches(batch_size=_TABLE_ROWS, columns=columns):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", _without_nulls(value)
+            for group in range(table.num_row_groups):
+                most = rows_at_once(table, file, group, columns)
+                for batch in table.iter_batches(most, row_groups=[group], columns=columns, use_threads=False):
+                    for value in batch.to_pylist():
+                        number += 1
+                        yield f"{path}, row {number}", _without_nulls(value)
+    except MemoryError:  # Arrow's own is an ArrowException too, and says nothing of the file
+        raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a table ({error}). Fetch or make the file again.") from error
 
@@ -336,7 +342,12 @@ def _without_nulls(value: Any) -> Any:
 def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         with _opened(path) as stream:
-            for number, line in enumerate(stream, start=1):
+            for number, line in enumerate(iter(lambda: stream.readline(_MAX_LINE_BYTES + 1), b""), start=1):
+                if len(line) > _MAX_LINE_BYTES:
+                    raise DataError(
+                        f"{path}, line {number} is longer than {_MAX_LINE_BYTES >> 20} MiB, which no record is: it has "
+                        f"{line[:80]!r}. A .jsonl file holds one JSON object a line; mend or remove the line."
+                    )
                 if not is_blank(line):
                     place = f"{path}, line {number}"
                     yield place, _parsed(line, place)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.synthetic import LANGUAGES, facts, interaction, require_new_folder
-from rxt_dist.files import write_atomic
+from rxt_dist.files import access_errors, require_free_space, write_atomic
 
 Record = dict[str, Any]
 
@@ -91,6 +91,7 @@ def write_interactions(out: Path, text_bytes: int, seed: int = 0) -> list[tuple[
         DataError: `out` exists and holds something.
     """
     require_new_folder(out)
+    require_free_space(out, text_bytes * 3 // 2, "The sample of interactions")
     written = []
     for kind in _KINDS:
         make = single if kind == "single" else dialogue
@@ -103,7 +104,8 @@ def write_interactions(out: Path, text_bytes: int, seed: int = 0) -> list[tuple[
                 lines.append(json.dumps(record, ensure_ascii=False) + "\n")
                 size += len(lines[-1].encode())
             path = out / kind / f"{language}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, "".join(lines))
+            with access_errors(out, f"Delete {out}, which is not whole."):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, "".join(lines))
             written.append((f"{kind}/{path.name}", size))
     return written

@@ -24,7 +24,7 @@ from rxt_dist.data.format import (
     load_manifest,
 )
 from rxt_dist.errors import ConfigError, DataError
-from rxt_dist.files import fsync_dir, require_folder, require_free_space, temporary_path
+from rxt_dist.files import fsync_dir, require_file_place, require_free_space, temporary_path
 
 Progress = Callable[[int, int], None]
 
@@ -52,12 +52,12 @@ def export_megatron(root: Path, prefix: Path, progress: Progress = lambda done, 
 
     Raises:
         DataError: no dataset, a damaged shard, or files of that name exist already.
-        ConfigError: `prefix` is a folder or below a file.
+        ConfigError: `prefix` is a folder, or cannot be written to.
         DiskError: too little space.
     """
-    if prefix.is_dir():
+    if os.path.isdir(prefix):
         raise ConfigError(f"--out is '{prefix}', which names a folder. Add a beginning of file names: {prefix}/corpus.")
-    require_folder(prefix.parent)
+    require_file_place(prefix)
     manifest = load_manifest(root)
     wanted = [
         (source, split, prefix.with_name(f"{prefix.name}-{source.name}-{split}"))
@@ -65,6 +65,8 @@ def export_megatron(root: Path, prefix: Path, progress: Progress = lambda done, 
         for split in SPLITS
         if source.split(split).shards
     ]
+    for _, _, target in wanted:
+        require_file_place(target.with_name(target.name + ".bin"))
     existing = [path for _, _, of in wanted for path in _files(of) if path.exists()]
     if existing:
         raise DataError(f"{existing[0]} exists already. Delete it, or choose another --out.")

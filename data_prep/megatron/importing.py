@@ -31,12 +31,12 @@ from rxt_dist.data.format import (
     SPECIAL_TOKENS,
     SPLITS,
     DatasetManifest,
-    InputFile,
     ShardSpec,
     ShardWriter,
     SourceInfo,
     tokenizer_fingerprint,
 )
+from rxt_dist.data.inputs import InputFile
 from rxt_dist.data.packing import PACKING_VERSION
 from rxt_dist.data.spare import finish_dataset
 from rxt_dist.errors import ConfigError, DataError
@@ -107,7 +107,7 @@ def import_megatron(request: ImportRequest, progress: Progress = lambda done, to
     Raises:
         DataError: unusable files, ids that the tokenizer does not have or that are control tokens inside a document,
             another tokenizer, nothing to import, or a folder that belongs to something else.
-        ConfigError: a row length or fraction that cannot be, or an `out` that is or lies below a file.
+        ConfigError: a row length or fraction that cannot be, or an `out` that cannot be written to.
         DiskError: too little space.
     """
     require_folder(request.out)
@@ -124,7 +124,10 @@ def import_megatron(request: ImportRequest, progress: Progress = lambda done, to
             f"tokenizer.json of the dataset that was exported."
         )
     _check_tokenizer(corpus, tokenizer, request)
-    files = [InputFile(path.name, path.stat().st_size, fingerprint_file(path)) for path in (corpus.bin, corpus.idx)]
+    files = [
+        InputFile(path.name, path.stat().st_size, fingerprint=fingerprint_file(path))
+        for path in (corpus.bin, corpus.idx)
+    ]
     spec = {
         "format": "megatron-import",
         "format_version": FORMAT_VERSION,
@@ -136,7 +139,7 @@ def import_megatron(request: ImportRequest, progress: Progress = lambda done, to
         "eval_fraction": request.eval_fraction,
         "unit_bytes": _UNIT_BYTES,
         "tokenizer_sha256": shape[2],
-        "inputs": [asdict(item) for item in files],
+        "inputs": [item.in_spec() for item in files],
     }
     total = corpus.bin.stat().st_size
     require_free_space(request.out, total * 2 // corpus.item_bytes + (1 << 20), "Importing the corpus")

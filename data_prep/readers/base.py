@@ -30,7 +30,8 @@ class Input:
 
     `name` is the file's path from the given folder on and does not change when the corpus moves; `path` is where it
     lies now (or the dataset's name). `text_column` is settled when the plan is made, so that every slice of a file
-    reads the same one. `source` None makes each language a source.
+    reads the same one. `source` None makes each language a source. `seen` is what the system said of the file when this
+    process planned, and no part of a plan.
     """
 
     name: str
@@ -43,9 +44,10 @@ class Input:
     text_column: str | None = None
     language_column: str | None = None
     hub: HubDataset | None = None
+    seen: tuple[int, ...] | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "seen"}
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> Input:
@@ -77,7 +79,7 @@ class Slice:
     text_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"input": self.input.to_dict()}
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> Slice:
@@ -237,7 +239,7 @@ def from_fields(kind: type[T], value: dict[str, Any]) -> T:
     Raises:
         DataError: a field is missing or unknown.
     """
-    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    known = {item.name for item in fields(kind) if item.compare}  # type: ignore[arg-type]
     if not isinstance(value, dict) or set(value) != known:
         found = sorted(value) if isinstance(value, dict) else type(value).__name__
         raise DataError(

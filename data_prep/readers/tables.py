@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -13,17 +13,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.readers.base import Extent, Input, Record, Slice, language_columns, not_a_language, settle_columns
+from data_prep.readers.pages import dictionary, pages
 from rxt_dist.errors import DataError
 
 _BATCH_ROWS, _BATCH_BYTES = 1000, 8 << 20
 # Of a large column chunk fewer rows are decoded at once: its few longest texts may stand beside each other.
 _LARGE_CHUNK_BYTES, _LARGE_CHUNK_ROWS = 64 << 20, 64
+_DECODED_BYTES = 64 << 20  # what the rows that are decoded at once take at most, where a single one does not take more
+# A dictionary above this, which most writers never make, is not written out for each row that uses it.
+_LARGE_DICTIONARY_BYTES, _INDEX_ROWS = 2 << 20, 1 << 16
+_EXPANDING = 2  # a table that unpacks to more than this many times what it stores is planned by what it unpacks to
 _BUFFER_BYTES = 1 << 20
 _ARROW_FILE_MAGIC = b"ARROW1"
 
 
 def parquet_extent(item: Input) -> Extent:
-    """One part a row group; its size is that of the text column before compression.
+    """One part a row group; its size is that of the text column before compression, or what it decodes to where that
+    is more than twice as much.
 
     Raises:
         DataError: no parquet file, or a missing or unsuitable column.
@@ -31,37 +37,108 @@ def parquet_extent(item: Input) -> Extent:
     with _readable(item.path), _parquet(item.path) as table:
         item = settle_columns(item, table.schema_arrow.names)
         require_text(item, table.schema_arrow)
-        parts = tuple(size for size, _ in _groups(table, item))
+        with open(item.path, "rb") as file:
+            parts = tuple(_text_bytes(table, file, item, group) for group in range(table.num_row_groups))
     return Extent(item, sum(parts), parts=parts)
 
 
 def read_parquet(part: Slice) -> Iterator[Record]:
-    """The rows of the slice's row groups. Memory: about 8 MB of text, or one page, whatever the row group's size.
+    """The rows of the slice's row groups.
+
+    Memory: up to 64 MB of decoded texts, or one of them and about three times the largest page, whatever the size of
+    the row group and however often its rows refer to one text.
 
     Raises:
         DataError: a row group cannot be read.
     """
     item = part.input
-    with _readable(item.path), _parquet(item.path) as table:
+    with _readable(item.path), _parquet(item.path) as table, open(item.path, "rb") as file:
         columns = _columns(item, table.schema_arrow.names)
-        groups = _groups(table, item)
-        if part.stop > len(groups):
-            raise DataError(f"{item.path} has {len(groups)} row groups; {part.stop} are planned. It was overwritten.")
-        row = sum(rows for _, rows in groups[: part.start])
+        count = table.num_row_groups
+        if part.stop > count:
+            raise DataError(f"{item.path} has {count} row groups; {part.stop} are planned. It was overwritten.")
+        row = sum(table.metadata.row_group(group).num_rows for group in range(part.start))
         for group in range(part.start, part.stop):
-            size, rows = groups[group]
-            most = _BATCH_ROWS if size <= _LARGE_CHUNK_BYTES else _LARGE_CHUNK_ROWS
-            batch_rows = max(1, min(most, _BATCH_BYTES * rows // max(size, 1)))
             with _readable(f"{item.path}, row group {group},"):
-                for batch in table.iter_batches(batch_rows, row_groups=[group], columns=columns, use_threads=False):
+                for batch in _group_batches(table, file, item.path, group, columns):
                     yield from batch_records(item, batch, row)
                     row += batch.num_rows
+
+
+def _group_batches(
+    table: pq.ParquetFile, file: BinaryIO, path: str, group: int, columns: list[str]
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a row group, so many at a time that they fit into memory."""
+    indexed = [name for name in columns if _refers_to_large_texts(table, file, name, group)]
+    most = rows_at_once(table, file, group, [name for name in columns if name not in indexed])
+    if indexed:
+        yield from _index_batches(path, group, columns, indexed, most)
+    else:
+        yield from table.iter_batches(most, row_groups=[group], columns=columns, use_threads=False)
+
+
+def _index_batches(
+    path: str, group: int, columns: list[str], indexed: list[str], most: int
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a row group, with some columns as a dictionary and numbers of its entries, as they are stored."""
+    with _parquet(path, read_dictionary=indexed) as table:
+        yield from table.iter_batches(most, row_groups=[group], columns=columns, use_threads=False)
+
+
+def rows_at_once(table: pq.ParquetFile, file: BinaryIO, group: int, columns: Sequence[str]) -> int:
+    """How many rows of a row group to decode together: some 8 MB of them, but no more than surely take 64 MB.
+
+    Args:
+        file: the same file, for the headers of its pages.
+        columns: those that are read, by their names at the top; nested ones count with all that is in them.
+    """
+    metadata = table.metadata.row_group(group)
+    chunks = [metadata.column(index) for index in range(metadata.num_columns)]
+    inside = tuple(f"{name}." for name in columns)
+    chunks = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(inside)]
+    size = sum(chunk.total_uncompressed_size for chunk in chunks)
+    longest = sum(max((page.bytes for page in pages(file, chunk)), default=0) for chunk in chunks)
+    most = _LARGE_CHUNK_ROWS if size > _LARGE_CHUNK_BYTES else _BATCH_ROWS if chunks else _INDEX_ROWS
+    return max(1, min(most, _BATCH_BYTES * metadata.num_rows // max(size, 1), _DECODED_BYTES // max(longest, 1)))
+
+
+def _refers_to_large_texts(table: pq.ParquetFile, file: BinaryIO, column: str, group: int) -> bool:
+    """Whether all texts of a row group stand in a large dictionary."""
+    chunk = _chunk(table, column, group)
+    stored = dictionary(file, chunk)
+    if stored is None or stored.bytes <= _LARGE_DICTIONARY_BYTES:
+        return False
+    return all(page.by_index or page.is_dictionary for page in pages(file, chunk))
+
+
+def _text_bytes(table: pq.ParquetFile, file: BinaryIO, item: Input, group: int) -> int:
+    """The text in a row group: what it takes before compression, unless few entries of a dictionary stand for much."""
+    column = str(item.text_column)
+    chunk = _chunk(table, column, group)
+    size = int(chunk.total_uncompressed_size)
+    stored = dictionary(file, chunk)
+    if stored is None or chunk.num_values * stored.bytes <= _EXPANDING * size * max(stored.values, 1):
+        return size
+    found = pages(file, chunk)
+    if all(page.by_index or page.is_dictionary for page in found):
+        batches = _index_batches(item.path, group, [column], [column], _INDEX_ROWS)
+        decoded = sum(int(_carried_lengths(item, batch.column(0)).sum()) for batch in batches)
+    else:
+        average = stored.bytes / max(stored.values, 1)
+        decoded = int(sum(page.values * average if page.by_index else page.bytes for page in found))
+    return decoded if decoded > _EXPANDING * size else size
+
+
+def _chunk(table: pq.ParquetFile, column: str, group: int) -> Any:
+    paths = [table.schema.column(index).path for index in range(len(table.schema))]
+    return table.metadata.row_group(group).column(paths.index(column))
 
 
 def arrow_extent(item: Input) -> Extent:
     """One part a record batch of an IPC file; a stream, which has to be read from its beginning, is one part.
 
-    The text in them is taken from the first record batch.
+    The text in them is taken from the first record batch; where a dictionary stands for more than twice as much, from
+    all of them.
 
     Raises:
         DataError: no Arrow file, or a missing or unsuitable column.
@@ -76,7 +153,19 @@ def arrow_extent(item: Input) -> Extent:
             first = next(iter(reader), None)
             share = first.column(item.text_column).nbytes / max(first.nbytes, 1) if first is not None else 0.0
             parts = (int(item.bytes * share),)
+        if pa.types.is_dictionary(reader.schema.field(item.text_column).type):
+            decoded = _decoded_bytes(item)
+            parts = decoded if sum(decoded) > _EXPANDING * sum(parts) else parts
     return Extent(item, sum(parts), parts=parts)
+
+
+def _decoded_bytes(item: Input) -> tuple[int, ...]:
+    """The text in each record batch of an IPC file, or in all of a stream, whose texts stand in a dictionary."""
+    with _arrow(item.path, item) as reader:
+        is_file = isinstance(reader, pa.RecordBatchFileReader)
+        batches = (reader.get_batch(index) for index in range(reader.num_record_batches)) if is_file else reader
+        sizes = [int(_carried_lengths(item, batch.column(str(item.text_column))).sum()) for batch in batches]
+    return tuple(sizes) if is_file else (sum(sizes),)
 
 
 def read_arrow(part: Slice) -> Iterator[Record]:
@@ -100,8 +189,9 @@ def read_arrow(part: Slice) -> Iterator[Record]:
 
 def batch_records(item: Input, batch: pa.RecordBatch, row: int, prefix: str = "") -> Iterator[Record]:
     """The records of a batch whose first row is number `row`; about 8 MB of text at a time become Python's."""
-    lengths = _byte_lengths(batch.column(str(item.text_column)))
-    lengths[lengths > item.max_document_bytes] = 0  # these are not carried along
+    lengths = _carried_lengths(item, batch.column(str(item.text_column)))
+    for name in language_columns(item, batch.schema.names):
+        lengths += _byte_lengths(batch.column(name))
     ends = np.cumsum(lengths)
     start = 0
     while start < len(ends):
@@ -114,15 +204,28 @@ def batch_records(item: Input, batch: pa.RecordBatch, row: int, prefix: str = ""
 
 def _records(item: Input, batch: pa.RecordBatch, row: int, prefix: str) -> Iterator[Record]:
     """Texts are taken as bytes, so that invalid UTF-8 is mended like that of every other format."""
-    texts = _as_binary(batch.column(str(item.text_column)))
-    too_large = pc.fill_null(pc.greater(pc.binary_length(texts), item.max_document_bytes), False)
-    if pc.any(too_large).as_py():
-        texts = pc.if_else(too_large, pa.scalar(None, texts.type), texts)
-    values, valid = _strings(texts)
-    tags = [_strings(_as_binary(batch.column(name)))[0] for name in language_columns(item, batch.schema.names)]
+    texts = batch.column(str(item.text_column))
+    too_large = pa.array(_byte_lengths(texts) > item.max_document_bytes)
+    values, valid = _strings(_without(texts, too_large) if pc.any(too_large).as_py() else texts)
+    tags = [_strings(batch.column(name))[0] for name in language_columns(item, batch.schema.names)]
     for index, (text, large) in enumerate(zip(values, too_large.to_pylist(), strict=True)):
         language = next((of_column[index] for of_column in tags if of_column[index]), None)
         yield Record(f"{prefix}{row + index}", text, language, valid, large)
+
+
+def _without(texts: pa.Array, left_out: pa.Array) -> pa.Array:
+    """The texts with null for those that are left out; of a dictionary without unpacking it."""
+    if pa.types.is_dictionary(texts.type):
+        indices = pc.if_else(left_out, pa.scalar(None, texts.indices.type), texts.indices)
+        return pa.DictionaryArray.from_arrays(indices, texts.dictionary)
+    texts = _as_binary(texts)
+    return pc.if_else(left_out, pa.scalar(None, texts.type), texts)
+
+
+def _carried_lengths(item: Input, texts: pa.Array) -> npt.NDArray[np.int64]:
+    """Bytes of each text, 0 of those that are not carried along."""
+    lengths = _byte_lengths(texts)
+    return np.where(lengths > item.max_document_bytes, 0, lengths)
 
 
 def _byte_lengths(texts: pa.Array) -> npt.NDArray[np.int64]:
@@ -136,7 +239,16 @@ def _byte_lengths(texts: pa.Array) -> npt.NDArray[np.int64]:
 
 
 def _strings(texts: pa.Array) -> tuple[list[str | None], bool]:
-    """The texts, and whether all of them are valid UTF-8, which Arrow tells of a whole batch in no time."""
+    """The texts, and whether all of them are valid UTF-8, which Arrow tells of a whole batch in no time.
+
+    Rows that refer to one entry of a dictionary share one text.
+    """
+    if pa.types.is_dictionary(texts.type):
+        used, place = np.unique(texts.indices.drop_null().to_numpy(), return_inverse=True)
+        entries, valid = _strings(texts.dictionary.take(pa.array(used)))
+        shared = iter(place.tolist())
+        return [entries[next(shared)] if there else None for there in texts.indices.is_valid().to_pylist()], valid
+    texts = _as_binary(texts)
     try:
         return texts.cast(pa.large_string()).to_pylist(), True
     except pa.ArrowInvalid:
@@ -146,8 +258,6 @@ def _strings(texts: pa.Array) -> tuple[list[str | None], bool]:
 
 def _as_binary(texts: pa.Array) -> pa.Array:
     kind = texts.type
-    if pa.types.is_dictionary(kind):
-        return _as_binary(texts.dictionary_decode())
     return texts.cast(pa.binary() if kind in (pa.string(), pa.binary()) else pa.large_binary())
 
 
@@ -178,19 +288,17 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 @contextmanager
-def _parquet(path: str) -> Iterator[pq.ParquetFile]:
+def _parquet(path: str, read_dictionary: list[str] | None = None) -> Iterator[pq.ParquetFile]:
     # Buffered streams instead of pre-buffering: a page is in memory at a time, and not a whole row group.
     # Checksums of pages are looked at where the writer made any.
-    with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True) as table:
+    with pq.ParquetFile(
+        path,
+        buffer_size=_BUFFER_BYTES,
+        pre_buffer=False,
+        page_checksum_verification=True,
+        read_dictionary=read_dictionary,
+    ) as table:
         yield table
-
-
-def _groups(table: pq.ParquetFile, item: Input) -> list[tuple[int, int]]:
-    """(uncompressed bytes of the text column, rows) of each row group."""
-    paths = [table.schema.column(index).path for index in range(len(table.schema))]
-    column = paths.index(item.text_column)
-    groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
-    return [(group.column(column).total_uncompressed_size, group.num_rows) for group in groups]
 
 
 @contextmanager
@@ -220,5 +328,7 @@ def _columns(item: Input, names: list[str]) -> list[str]:
 def _readable(what: str) -> Iterator[None]:
     try:
         yield
+    except MemoryError:  # Arrow's own is an ArrowException too, and says nothing of the file
+        raise
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{what} cannot be read as a table ({error}). Fetch or make the file again.") from error

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_prep.building.workers import disk_errors
+from rxt_dist import files
 from rxt_dist.errors import DataError
 
 
@@ -15,11 +15,12 @@ def access_errors(folder: Path) -> Iterator[None]:
     """For work on the files of `folder`.
 
     Raises:
-        DiskError: its disk is full.
+        DiskError: its disk is full, or fails.
+        ConfigError: something cannot be read or written.
         DataError: instead of any other error of the system.
     """
     try:
-        with disk_errors(folder):
+        with files.access_errors(folder, "What is finished is kept."):
             yield
     except OSError as error:
         raise DataError(

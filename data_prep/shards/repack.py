@@ -44,7 +44,7 @@ from rxt_dist.data.packing import PACKING_VERSION, WINDOW_DOCUMENTS, pack
 from rxt_dist.data.spare import finish_dataset
 from rxt_dist.data.verify import require_sound, shard_problem, verify_quick
 from rxt_dist.errors import ConfigError, DataError
-from rxt_dist.files import require_free_space, write_atomic, write_json_atomic
+from rxt_dist.files import require_folder, require_free_space, write_atomic, write_json_atomic
 
 ORIGIN_FILE = "origin.json"
 PLAN_FILE = "plan.json"
@@ -112,6 +112,7 @@ def repack(
             it.
         DiskError: too little space.
     """
+    require_folder(request.out)
     require_sound(verify_quick(request.dataset), request.dataset)
     old = load_manifest(request.dataset)
     if request.seq_len == old.seq_len:

@@ -26,7 +26,6 @@ from rxt_dist.data.format import (
     TOKENIZER_FILE,
     DatasetManifest,
     FileInfo,
-    InputFile,
     blake3_file,
     canonical_json,
     digest_json,
@@ -34,6 +33,7 @@ from rxt_dist.data.format import (
     read_manifest,
     require_tokenizer,
 )
+from rxt_dist.data.inputs import InputFile
 from rxt_dist.data.interactions import answer_labels, check_interactions
 from rxt_dist.data.origin import DIALOGUES_FORMAT
 from rxt_dist.errors import ConfigError, DataError, nearest
@@ -160,7 +160,7 @@ class DialogueManifest:
             },
             "template": self.template,
             "spec_hash": self.spec_hash,
-            "inputs": [asdict(item) for item in self.inputs],
+            "inputs": [item.to_dict() for item in self.inputs],
             "files": [asdict(item) for item in self.files],
             "sources": [asdict(source) for source in self.sources],
             "totals": asdict(self.totals),

@@ -32,6 +32,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from rxt_dist.data.inputs import InputFile
 from rxt_dist.data.origin import maker, refusal
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import fsync_dir, temporary_path
@@ -287,15 +288,6 @@ class SourceInfo:
 
 
 @dataclass(frozen=True)
-class InputFile:
-    """A file that text was read from, so that a later build can tell whether it is still the same corpus."""
-
-    file: str
-    bytes: int
-    blake3: str
-
-
-@dataclass(frozen=True)
 class FileInfo:
     """A file of the dataset folder that is neither a shard nor its row checksums."""
 
@@ -349,7 +341,7 @@ class DatasetManifest:
             "boundaries": self.boundaries,
             "packing_version": self.packing_version,
             "spec_hash": self.spec_hash,
-            "inputs": [asdict(item) for item in self.inputs],
+            "inputs": [item.to_dict() for item in self.inputs],
             "files": [asdict(item) for item in self.files],
             "sources": [asdict(source) for source in self.sources],
             "totals": asdict(self.totals),
@@ -364,7 +356,9 @@ class DatasetManifest:
             tokenizer_sha256=value["tokenizer"]["sha256"],
             spec_hash=value["spec_hash"],
             packing_version=int(value["packing_version"]),
-            inputs=tuple(InputFile(**item) for item in value["inputs"]),
+            inputs=tuple(
+                InputFile.of_manifest(item, value["boundaries"] == BOUNDARY_POLICY) for item in value["inputs"]
+            ),
             sources=tuple(SourceInfo.from_dict(source) for source in value["sources"]),
             files=tuple(FileInfo(**item) for item in value["files"]),
             boundaries=value["boundaries"],

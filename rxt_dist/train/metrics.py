@@ -7,7 +7,6 @@ not finite is written as null and named under `nonfinite`, for example
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import math
@@ -20,8 +19,7 @@ from typing import Any, Self
 import yaml
 
 from rxt_dist.config.run import LogConfig
-from rxt_dist.errors import DiskError
-from rxt_dist.files import write_atomic
+from rxt_dist.files import access_errors, write_atomic
 from rxt_dist.train.run_dir import RunDirectory
 
 Value = float | Sequence[float]
@@ -129,13 +127,8 @@ def _now() -> str:
 def _append(path: Path, value: Mapping[str, Any]) -> None:
     """Add one line with one write to a file opened for appending: a kill leaves the line whole or absent."""
     line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        with open(path, "ab", buffering=0) as file:
-            file.write(line.encode())
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskError(f"{path} cannot be written: the disk or quota is full. Free some space and resume.") from error
+    with access_errors(path), open(path, "ab", buffering=0) as file:
+        file.write(line.encode())
 
 
 def _finite(values: Mapping[str, Value]) -> tuple[dict[str, Any], dict[str, str]]:

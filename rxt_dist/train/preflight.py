@@ -15,7 +15,7 @@ from rxt_dist.data.sampler import GlobalOrder
 from rxt_dist.engine.optimizer import parameter_groups
 from rxt_dist.engine.schedule import batch_rows
 from rxt_dist.errors import DataError
-from rxt_dist.files import require_free_space
+from rxt_dist.files import require_folder, require_free_space
 from rxt_dist.model.count import count_system
 from rxt_dist.model.reactive import ReactiveTransformer
 
@@ -34,9 +34,10 @@ def preflight(config: RunConfig, world_size: int) -> tuple[TokenDataset, GlobalO
     with torch.device("meta"):
         model = training_model(config)
     parameter_groups(model.named_parameters(), model.matrices, config.optimizer)
+    require_folder(config.directory)
     # While a checkpoint is written, the ones that it will replace are still there.
     needed = 2 * _CHECKPOINT_BYTES_PER_PARAMETER * count_system(config.model).total
-    require_free_space(config.directory, needed, "The checkpoints of this run")
+    require_free_space(config.directory, needed, "Keeping the checkpoints of this run")
     return dataset, order
 
 

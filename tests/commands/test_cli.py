@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -86,6 +88,46 @@ def test_a_mistake_is_one_paragraph_and_exit_code_64(
     assert captured.err.startswith("error: ")
     assert said in captured.err
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "said"),
+    [(errno.ENOSPC, 74, "is full (No space left on device)"), (errno.EROFS, 64, "(Read-only file system)")],
+)
+@pytest.mark.parametrize("verb", ["sample", "tokenizer"])
+def test_a_disk_that_refuses_in_the_middle_has_its_exit_code(
+    verb: str,
+    code: int,
+    exit_code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    arguments = {"sample": [str(tmp_path / "out")], "tokenizer": [str(tmp_path), "--out", str(tmp_path / "out.json")]}
+    monkeypatch.setattr(os, "replace", refuse)
+    assert run(monkeypatch, "data", verb, *arguments[verb]) == exit_code
+    captured = capsys.readouterr()
+    assert f"error: The disk of {tmp_path / 'out'}" in captured.err or f"error: {tmp_path / 'out'}" in captured.err
+    assert said in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_an_error_of_the_system_that_may_be_ours_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def vanish(*arguments: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "x")
+
+    monkeypatch.setattr(os, "replace", vanish)
+    monkeypatch.setattr(sys, "argv", ["rxt-dist", "data", "sample", str(tmp_path / "out")])
+    with pytest.raises(FileNotFoundError):
+        main()
 
 
 @pytest.mark.parametrize(

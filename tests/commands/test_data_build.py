@@ -154,11 +154,27 @@ def test_the_default_vocabulary_stands_in_the_help() -> None:
 
 
 def test_the_progress_says_how_fast_and_how_long() -> None:
-    progress = Progress("Building", 64, 5_000_000, done=12, failed=1, done_bytes=1_000_000, done_tokens=250_000)
-    progress.started = time.monotonic() - 2
+    progress = Progress("Building", 64, 50_000_000, done=12, failed=1, done_bytes=11_000_000, done_tokens=2_770_000)
+    progress.started = time.monotonic() - 20
     progress.passed(Unit("u00012", (), 100_000), 60_000, 15_000)
     progress.passed(Unit("u00013", (), 100_000), 900_000, 15_000)  # never more than the plan expects of it
     line = describe(progress)
     assert line.startswith("units 12/64, 2 running, 1 failed, 0.6 MB/s, 0.14 Mtok/s, ")
-    assert line.endswith(" s left")
+    assert line.endswith(", 70 s left")
     assert "Mtok/s" not in describe(Progress("Surveying", 2, 10))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text_bytes", "end"),
+    [
+        (2.0, 50_000_000, "MB/s"),  # processes have only just started
+        (60.0, 300, "MB/s"),
+        (10.0, 1_000_000, ", 333 h left"),
+        (100.0, 30_000_000_000, ", 5 min left"),
+    ],
+)
+def test_the_time_that_is_left_is_told_once_there_is_a_rate(seconds: float, text_bytes: int, end: str) -> None:
+    progress = Progress("Building", 64, 120_000_000_000)
+    progress.started = time.monotonic() - seconds
+    progress.done_bytes = text_bytes
+    assert describe(progress).endswith(end)

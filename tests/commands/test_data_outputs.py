@@ -58,6 +58,41 @@ def test_a_file_is_no_folder_for_a_dataset(root: Path, tmp_path: Path, place: st
     assert file.read_text() == "mine"
 
 
+@pytest.mark.parametrize("place", ["/proc/rxt", "LONG/x", "LINK/x"])
+def test_a_place_that_cannot_be_written_to_is_refused_by_every_verb(root: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "LINK").symlink_to(tmp_path / "nowhere")
+    before = sorted(root.rglob("*"))
+    out, tokenizer = tmp_path / place.replace("LONG", "x" * 300), ("--tokenizer", root / "t.json")
+    for arguments in (
+        ("sample", out),
+        ("sample", tmp_path / "corpus", "--interactions", out),
+        ("tokenizer", root / "corpus", "--out", out / "t.json"),
+        ("tokenizer", root / "corpus", "--out", tmp_path / "t.json", "--report", out),
+        ("build", root / "corpus", *tokenizer, "--out", out),
+        ("stats", root / "data", "--plots", out),
+        ("repack", root / "data", "--seq-len", 64, "--out", out),
+        ("interactions", root / "chat.en.jsonl", *tokenizer, "--seq-len", 64, "--out", out),
+        ("import-megatron", root / "m-en-train", *tokenizer, "--seq-len", 64, "--out", out),
+        ("export-megatron", root / "data", "--out", out / "m"),
+    ):
+        message = _message(*arguments)
+        assert "cannot be written to" in message or "is a link to nothing" in message, arguments
+        assert str(out) in message
+    assert list(tmp_path.iterdir()) == [tmp_path / "LINK"]
+    assert sorted(root.rglob("*")) == before
+
+
+def test_too_little_space_is_found_before_the_work(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 0, 10**4))  # type: ignore[attr-defined]
+    for arguments in (
+        ("sample", tmp_path / "corpus"),
+        ("sample", tmp_path / "corpus", "--interactions", tmp_path / "chats"),
+        ("tokenizer", root / "corpus", "--out", tmp_path / "t.json"),
+    ):
+        assert "but only 10.0 KB is free there" in _message(*arguments)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_is_no_file_for_a_tokenizer(root: Path, tmp_path: Path) -> None:
     for more in ((), ("--import", root / "t.json")):
         assert f"{tmp_path} is a folder" in _message("tokenizer", root / "corpus", "--out", tmp_path, *more)

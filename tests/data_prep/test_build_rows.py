@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from data_prep.building import rowstream
 from data_prep.building import unit as unit_module
-from data_prep.building.unit import UnitBuilder, UnitJob
+from data_prep.building.rowstream import Ids
+from data_prep.building.unit import UnitBuilder, UnitJob, _Item, _SourceBuilder
 from data_prep.corpora import Document, ReadCounts
 from data_prep.shards.rows import scan
 from data_prep.units import Unit
-from rxt_dist.data.format import BOS_ID, EOS_ID, SPECIAL_COUNT, ShardSpec, SourceInfo
+from rxt_dist.data.format import BOS_ID, EOS_ID, SPECIAL_COUNT, ShardSpec, SourceInfo, SplitInfo
 from rxt_dist.data.sampler import GlobalOrder, OrderSource, Phase
 
 UNIT = Unit("u00000", (), 1)
@@ -137,3 +138,29 @@ def test_a_small_window_cuts_nothing_that_fits(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(rowstream, "_WINDOW_TOKENS", 50)
     sources = _build(tmp_path / "out", monkeypatch, [f"{n} d" for n in (62, 63, 10, 126, 1)], 64, 0.0)
     assert sum(source.train.totals.split_documents for source in sources.values()) == 2
+
+
+class _Sink:
+    """Keeps what would become rows."""
+
+    def __init__(self) -> None:
+        self.items: list[Ids] = []
+
+    def add(self, item: Ids) -> None:
+        self.items.append(item)
+
+    def finish(self) -> SplitInfo:
+        return SplitInfo()
+
+
+def test_equal_documents_that_wait_are_in_memory_once() -> None:
+    sinks = {"train": _Sink(), "eval": _Sink()}
+    builder = _SourceBuilder("en", sinks, 0.02)  # type: ignore[arg-type]
+    for ordinal in range(5):
+        item = _Item(ordinal, "en", "en", 10, 0, held_out_rank=2**63)
+        builder.add(item, np.array([20, 21 + (ordinal == 3)], dtype=np.uint16))  # one of them has only an equal hash
+    builder.finish("en")
+    ids = [item.ids for item in sinks["train"].items + sinks["eval"].items]
+    assert len(ids) == 5
+    assert len({id(array) for array in ids}) == 2
+    assert [array.tolist() for array in ids] == [[20, 21], [20, 21], [20, 21], [20, 22], [20, 21]]

@@ -18,11 +18,14 @@ from tokenizers import Tokenizer
 
 from data_prep import synthetic
 from data_prep.building.encode import Backend, open_backend
-from data_prep.corpora import Document, find_files
+from data_prep.corpora import Document
 from data_prep.interactions import build as interaction_build
+from data_prep.interactions import reader
 from data_prep.interactions import synthetic as synthetic_interactions
 from data_prep.interactions.build import InteractionRequest, build_interactions
 from data_prep.interactions.reader import Interaction, InteractionCounts, Record, find_record_files, read_records
+from data_prep.readers import tables
+from data_prep.readers.tables import rows_at_once
 from data_prep.tokenizing.tokenizer import save_tokenizer, train_tokenizer
 from rxt_dist.data.dataset import TokenDataset
 from rxt_dist.data.dialogues import DialogueDataset
@@ -233,6 +236,48 @@ def test_lone_surrogates_are_mended_and_counted(tmp_path: Path) -> None:
     read, counts = _read(path)
     assert [(r.interactions[0].query, r.interactions[0].answer) for r in read] == [("a\ufffd", "b\ufffd"), ("ą", "c")]
     assert counts.repaired_utf8 == 1
+
+
+def test_large_records_of_a_table_are_read_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.en.parquet"
+    chats = [[{"query": "a" * 100_000, "answer": str(n)}] for n in range(300)]
+    pq.write_table(pa.table({"interactions": chats, "other": ["b" * 10_000] * 300}), path, row_group_size=150)
+    asked = []
+
+    def noting(table: pq.ParquetFile, file: Any, group: int, columns: list[str]) -> int:
+        asked.append((group, rows_at_once(table, file, group, columns)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(tables, "_DECODED_BYTES", 1_000_000)
+    monkeypatch.setattr(reader, "rows_at_once", noting)
+    assert [record.interactions[0].answer for record in _read(path)[0]] == [str(n) for n in range(300)]
+    assert [group for group, _ in asked] == [0, 1]
+    assert all(1 <= rows <= 10 for _, rows in asked)
+
+
+def test_a_line_that_no_record_can_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_MAX_LINE_BYTES", 1000)
+    fits = {"query": "q", "answer": "a" * 900}
+    assert len(_read(_write(tmp_path / "a.jsonl", fits, fits))[0]) == 2
+    path = _write(tmp_path / "b.jsonl", fits, {"query": "q", "answer": "a" * 1000})
+    with pytest.raises(DataError, match=r"b\.jsonl, line 2 is longer than"):
+        _read(path)
+
+
+def test_a_file_that_is_edited_while_it_is_built_from_is_refused(
+    tmp_path: Path, tokenizer: tuple[Tokenizer, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _write(tmp_path / "x.en.jsonl", *({"query": f"q{n}", "answer": "a"} for n in range(20)))
+    inner = interaction_build.read_records
+
+    def editing(*arguments: Any) -> Any:
+        path.write_text(path.read_text().replace("q3", "q4"))
+        return inner(*arguments)
+
+    monkeypatch.setattr(interaction_build, "read_records", editing)
+    with pytest.raises(DataError, match=r"x\.en\.jsonl was changed while the dataset was built"):
+        build_interactions(InteractionRequest((path,), tmp_path / "out", tokenizer[1], 64))
+    assert list((tmp_path / "out" / "units").iterdir()) == []
 
 
 def test_packed_lines_and_parquet_give_the_same_records(tmp_path: Path) -> None:
@@ -493,64 +538,6 @@ def test_requests_that_cannot_work_are_refused(tmp_path: Path, tokenizer: tuple[
     with pytest.raises(ConfigError, match=r"--eval-fraction is 1\.0"):
         _request(path, tmp_path / "o4", tokenizer, eval_fraction=1.0)
     assert not (tmp_path / "o3").exists()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The synthetic records
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("language", ["en", "pl"])
-def test_what_is_asked_late_was_told_early_and_cannot_be_guessed(language: str) -> None:
-    rng = random.Random(5)
-    answer_of: dict[tuple[str, str], str] = {}
-    answers_to: dict[str, set[str]] = {}
-    for _ in range(400):
-        record = synthetic_interactions.dialogue(rng, language)
-        turns = record["interactions"]
-        assert 6 <= len(turns) <= 8
-        assert len(record["facts"]) in (2, 3)
-        for fact in record["facts"]:
-            told, asked = turns[fact["told"]], turns[fact["asked"]]
-            assert fact["asked"] - fact["told"] >= 3
-            assert fact["value"] in told["query"]
-            assert fact["value"] in asked["answer"]
-            assert fact["value"] not in asked["query"]
-            # The told sentence and the question decide the answer; the question alone does not.
-            assert answer_of.setdefault((told["query"], asked["query"]), asked["answer"]) == asked["answer"]
-            answers_to.setdefault(asked["query"], set()).add(asked["answer"])
-    assert len(answers_to) == 5
-    assert all(len(answers) >= 6 for answers in answers_to.values())
-
-
-@pytest.mark.parametrize("language", ["en", "pl"])
-def test_single_records_have_every_part_and_true_sums(language: str) -> None:
-    rng = random.Random(6)
-    records = [synthetic_interactions.single(rng, language) for _ in range(300)]
-    assert {key for record in records for key in record} == {
-        "query", "answer", "think", "tool_call", "tool_result", "internal",
-    }  # fmt: skip
-    for record in records:
-        if "tool_result" in record:
-            product, value = record["tool_result"].split(" = ")
-            a, b = product.split(" * ")
-            assert int(a) * int(b) == int(value)
-            assert record["answer"].endswith(f"{value}.")
-        if "think" in record:
-            assert record["think"].split(" = ")[-1] == record["answer"].split(" = ")[-1]
-
-
-def test_the_records_are_repeatable_and_stand_apart_from_the_texts(tmp_path: Path) -> None:
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        synthetic_interactions.write_interactions(tmp_path / name, 40_000, seed)
-    contents = {n: {f.name: f.path.read_bytes() for f in find_files([tmp_path / n / "single"])} for n in "abc"}
-    assert contents["a"] == contents["b"]
-    assert contents["a"] != contents["c"]
-    sizes = [path.stat().st_size for path in (tmp_path / "a").rglob("*.jsonl")]
-    assert len(sizes) == 4
-    assert 0.9 < sum(sizes) / 40_000 < 1.1
-    with pytest.raises(DataError, match="not empty"):
-        synthetic_interactions.write_interactions(tmp_path / "a", 1000)
 
 
 def test_lines_and_names_are_read_as_leniently_as_those_of_documents(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.readers import extent, records
+from data_prep.readers import extent, records, tables
 from data_prep.readers.base import Input, Record, Slice
+from data_prep.readers.pages import dictionary as page_dictionary
+from data_prep.readers.pages import pages
 from rxt_dist.errors import DataError
 
 TEXTS = [None if n % 97 == 0 else f"document {n} zażółć " * (n % 7) for n in range(5000)]
@@ -226,3 +229,160 @@ def test_a_language_column_has_to_hold_text(tmp_path: Path) -> None:
     assert extent(replace(made(path), language="pl")).text_bytes
     pq.write_table(pa.table({"text": ["x"], "lang": pa.array([b"pl"])}), path)
     assert [record.language for record in by_piece(made(path))] == ["pl"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Few stored bytes that stand for many
+# ---------------------------------------------------------------------------------------------------------------------
+
+LARGE = 3_000_000  # of a text that a dictionary holds; above what is written out for each row
+
+
+def dictionary(texts: list[str], indices: list[int | None]) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(texts))
+
+
+def write_plainly(path: Path, table: pa.Table, **options: object) -> None:
+    """As any writer does: that the texts were a dictionary in memory does not stand in the file."""
+    pq.write_table(table, path, compression="zstd", store_schema=False, **options)
+
+
+def largest_batch(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[Record]]:
+    """Bytes of the largest batch that was decoded while a file was read, and its records."""
+    sizes = []
+    inner = tables.batch_records
+
+    def noting(item: Input, batch: pa.RecordBatch, row: int, prefix: str = "") -> Iterator[Record]:
+        sizes.append(batch.nbytes)
+        return inner(item, batch, row, prefix)
+
+    monkeypatch.setattr(tables, "batch_records", noting)
+    found = by_piece(made(path, 1 << 25))
+    return max(sizes), found
+
+
+def test_texts_of_a_large_dictionary_are_never_written_out_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, indices = ["a" * LARGE, "b" * LARGE, "short"], [0, 1, 2, None, 0] * 12
+    write_plainly(tmp_path / "x.parquet", pa.table({"text": dictionary(texts, indices)}))
+    size, found = largest_batch(tmp_path / "x.parquet", monkeypatch)
+    assert size < 3 * LARGE
+    assert [record.text for record in found] == [None if index is None else texts[index] for index in indices]
+    assert [record.place for record in found] == [str(row) for row in range(60)]
+
+
+def test_of_large_texts_beside_small_ones_few_are_decoded_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The dictionary is left when it is too large: what follows is stored plainly, in the same column chunk.
+    texts = ["a" * (1 << 21)] * 30 + [f"small {n} " * 20 for n in range(3000)]
+    monkeypatch.setattr(tables, "_DECODED_BYTES", 1 << 23)
+    table = pa.table({"text": texts})
+    pq.write_table(table, tmp_path / "x.parquet", compression="zstd", write_batch_size=1)
+    size, found = largest_batch(tmp_path / "x.parquet", monkeypatch)
+    assert size < 9 << 20
+    assert [record.text for record in found] == texts
+
+
+def test_a_language_can_be_a_large_dictionary_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pa.table({"text": [str(n) for n in range(60)], "lang": dictionary(["x" * LARGE], [0] * 60)})
+    write_plainly(tmp_path / "x.parquet", table)
+    size, found = largest_batch(tmp_path / "x.parquet", monkeypatch)
+    assert size < 2 * LARGE
+    assert {record.language for record in found} == {"x" * LARGE}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "stream.arrow"])
+@pytest.mark.parametrize(
+    ("large", "small", "planned"),
+    [(50, 100, 50 * LARGE), (1, 3000, LARGE)],  # of the latter an average of the entries would make 4.5 GB
+)
+def test_units_are_planned_by_what_a_dictionary_stands_for(
+    tmp_path: Path, suffix: str, large: int, small: int, planned: int
+) -> None:
+    path = tmp_path / f"x.{suffix}"
+    table = pa.table({"text": dictionary(["a" * LARGE, "short"], [0] * large + [1] * small)})
+    if suffix == "parquet":
+        write_plainly(path, table)
+    else:
+        with (pa.ipc.new_stream if suffix.startswith("stream") else pa.ipc.new_file)(str(path), table.schema) as file:
+            file.write_table(table)
+    found = extent(made(path, 1 << 25)).text_bytes
+    assert found == pytest.approx(planned, rel=0.02)
+    if suffix == "parquet" and large == 1:  # little more than what is stored: the plan is what it always was
+        assert found == pq.read_metadata(path).row_group(0).column(0).total_uncompressed_size
+
+
+def test_ordinary_tables_are_planned_as_ever(tmp_path: Path) -> None:
+    texts = [f"{n:05} " + "word " * 100 if n % 3 else "a text that comes again" for n in range(9000)]
+    for dictionary_bytes in (1 << 20, 1 << 16):
+        path = tmp_path / f"{dictionary_bytes}.parquet"
+        pq.write_table(pa.table({"text": texts}), path, row_group_size=3000, dictionary_pagesize_limit=dictionary_bytes)
+        groups = [pq.read_metadata(path).row_group(group) for group in range(3)]
+        assert extent(made(path)).parts == tuple(group.column(0).total_uncompressed_size for group in groups)
+
+
+def test_too_large_texts_of_a_dictionary_are_never_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pa.table({"text": dictionary(["a" * LARGE, "short"], [0] * 90 + [1] * 10)})
+    write_plainly(tmp_path / "x.parquet", table)
+    with pa.ipc.new_file(str(tmp_path / "x.arrow"), table.schema) as file:
+        file.write_table(table)
+    seen: list[int] = []
+    inner = tables._strings
+
+    def noting(texts: pa.Array) -> tuple[list[str | None], bool]:
+        values, valid = inner(texts)
+        seen.extend(len(value or "") for value in values)
+        return values, valid
+
+    monkeypatch.setattr(tables, "_strings", noting)
+    for name in ("x.parquet", "x.arrow"):
+        found = by_piece(made(tmp_path / name, 1000))
+        assert [record.too_large for record in found] == [True] * 90 + [False] * 10
+        assert {record.text for record in found[90:]} == {"short"}
+        assert extent(made(tmp_path / name, 1000)).text_bytes < 2.5 * LARGE
+    assert max(seen) == len("short")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_dictionary": False},
+        {"data_page_version": "2.0"},
+        {"data_page_size": 500, "write_batch_size": 10},
+        {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}},
+        {"use_dictionary": False, "column_encoding": {"text": "DELTA_LENGTH_BYTE_ARRAY"}},
+        {"write_page_checksum": True, "write_page_index": True},
+        {"write_statistics": False, "compression": "none"},
+        {"dictionary_pagesize_limit": 3000},
+    ],
+)
+def test_pages_are_told_from_their_headers(tmp_path: Path, options: dict[str, object]) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(TABLE, path, **options)
+    chunk = pq.read_metadata(path).row_group(0).column(1)
+    with open(path, "rb") as file:
+        found = pages(file, chunk)
+        first = page_dictionary(file, chunk)
+    assert sum(page.values for page in found if not page.is_dictionary) == 5000
+    # What a footer counts are the pages and their headers.
+    headers = chunk.total_uncompressed_size - sum(page.bytes for page in found)
+    assert 0 < headers <= 200 * len(found)
+    assert (first is not None) == chunk.has_dictionary_page == found[0].is_dictionary
+    assert any(page.by_index for page in found) == chunk.has_dictionary_page
+    if "dictionary_pagesize_limit" in options:
+        assert not all(page.by_index for page in found[1:])
+
+
+def test_headers_that_are_not_understood_bound_a_value_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(TABLE, path)
+    chunk = pq.read_metadata(path).row_group(0).column(1)
+    content = path.read_bytes()
+    for damaged in (b"\x1b" * len(content), b"\xff" * len(content), content[:10], b"\x00" * len(content)):
+        path.write_bytes(damaged)
+        with open(path, "rb") as file:
+            assert [page.bytes for page in pages(file, chunk)] == [chunk.total_uncompressed_size]
+            assert page_dictionary(file, chunk) is None

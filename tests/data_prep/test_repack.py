@@ -223,5 +223,5 @@ def test_a_dataset_is_not_put_into_another(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     write_folder(tmp_path / "old", random_corpus(9, units=1), 32)
     (tmp_path / "new" / ".lock").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"new/\.lock cannot be read or written \(Is a directory\)"):
+    with pytest.raises(ConfigError, match=r"new/\.lock cannot be read or written \(Is a directory\)"):
         repack(_request(tmp_path, 64))

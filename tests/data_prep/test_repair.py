@@ -17,7 +17,7 @@ from rxt_dist.config.corpus import BuildConfig
 from rxt_dist.data.format import load_manifest
 from rxt_dist.data.spare import SPARE_FILE
 from rxt_dist.data.verify import Report, verify_full
-from rxt_dist.errors import DataError
+from rxt_dist.errors import ConfigError, DataError
 
 _CLEAN = CleanConfig(normalise="nfc", min_characters=5, exact_duplicates=True)
 
@@ -221,7 +221,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_its_name(dataset: Path
     _flip(dataset / "tokenizer.json", 999)
     (dataset / ".lock").unlink(missing_ok=True)
     (dataset / ".lock").mkdir()
-    with pytest.raises(DataError, match=r"\.lock cannot be read or written \(Is a directory\)"):
+    with pytest.raises(ConfigError, match=r"\.lock cannot be read or written \(Is a directory\)"):
         _mend(dataset)
 
 

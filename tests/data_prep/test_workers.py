@@ -5,6 +5,7 @@ import fcntl
 import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -13,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pytest
 
 from data_prep.building import workers
 from data_prep.building.locks import Lock, locked
 from data_prep.building.workers import Progress, attempt, run_units
 from data_prep.units import Unit
-from rxt_dist.errors import DataError, DiskError
+from rxt_dist.errors import DataError, DiskError, ExitCode, MemoryLimitError
 
 Report = Callable[[int, int], None]
 
@@ -44,6 +46,13 @@ class WriteName:
         if unit.name.startswith("bug"):
             raise KeyError("a bug")
         if unit.name.startswith("oom"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if unit.name.startswith(("heap", "arrow")):
+            (self.out / "units" / f".{unit.name}.json.tmp.host.1").touch()
+            raise MemoryError if unit.name.startswith("heap") else pa.ArrowMemoryError("malloc of size 10 failed")
+        if unit.name.startswith("torn"):
+            # A pipe's message is its length and so many bytes; the process is killed in the middle of them.
+            os.write(report._connection.fileno(), struct.pack("!i", 100) + b"half")  # type: ignore[attr-defined]
             os.kill(os.getpid(), signal.SIGKILL)
         if unit.name.startswith("exit"):
             os._exit(3)
@@ -97,8 +106,23 @@ def test_a_bug_in_a_worker_arrives_with_its_traceback(job: WriteName) -> None:
 
 
 def test_a_worker_killed_for_memory_is_explained(job: WriteName) -> None:
-    with pytest.raises(DataError, match=r"killed, most likely for lack of memory.*fewer --workers"):
+    with pytest.raises(MemoryLimitError, match=r"killed while .* unit oom, most likely for lack of memory.*fewer"):
         _run(job, ["oom", "a"], 2)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("name", ["heap", "arrow"])
+def test_too_little_memory_is_no_fault_of_the_text(job: WriteName, processes: int, name: str) -> None:
+    said = rf"not enough memory for unit {name}2? .* Finished units are kept"
+    with pytest.raises(MemoryLimitError, match=said) as error:
+        _run(job, [name, f"{name}2"], processes)
+    assert error.value.exit_code is ExitCode.MEMORY
+    assert list((job.out / "units").glob("*.tmp.*")) == []
+
+
+def test_a_message_that_the_end_of_a_worker_tore_is_no_bug(job: WriteName) -> None:
+    with pytest.raises(MemoryLimitError, match="killed while it worked on unit torn"):
+        _run(job, ["torn", "a"], 2)
 
 
 def test_a_worker_that_ends_by_itself_is_explained(job: WriteName) -> None:

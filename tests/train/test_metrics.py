@@ -115,7 +115,7 @@ def test_a_full_disk_is_a_disk_error(run: RunDirectory, monkeypatch: pytest.Monk
 
     writer = MetricsWriter(run, SILENT, "id")
     monkeypatch.setattr(module, "open", full, raising=False)
-    with pytest.raises(DiskError, match=r"metrics\.jsonl cannot be written"):
+    with pytest.raises(DiskError, match=r"The disk of .*metrics\.jsonl is full"):
         writer.log(1, {"loss": 1.0})
 
 

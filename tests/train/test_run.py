@@ -42,6 +42,15 @@ def first_shard(tiny: TinyRun):
     return sorted(tiny.shards.rglob("train/*.arrow"))[0]
 
 
+@pytest.mark.parametrize("output", ["/proc/rxt", "LINK"])
+def test_a_run_directory_that_cannot_be_written_to(tiny, output):
+    (tiny.folder / "LINK").symlink_to(tiny.folder / "nowhere")
+    place = tiny.folder / output
+    error = refused(tiny, f"output={place}")
+    assert isinstance(error, ConfigError)
+    assert str(place) in str(error)
+
+
 def test_no_data(tiny):
     error = refused(tiny, f"data.path={tiny.folder / 'nowhere'}")
     assert isinstance(error, DataError)

@@ -30,6 +30,8 @@ _FIELDS = {
     "vocab_size": "build.vocab_size",
     "eval_fraction": "build.eval_fraction",
 }
+# Processes that start, and the first text that loads a tokenizer, say nothing of the time that is left.
+_RATE_SECONDS, _RATE_BYTES = 10.0, 1_000_000
 _INPUTS = typer.Argument(
     ...,
     help="Files or folders: .txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .arrow; or one DATA.yaml and a.b=c.",
@@ -255,7 +257,7 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
 
 
 def describe(progress: Progress) -> str:
-    """`units 12/64, 3 running, 34.1 MB/s, 8.20 Mtok/s, 2 min left`."""
+    """`units 12/64, 3 running, 34.1 MB/s, 8.20 Mtok/s, 2 min left`; the latter once there is a rate to speak of."""
     rate = progress.bytes / progress.seconds
     parts = [f"units {progress.done}/{progress.units}", f"{len(progress.running)} running"]
     if progress.failed:
@@ -263,7 +265,12 @@ def describe(progress: Progress) -> str:
     parts.append(f"{rate / 1e6:.1f} MB/s")
     if progress.tokens:
         parts.append(f"{progress.tokens / progress.seconds / 1e6:.2f} Mtok/s")
-    if progress.bytes:
-        left = (progress.total_bytes - progress.bytes) / rate
-        parts.append(f"{left:.0f} s left" if left < 100 else f"{left / 60:.0f} min left")
+    if progress.seconds >= _RATE_SECONDS and progress.bytes >= _RATE_BYTES:
+        parts.append(f"{_duration((progress.total_bytes - progress.bytes) / rate)} left")
     return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.0f} h"

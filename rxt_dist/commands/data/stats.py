@@ -38,7 +38,10 @@ def stats(
     from data_prep.shards.statistics import SAMPLE_ROWS, WHOLE_TOKENS, scan_dataset, statistics
     from data_prep.tokenizing.tokenizer import load_tokenizer
     from rxt_dist.data.format import TOKENIZER_FILE, load_manifest
+    from rxt_dist.files import require_folder
 
+    if plots is not None:
+        require_folder(plots)
     manifest = load_manifest(dataset)
     tokenizer = load_tokenizer(dataset / TOKENIZER_FILE)
     order = _order(dataset, manifest, run) if run is not None else None

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from data_prep.units import Unit
     from rxt_dist.config.corpus import BuildConfig
 
+_LARGEST_BYTES = 8_000_000  # of a tokenizer.json with 65,536 ids; found out before and not after an hour of training
+
 
 def tokenizer(
     inputs: list[str] = CORPUS,
@@ -95,9 +97,10 @@ def tokenizer(
 
 def _require_places(out: Path, report: Path | None) -> None:
     """Refuse, before anything is trained, to write where nothing can be written."""
-    from rxt_dist.files import require_file_place, require_folder
+    from rxt_dist.files import require_file_place, require_folder, require_free_space
 
     require_file_place(out)
+    require_free_space(out.parent, _LARGEST_BYTES, "The tokenizer")
     if report is not None:
         require_folder(report)
 
