@@ -52,27 +52,19 @@ _USAGE = 2
 
 
 def _refuse(error: UserError) -> NoReturn:
-    # Every rank of a run refuses the same configuration; one of them says so.
-    if not isinstance(error, ConfigError) or os.environ.get("RANK", "0") == "0":
+    # Every rank of a run refuses the same configuration, so one of them says it; what the system refuses, one alone may
+    # have met.
+    common = isinstance(error, ConfigError) and not isinstance(error.__cause__, OSError)
+    if not common or os.environ.get("RANK", "0") == "0":
         print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 
 
 def main() -> None:
-    """Run the command line; errors that a person can act on end in one paragraph and their own exit code.
-
-    That is also so where the system refuses to read or write something, whatever the verb was about to do.
-    """
+    """Run the command line; errors that a person can act on end in one paragraph and their own exit code."""
     try:
         app()
     except UserError as error:
         _refuse(error)
-    except OSError as error:
-        from rxt_dist.files import access_error
-
-        known = access_error(error)
-        if known is None:
-            raise
-        _refuse(known)
     except SystemExit as end:
         sys.exit(ExitCode.CONFIG if end.code == _USAGE else end.code)

@@ -22,7 +22,7 @@ _UNITS = (("KB", 10**3), ("MB", 10**6), ("GB", 10**9), ("TB", 10**12))
 # What the system says where a person has to act. Everything else, a missing file above all, may be our own mistake and
 # keeps its traceback.
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_FAILING = {errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.EREMOTEIO, errno.ETIMEDOUT}
+_FAILING = {errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.EREMOTEIO}
 _REFUSED = {
     errno.EACCES: "Mend its rights, or name another place",
     errno.EPERM: "Mend its rights, or name another place",
@@ -63,7 +63,7 @@ def access_error(error: OSError, place: Path | None = None, kept: str = "") -> U
 
 
 @contextmanager
-def access_errors(place: Path, kept: str = "") -> Iterator[None]:
+def access_errors(place: Path | None = None, kept: str = "") -> Iterator[None]:
     """For work in `place`: an error of the system becomes one that a person can act on, where it can be one.
 
     Raises:
@@ -74,6 +74,22 @@ def access_errors(place: Path, kept: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         known = access_error(error, place, kept)
+        if known is None:
+            raise
+        raise known from error
+
+
+@contextmanager
+def full_disk_errors(place: Path) -> Iterator[None]:
+    """For work that may be started again: of what the system refuses only a full disk ends it for good.
+
+    Raises:
+        DiskError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        known = access_error(error, place) if error.errno in _FULL else None
         if known is None:
             raise
         raise known from error

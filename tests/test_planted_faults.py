@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from planted import plant
 from planted.plant import ROOT, Fault, read_faults, try_fault
 
 FAULTS = read_faults()
@@ -49,6 +50,17 @@ def test_a_fault_is_found_survives_or_proves_nothing(tmp_path: Path) -> None:
     assert "proves nothing" in broken.by
     with pytest.raises(ValueError, match="stands 0 times"):
         try_fault(found, Fault("stale", "code.py", "41", "43", ("test_code.py",)))
+
+
+@pytest.mark.parametrize(("own", "found"), [(plant.ENDLESS, True), (plant.PASSED, False)])
+def test_a_hanging_program_is_found_by_its_own_tests_and_proves_nothing_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: int, found: bool
+) -> None:
+    codes = {("test_code.py",): own, plant.EVERYTHING: plant.ENDLESS}
+    monkeypatch.setattr(plant, "run_tests", lambda tree, tests: (codes[tests], "no end"))
+    verdict = try_fault(a_tree(tmp_path / "tree", ""), Fault("hang", "code.py", "42", "43", ("test_code.py",)))
+    assert verdict.found is found
+    assert ("proves nothing" in verdict.by) is not found
 
 
 def test_what_its_own_tests_miss_is_tried_against_all(tmp_path: Path) -> None:

@@ -65,9 +65,10 @@ def opened(root: Path, spec: Mapping[str, Any], tokenizer_json: str) -> Iterator
         _check_spec(root, spec)
         for leftover in root.rglob(".*.tmp.*"):
             leftover.unlink()
-        (root / "units").mkdir(exist_ok=True)
         write_atomic(root / TOKENIZER_FILE, tokenizer_json)
         write_json_atomic(root / SPEC_FILE, dict(spec))
+        # After the specification: until that is there, only the tokenizer tells the folder from somebody else's.
+        (root / "units").mkdir(exist_ok=True)
         yield UnitFolder(root, spec)
 
 

@@ -3,12 +3,15 @@
 Nobody can hash terabytes before each start. So the system is asked: size, times and inode of a file. What it calls the
 change time cannot be set by hand, so an edit that restores size and modification time is seen too. Each unit keeps what
 it saw, `units/.UNIT.inputs`, until the dataset is finished; recheck.py reads units again whose inputs look different.
+
+Change time and inode are facts of one host: on another one, only size and modification time are compared.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 from pathlib import Path
 
 from data_prep.readers.base import Input
@@ -18,6 +21,8 @@ from rxt_dist.files import write_json_atomic
 
 Identities = list[list[int]]
 SUFFIX = ".inputs"
+# Size and time of modification, of what `identity` tells of a file.
+_ON_ALL_HOSTS = 2
 
 
 def files_of(unit: Unit) -> list[Input]:
@@ -57,10 +62,13 @@ def _is_planned(item: Input) -> bool:
 
 
 def require_unchanged(unit: Unit, before: Identities) -> None:
-    """Raise DataError if a file of the unit was touched since `require_planned`."""
+    """Raise DataError if a file of the unit was written to since `require_planned`.
+
+    A change time alone, as of a new link or other rights, makes recheck.py read the unit again at the end.
+    """
     after = identities(unit) or [[]] * len(before)
     for item, old, new in zip(files_of(unit), before, after, strict=True):
-        if old != new:
+        if old[:_ON_ALL_HOSTS] != new[:_ON_ALL_HOSTS]:
             raise DataError(
                 f"{item.path} was changed while unit {unit.name} was read from it. Run the same command again when "
                 f"nothing writes to it. Finished units are kept."
@@ -73,16 +81,18 @@ def record_path(out: Path, unit: Unit) -> Path:
 
 def keep_record(out: Path, unit: Unit, seen: Identities) -> None:
     """Keep what a unit saw of its files; before its manifest, so that a finished unit has it."""
-    write_json_atomic(record_path(out, unit), seen)
+    write_json_atomic(record_path(out, unit), {"host": socket.gethostname(), "files": seen})
 
 
 def is_as_recorded(out: Path, unit: Unit) -> bool:
     """Whether the system says of all files of a finished unit what it said when it was built."""
     try:
-        kept = json.loads(record_path(out, unit).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = json.loads(record_path(out, unit).read_text(encoding="utf-8"))
+        host, kept = record["host"], record["files"]
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    return bool(kept == identities(unit))
+    facts = None if host == socket.gethostname() else _ON_ALL_HOSTS
+    return [file[:facts] for file in kept] == [file[:facts] for file in identities(unit) or ()]
 
 
 def discard_records(out: Path) -> None:

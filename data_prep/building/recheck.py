@@ -68,6 +68,6 @@ def require_same_texts(out: Path, plan: Plan, workers: int, say: Callable[[str],
     job = RecheckJob(out)
     changed = [unit for unit in plan.units if not job.is_done(unit)]
     if changed:
-        say(f"The inputs of {len(changed)} finished units look different than when they were built: reading them again")
+        say(f"The inputs of {len(changed)} finished units may have changed since they were built: reading them again")
         progress = Progress("Comparing", len(changed), sum(unit.text_bytes for unit in changed))
         run_units(job, changed, workers, progress, show, patient=True)

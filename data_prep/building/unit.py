@@ -255,6 +255,6 @@ def finished_unit(out: Path, unit: Unit, spec_hash: str) -> dict[str, Any] | Non
 
 def remove_leftovers(out: Path, unit: Unit) -> None:
     """Delete temporary files of a unit that nobody is building (the caller holds its lock)."""
-    for pattern in (f"*/*/.{unit.name}-*.tmp.*", f"*/.{unit.name}.*.tmp.*"):
+    for pattern in (f"*/*/.{unit.name}-*.tmp.*", f"*/.{unit.name}.*.tmp.*", f"*/..{unit.name}.*.tmp.*"):
         for leftover in out.glob(pattern):
             leftover.unlink(missing_ok=True)

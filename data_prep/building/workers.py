@@ -40,6 +40,7 @@ RECYCLE_BYTES = 320 << 20
 _REPORT_SECONDS = 0.25
 _HELD_SECONDS = 5.0  # how long a unit that another process holds is waited for, when nothing else is left to do
 _RETRY_SECONDS = 0.2
+_END_SECONDS = 10.0  # how long a worker that does not answer any more may take to end
 
 
 class Job(Protocol):
@@ -292,6 +293,8 @@ class _Pool:
             worker.process.join()
 
     def _lost(self, worker: _Worker) -> None:
+        worker.process.join(_END_SECONDS)
+        worker.process.terminate()  # nothing if it has ended, as it should have
         worker.process.join()
         code = worker.process.exitcode
         unit = f"while it worked on unit {worker.unit.name}"

@@ -11,7 +11,7 @@ from rxt_dist.errors import DataError
 
 
 @contextmanager
-def access_errors(folder: Path) -> Iterator[None]:
+def dataset_errors(folder: Path) -> Iterator[None]:
     """For work on the files of `folder`.
 
     Raises:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from data_prep.building.folder import SPEC_FILE, UnitFolder, opened
 from data_prep.building.unit import UNITS_FOLDER
 from data_prep.building.workers import Progress, Report, Show, run_units
-from data_prep.shards.access import access_errors
+from data_prep.shards.access import dataset_errors
 from data_prep.shards.rows import gather, pieces_of
 from data_prep.units import Unit
 from rxt_dist.data.format import (
@@ -126,7 +126,7 @@ def repack(
     job = _job(request, old)
     names = _unit_names(old)
     with (
-        access_errors(request.out),
+        dataset_errors(request.out),
         opened(request.out, job.spec, (request.dataset / TOKENIZER_FILE).read_text(encoding="utf-8")) as folder,
     ):
         _copy_origin(request)

@@ -17,7 +17,7 @@ from data_prep.building.folder import SPEC_FILE
 from data_prep.building.locks import Lock, locked
 from data_prep.building.unit import UNITS_FOLDER, UnitJob
 from data_prep.building.workers import Job, Progress, run_units
-from data_prep.shards.access import access_errors
+from data_prep.shards.access import dataset_errors
 from data_prep.shards.repack import ORIGIN_FILE, RepackJob
 from data_prep.shards.rows import read_unchecked, unit_name
 from data_prep.shards.trace import build_settings, clean_settings, input_problem, read_json, stored_unit
@@ -74,7 +74,7 @@ def repair(
             written.
         DiskError: the disk is full.
     """
-    with access_errors(dataset), locked(dataset / ".lock") as state:
+    with dataset_errors(dataset), locked(dataset / ".lock") as state:
         if state is Lock.BUSY:
             raise DataError(f"Another process is writing to {dataset}. Wait for it.")
         if report.manifest is None:

@@ -19,7 +19,7 @@ from typing import Any, Self
 import yaml
 
 from rxt_dist.config.run import LogConfig
-from rxt_dist.files import access_errors, write_atomic
+from rxt_dist.files import full_disk_errors, write_atomic
 from rxt_dist.train.run_dir import RunDirectory
 
 Value = float | Sequence[float]
@@ -127,7 +127,7 @@ def _now() -> str:
 def _append(path: Path, value: Mapping[str, Any]) -> None:
     """Add one line with one write to a file opened for appending: a kill leaves the line whole or absent."""
     line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
-    with access_errors(path), open(path, "ab", buffering=0) as file:
+    with full_disk_errors(path), open(path, "ab", buffering=0) as file:
         file.write(line.encode())
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from rxt_dist import cli
 from rxt_dist.cli import main
+from rxt_dist.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 DEMO = "configs/run/demo.yaml"
@@ -116,6 +118,44 @@ def test_a_disk_that_refuses_in_the_middle_has_its_exit_code(
     assert f"error: The disk of {tmp_path / 'out'}" in captured.err or f"error: {tmp_path / 'out'}" in captured.err
     assert said in captured.err
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(("refused", "speaks"), [(True, True), (False, False)])
+def test_what_only_one_rank_may_have_met_is_said_by_whichever_it_is(
+    refused: bool, speaks: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A configuration that all ranks refuse is told by rank 0 alone."""
+
+    def refuse() -> None:
+        try:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "x")
+        except PermissionError as error:
+            raise ConfigError("no") from (error if refused else None)
+
+    monkeypatch.setattr(cli, "app", refuse)
+    monkeypatch.setenv("RANK", "1")
+    assert run(monkeypatch) == 64
+    assert ("error: no" in capsys.readouterr().err) is speaks
+
+
+def test_outside_of_data_a_disk_that_fails_for_a_moment_is_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher starts a training again after one, as it would not after code 74."""
+
+    def stale() -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "rows")
+
+    monkeypatch.setattr(cli, "app", stale)
+    with pytest.raises(OSError, match="Stale"):
+        main()
+
+
+def test_two_folders_within_each_other_are_refused_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for other in (tmp_path / "new", tmp_path / "new/chats"):
+        assert run(monkeypatch, "data", "sample", str(tmp_path / "new"), "--interactions", str(other)) == 64
+        assert "lie within each other" in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()
 
 
 def test_an_error_of_the_system_that_may_be_ours_keeps_its_traceback(

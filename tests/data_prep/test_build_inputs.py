@@ -88,7 +88,7 @@ def test_the_edited_unit_is_found_by_name(
     said: list[str] = []
     with pytest.raises(DataError, match=r"texts of unit u00000 are not those .*a\.en\.jsonl was edited since"):
         build_dataset(replace(request_of, workers=workers), said.append)
-    assert any("look different than when they were built: reading them again" in line for line in said)
+    assert any("may have changed since they were built: reading them again" in line for line in said)
     assert not (request_of.out / "dataset.json").exists()
 
 
@@ -134,21 +134,57 @@ def test_nothing_is_read_twice_where_nothing_was_touched(
     assert prints == []
 
 
-@pytest.mark.parametrize("hidden", [True, False])
+EDITS = {
+    # Size and time as before: found when the unit is read again at the end, or before the next unit by the fingerprint.
+    "hidden": (lambda path: edit(path), "was edited since"),
+    "seen by the fingerprint": (lambda path: edit(path, hidden=False), "is not the file that was planned any more"),
+    "written to": (lambda path: path.write_bytes(path.read_bytes()), "was changed while unit u00000 was read from it"),
+}
+
+
+@pytest.mark.parametrize("kind", EDITS)
 def test_an_edit_while_a_unit_is_read_ends_the_build(
-    request_of: BuildRequest, monkeypatch: pytest.MonkeyPatch, hidden: bool
+    request_of: BuildRequest, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     inner, path = unit_module.read_unit, request_of.inputs[0] / "a.en.jsonl"
+    change, told = EDITS[kind]
 
     def editing(unit, counts):  # type: ignore[no-untyped-def]
         yield from inner(unit, counts)
-        if unit.name == "u00001":
-            edit(path, hidden)
+        if unit.name == "u00000":
+            change(path)
 
     monkeypatch.setattr(unit_module, "read_unit", editing)
-    with pytest.raises(DataError, match=r"a\.en\.jsonl was changed while unit u00001 was read from it"):
+    with pytest.raises(DataError, match=rf"a\.en\.jsonl {told}"):
         build_dataset(request_of)
-    assert not (request_of.out / "units" / "u00001.json").exists()
+    assert not (request_of.out / "dataset.json").exists()
+
+
+def test_a_new_link_to_an_input_is_no_edit(request_of: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It changes the change time and nothing else: the unit is read again, and taken."""
+    inner, path = unit_module.read_unit, request_of.inputs[0] / "a.en.jsonl"
+
+    def linking(unit, counts):  # type: ignore[no-untyped-def]
+        yield from inner(unit, counts)
+        if unit.name == "u00001":
+            os.link(path, request_of.out.parent / "link")
+
+    monkeypatch.setattr(unit_module, "read_unit", linking)
+    said: list[str] = []
+    assert build_dataset(request_of, said.append).manifest is not None
+    assert any("reading them again" in line for line in said)
+
+
+def test_another_host_knows_other_inodes(request_of: BuildRequest) -> None:
+    """Records of other hosts are believed as far as size and time of modification go."""
+    first_life(request_of)
+    for record in (request_of.out / "units").glob(f".*{SUFFIX}"):
+        content = json.loads(record.read_text())
+        files = [[size, modified, changed + 5, inode + 1] for size, modified, changed, inode in content["files"]]
+        record.write_text(json.dumps({"host": "another", "files": files}))
+    said: list[str] = []
+    assert build_dataset(request_of, said.append).manifest is not None
+    assert not any("reading them again" in line for line in said)
 
 
 def test_a_file_that_is_not_the_planned_one_any_more_is_named(

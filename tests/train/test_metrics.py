@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import math
+import os
 import sys
 import time
 import types
@@ -109,13 +110,17 @@ def test_nothing_to_truncate_in_a_new_run(run: RunDirectory) -> None:
     assert MetricsWriter(run, SILENT, "id").truncate_after(0) == 0
 
 
-def test_a_full_disk_is_a_disk_error(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.ESTALE])
+def test_a_full_disk_is_a_disk_error_and_one_that_fails_for_a_moment_a_crash(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
 
     writer = MetricsWriter(run, SILENT, "id")
-    monkeypatch.setattr(module, "open", full, raising=False)
-    with pytest.raises(DiskError, match=r"The disk of .*metrics\.jsonl is full"):
+    monkeypatch.setattr(module, "open", refuse, raising=False)
+    full = code == errno.ENOSPC
+    with pytest.raises(DiskError if full else OSError, match=r"metrics\.jsonl is full" if full else "Stale"):
         writer.log(1, {"loss": 1.0})
 
 

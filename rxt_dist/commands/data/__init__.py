@@ -5,6 +5,9 @@ A verb a module; heavy imports stand inside the verbs, so that `--help` stays fa
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+
 import typer
 
 from rxt_dist.commands.data.build import build
@@ -21,6 +24,22 @@ from rxt_dist.commands.data.show import show
 from rxt_dist.commands.data.stats import stats
 from rxt_dist.commands.data.tokenizer import tokenizer
 from rxt_dist.commands.data.verify import verify
+from rxt_dist.files import access_errors
+
+
+def in_words(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb, with whatever the system refuses it told as an error that a person can act on.
+
+    Not so in training: there a disk that fails for a moment is a crash, after which a launcher starts again.
+    """
+
+    @wraps(verb)
+    def run(*arguments: object, **options: object) -> None:
+        with access_errors():
+            verb(*arguments, **options)
+
+    return run
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,4 +66,4 @@ for verb in (
     import_megatron,
     export_megatron,
 ):
-    app.command()(verb)
+    app.command()(in_words(verb))

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from rxt_dist.commands.data.common import JSON, emit
+from rxt_dist.errors import ConfigError
 
 
 def sample(
@@ -29,6 +30,9 @@ def sample(
     size = int(megabytes * 1e6)
     if interactions is not None:
         require_new_folder(interactions)
+        one, other = out.resolve(), interactions.resolve()
+        if one == other or one in other.parents or other in one.parents:
+            raise ConfigError(f"--interactions {interactions} and {out} lie within each other. Name two folders.")
     files = write_sample(out, size, seed)
     total = sum(written for _, written in files)
     records = write_interactions(interactions, size, seed) if interactions is not None else []
