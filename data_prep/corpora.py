@@ -37,6 +37,7 @@ __all__ = [
     "Document",
     "ReadCounts",
     "find_files",
+    "named_language",
     "read_file",
     "read_slice",
     "read_unit",
@@ -183,7 +184,8 @@ def require_apart(out: Path, inputs: Iterable[Path | str]) -> None:
         DataError: an input does not exist or cannot be listed.
     """
     real = Path(os.path.realpath(out))
-    around = {str(folder) for folder in (real, *real.parents)}
+    # Of a folder that is read, what is hidden below it is not.
+    around = {str(folder) for folder in (real, *real.parents) if not _is_hidden(real.relative_to(folder).parts)}
     for given in inputs:
         paths, is_glob = _matches(Path(given))
         folders = (folder for path in paths if path.is_dir() for folder, _, _ in _walk(path))
@@ -202,7 +204,13 @@ def _will_match(pattern: Path, folder: Path) -> bool:
     if not folder.is_relative_to(root):
         return False
     below = folder.relative_to(root).parts
-    return any(_matches_parts(below[:end], parts[literal:]) for end in range(len(below) + 1))
+    return any(
+        _matches_parts(below[:end], parts[literal:]) and not _is_hidden(below[end:]) for end in range(len(below) + 1)
+    )
+
+
+def _is_hidden(names: tuple[str, ...]) -> bool:
+    return any(name.startswith(".") for name in names)
 
 
 def _matches_parts(names: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
@@ -291,7 +299,7 @@ def read_slice(part: Slice, counts: ReadCounts, choose: Callable[[], bool] | Non
     """
     item = part.input
     prefix = f"{item.source}/{item.name}" if item.source else item.name
-    named = language_tag(item.language) if item.language else language_of_name(_name_from_given_folder(item))
+    named = named_language(item)
     for record in records(part):
         if record.too_large:
             counts.too_large += 1
@@ -321,9 +329,19 @@ def read_slice(part: Slice, counts: ReadCounts, choose: Callable[[], bool] | Non
         yield Document(text, tag, item.source or tag, f"{prefix}#{record.place}")
 
 
-def _name_from_given_folder(item: Input) -> str:
-    """The name, of a local dataset without the folders above it, which say as little of it as those above a file."""
-    return item.name if item.hub is None else Path(item.path).name + item.name.removeprefix(item.path)
+def named_language(item: Input) -> str | None:
+    """The language that the source states or else the names say, of all that records do not tag.
+
+    Of a dataset these are its folder, configuration and split, and its data files where all of them say the same: a
+    record does not tell which file it is from. Folders above a dataset say as little of it as those above a file.
+    """
+    if item.language:
+        return language_tag(item.language)
+    if item.hub is None:
+        return language_of_name(item.name)
+    place = "/".join([Path(item.path).name, item.hub.config or "", item.hub.split.partition("[")[0], ""])
+    named = {language_of_name(place + file) for file in item.hub.data_files or ("",)}
+    return named.pop() if len(named) == 1 else None
 
 
 def _exceeds(text: str, max_bytes: int) -> bool:

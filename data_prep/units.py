@@ -16,15 +16,19 @@ from typing import Any
 
 from blake3 import blake3
 
-from data_prep.corpora import CorpusFile, Say, find_files
+from data_prep.corpora import CorpusFile, Say, find_files, named_language
+from data_prep.languages import language_of_name
 from data_prep.readers import extent
 from data_prep.readers.base import HubDataset, Input, Slice
 from rxt_dist.config.corpus import BuildConfig, SourceConfig
 from rxt_dist.errors import ConfigError, DataError
 
-__all__ = ["Input", "Plan", "Slice", "Unit", "fingerprint_file", "make_plan"]
+__all__ = ["Input", "Plan", "Slice", "Unit", "fingerprint_file", "make_plan", "reading_problem"]
 
 PLAN_VERSION = 1
+# Of the rules by which texts are read: 1 took the language from a folder's name where the text did not tell it, and 2
+# always does. A plan that states none has 1.
+READING_VERSION = 2
 _MIN_UNIT_BYTES, _MAX_UNIT_BYTES, _UNITS_WANTED = 16_000_000, 256_000_000, 64
 _PIECES_PER_UNIT = 16
 _LEAST_PIECE_BYTES = 1000  # smaller parts of a .jsonl mostly hold the beginning of no line
@@ -50,10 +54,11 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """All inputs and units of a build, in order."""
+    """All inputs and units of a build, in order, and by which rules they are read, which is no difference of plans."""
 
     inputs: tuple[Input, ...]
     units: tuple[Unit, ...]
+    reading: int = READING_VERSION
 
     @property
     def text_bytes(self) -> int:
@@ -74,6 +79,7 @@ class Plan:
                 }
                 for unit in self.units
             ],
+            **({} if self.reading == 1 else {"reading": self.reading}),
         }
 
     @staticmethod
@@ -86,6 +92,8 @@ class Plan:
         try:
             if (value["format"], value["version"]) != ("rxt-plan", PLAN_VERSION):
                 raise DataError(f"The plan has version {value['version']}; this program reads {PLAN_VERSION}.")
+            if (reading := value.get("reading", 1)) > READING_VERSION:
+                raise DataError(f"The plan has rules of version {reading}; this program knows {READING_VERSION}.")
             inputs = tuple(Input.from_dict(item) for item in value["inputs"])
             units = tuple(
                 Unit(
@@ -95,9 +103,9 @@ class Plan:
                 )
                 for unit in value["units"]
             )
-        except (KeyError, TypeError, IndexError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             raise DataError(f"The plan is damaged ({error!r}). Delete the file, or choose another folder.") from error
-        return Plan(inputs, units)
+        return Plan(inputs, units, reading)
 
     def differences(self, other: Plan) -> list[str]:
         """How `other` differs, a line an input: `-a.parquet`, `+b.parquet`, `c.parquet (content)`.
@@ -154,6 +162,21 @@ def make_plan(config: BuildConfig, inputs: Sequence[Path] = (), say: Say = lambd
     grain = max(wanted // _PIECES_PER_UNIT, _LEAST_PIECE_BYTES)
     units = group((piece for found in extents for piece in found.pieces(grain)), wanted)
     return Plan(tuple(found.input for found in extents), tuple(units))
+
+
+def reading_problem(reading: int, units: Iterable[Unit]) -> str | None:
+    """Why units that were planned by the rules `reading` may come out differently now; None: they do not."""
+    if reading == READING_VERSION:
+        return None
+    for item in dict.fromkeys(part.input for unit in units for part in unit.slices):
+        # Without folders only the name of the file is left, which was always followed.
+        of_file = language_of_name(item.name.rpartition("/")[2])
+        if item.language is None and not of_file == language_of_name(item.name) == named_language(item):
+            return (
+                f"it was begun by an earlier version of this program, which guessed the languages of texts where this "
+                f"one goes by the names of folders, as for {item.name}"
+            )
+    return None
 
 
 def unit_bytes(config: BuildConfig, text_bytes: int) -> int:

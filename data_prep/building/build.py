@@ -16,7 +16,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from data_prep.tokenizing.tokenizer import (
     smaller_than_wanted,
     train_tokenizer,
 )
-from data_prep.units import Plan, Unit, make_plan
+from data_prep.units import Plan, Unit, make_plan, reading_problem
 from rxt_dist.config.clean import CleanConfig
 from rxt_dist.config.corpus import BuildConfig
 from rxt_dist.config.run import DataConfig
@@ -169,6 +169,8 @@ def build_dataset(
         clean = request.config.clean
         job = UnitJob(request.out, spec, request.eval_fraction, "tokenizers", None if clean == CleanConfig() else clean)
         pending = [unit for unit in plan.units if not job.is_done(unit)]
+        if pending:
+            _require_same_reading(request.out, plan)
         kept = len(plan.units) - len(pending)
         mine = units_of_task(pending, request.task, request.tasks)
         if pending and removes_duplicates(clean):
@@ -319,7 +321,7 @@ def _prepare(request: BuildRequest, say: Say, pass_over: Say) -> tuple[Plan, Sha
         with _setup(request.out, say):
             if not (request.out / SPEC_FILE).is_file():  # or else another task did it meanwhile
                 plan = _set_up(request, say, pass_over)
-    plan = plan or request.make_plan(pass_over)
+    plan = plan or _read_as_before(request.out, request.make_plan(pass_over))
     old = _read_json(request.out / SPEC_FILE)
     _compare(request.out, old, _settings(request, plan), plan)
     _put_tokenizer(request, plan, old, say)
@@ -352,6 +354,7 @@ def _set_up(request: BuildRequest, say: Say, pass_over: Say) -> Plan:
 def _settings(request: BuildRequest, plan: Plan) -> dict[str, Any]:
     """All that decides the rows, apart from the tokenizer. Where the inputs lie and what encodes them are not in it."""
     described = plan.to_dict()
+    described.pop("reading", None)  # in another folder, or of languages that it does not change, the rows are the same
     inputs = [{key: value for key, value in item.items() if key != "path"} for item in described["inputs"]]
     return {
         "format_version": FORMAT_VERSION,
@@ -390,6 +393,22 @@ def _compare(out: Path, old: dict[str, Any], new: dict[str, Any], plan: Plan) ->
         raise DataError(
             f"{out} was built with another specification: {'; '.join(differences)}. A dataset is never changed in "
             f"place: choose another --out, or delete the folder."
+        )
+
+
+def _read_as_before(out: Path, plan: Plan) -> Plan:
+    """The plan, which an earlier version may have begun, with the rules by which the folder's units were read."""
+    path = out / PLAN_FILE
+    return replace(plan, reading=Plan.from_dict(_read_json(path)).reading) if path.is_file() else plan
+
+
+def _require_same_reading(out: Path, plan: Plan) -> None:
+    """Raise DataError where the units that are left would be read by other rules than those that are there."""
+    problem = reading_problem(plan.reading, plan.units)
+    if problem:
+        raise DataError(
+            f"{out} cannot be continued: {problem}, so that it would hold some of each. Finish it with the version "
+            f"that began it, or build into another folder."
         )
 
 

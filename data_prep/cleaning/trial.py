@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 
 from data_prep.cleaning.clean import REASONS, Cleaner, CleanReport
 from data_prep.cleaning.interval import Drawn, Interval, Tally, interval
-from data_prep.corpora import ReadCounts, read_slice
-from data_prep.languages import language_of_name
+from data_prep.corpora import ReadCounts, named_language, read_slice
 from data_prep.readers.base import Slice
 from data_prep.units import Unit
 from rxt_dist.config.clean import CleanConfig
@@ -149,7 +148,7 @@ def _groups(units: Iterable[Unit]) -> Iterator[list[Slice]]:
     groups: dict[tuple[str, str], list[Slice]] = {}
     for unit in units:
         for part in unit.slices:
-            language = part.input.language or language_of_name(part.input.name) or ""
+            language = named_language(part.input) or ""
             groups.setdefault((part.input.source or "", language), []).append(part)
     yield from groups.values()
 

@@ -20,8 +20,8 @@ from data_prep.building.workers import Job, Progress, run_units
 from data_prep.shards.access import dataset_errors
 from data_prep.shards.repack import ORIGIN_FILE, RepackJob
 from data_prep.shards.rows import read_unchecked, unit_name
-from data_prep.shards.trace import build_settings, clean_settings, input_problem, read_json, stored_unit
-from data_prep.units import Unit
+from data_prep.shards.trace import build_settings, clean_settings, input_problem, read_json, stored_plan, stored_unit
+from data_prep.units import Unit, reading_problem
 from rxt_dist.data.dialogues import AnyManifest, DialogueManifest, load_any_manifest
 from rxt_dist.data.format import (
     DATASET_FILE,
@@ -198,6 +198,9 @@ def _rebuilder(dataset: Path, manifest: DatasetManifest, name: str, scratch: Pat
     if unit is None:
         raise DataError(_NO_PLAN)
     problem = input_problem(unit)
+    other = reading_problem(stored_plan(dataset).reading, [unit])
+    if problem is None and other is not None:
+        problem = f"{other}; repair it with that version, or build into another folder"
     if problem:
         raise DataError(problem)
     fraction = build_settings(dataset)["eval_fraction"]

@@ -29,16 +29,23 @@ from rxt_dist.data.verify import shard_problem
 from rxt_dist.errors import DataError
 
 
-def stored_unit(dataset: Path, name: str) -> Unit | None:
-    """A unit as planned, or None where the folder keeps no plan (it was not built from text) or not this unit.
+def stored_plan(dataset: Path) -> Plan:
+    """The plan of the build; one without units where the folder keeps none (it was not built from text).
 
     Raises:
         DataError: the plan is damaged.
     """
     path = dataset / PLAN_FILE
-    if not path.is_file():
-        return None
-    return next((unit for unit in Plan.from_dict(read_json(path)).units if unit.name == name), None)
+    return Plan.from_dict(read_json(path)) if path.is_file() else Plan((), ())
+
+
+def stored_unit(dataset: Path, name: str) -> Unit | None:
+    """A unit as planned, or None where the folder keeps no plan or not this unit.
+
+    Raises:
+        DataError: the plan is damaged.
+    """
+    return next((unit for unit in stored_plan(dataset).units if unit.name == name), None)
 
 
 def build_settings(dataset: Path) -> dict[str, Any]:

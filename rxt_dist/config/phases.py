@@ -1,4 +1,4 @@
-"""How long the phases of a data mixture are: one rule for building, planning, looking and training."""
+"""How long the phases of a data mixture are: one rule for training, planning and looking, of which building warns."""
 
 from __future__ import annotations
 

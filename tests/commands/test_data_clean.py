@@ -54,6 +54,13 @@ def test_a_sample_says_how_large_it_is_and_how_sure(corpus: Path, data_file: Pat
     assert f"{few['tried']:,} of about {few['documents']:,} documents (" in shown
     assert f"{100 * few['dropped']['low']:.2f} % and {100 * few['dropped']['high']:.2f} %" in shown
     assert "95% of samples" in shown
+    # The documents of a sample do not all stand for as many, and what they sum up to is no share of the corpus.
+    told = run("clean", data_file).stdout
+    assert "of the characters kept" in told
+    assert "of the characters kept" not in shown
+    for name, source in exact["sources"].items():
+        assert f"{name}: {100 * source['kept_characters']:.2f} % of the characters kept" in told
+        assert {"kept_characters", "normalised"} == source.keys() - few["sources"][name].keys()
 
 
 def test_a_source_may_be_called_all(corpus: Path, tmp_path: Path) -> None:

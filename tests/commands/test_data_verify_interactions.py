@@ -215,4 +215,18 @@ def test_differences_of_dialogues(world: Path, tmp_path: Path) -> None:
     assert "they differ in en/train" in result.stdout
     other = as_json("diff", root, world / "single", code=65)
     assert [item["what"] for item in other["differences"]] == ["kind"]
-    assert isinstance(run("diff", root, world / "single", "--documents").exception, DataError)
+    for pair in ((root, world / "single"), (world / "single", root)):
+        refused = run("diff", *pair, "--documents").exception
+        assert isinstance(refused, ConfigError)
+        assert f"compares the documents of rows, but {root} holds dialogues" in str(refused)
+
+
+def test_dialogues_of_equal_totals_cannot_be_compared_further(world: Path, tmp_path: Path) -> None:
+    _copy_inputs(world, tmp_path)
+    records = tmp_path / "records/dialogues.jsonl"
+    records.write_text("\n".join(reversed(records.read_text().split("\n"))))
+    build_interactions(_request(tmp_path, "dialogues"))
+    result = run("diff", world / "dialogues", tmp_path / "dialogues")
+    assert result.exit_code == 65
+    assert "Whether they are the same ones the manifests do not say." in result.stdout
+    assert "--documents" not in result.stdout

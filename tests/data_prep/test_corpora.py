@@ -309,6 +309,20 @@ def test_a_folder_within_the_inputs_is_refused_however_it_is_named(
     require_apart(tree / "out", [tree / "b.txt"])
 
 
+def test_a_hidden_folder_within_the_inputs_is_not_read(tree: Path, tmp_path: Path) -> None:
+    for out in (".out", ".out/deep", "en/.out", "en/.deep/out"):
+        require_apart(tree / out, [tree, tmp_path / "*", f"{tree}/e*", f"{tmp_path}/**"])
+        (tree / out).mkdir(parents=True)
+        (tree / out / "x.txt").write_text("x")
+        assert not any("out" in name for name in _names(tree, tmp_path / "*"))
+        require_apart(tree / out, [tree, tmp_path / "*", f"{tree}/e*", f"{tmp_path}/**"])
+        with pytest.raises(ConfigError, match="lies within the input"):
+            require_apart(tree / out / "new", [tree / out])
+    (tree / "shown").symlink_to(tree / ".out")
+    with pytest.raises(ConfigError, match="lies within the input"):
+        require_apart(tree / ".out" / "new", [tree])
+
+
 @pytest.mark.parametrize(
     ("pattern", "out", "is_refused"),
     [

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep.corpora import named_language
 from data_prep.readers import extent
 from data_prep.readers.base import HubDataset, Input
 from rxt_dist.errors import DataError
@@ -139,6 +140,40 @@ def test_folders_above_a_dataset_do_not_name_its_language(folder: Path, tmp_path
     assert named["counts"]["guessed"] == {}
     assert {document["language"] for document in above["documents"]} == set(above["counts"]["guessed"])
     assert "en" not in above["counts"]["guessed"]
+
+
+@pytest.mark.parametrize(
+    ("path", "config", "split", "files", "named"),
+    [
+        ("texts", None, "train", ("pl/a.jsonl", "en/a.jsonl"), None),
+        ("texts", None, "train", ("en/a.jsonl", "other/a.jsonl"), None),
+        ("pl", None, "train", ("en/a.jsonl", "other/a.jsonl"), None),
+        ("pl", None, "train", ("pl/a.jsonl", "other/a.jsonl"), "pl"),
+        ("texts", None, "train", ("pl/a.jsonl", "b.pl.jsonl"), "pl"),
+        ("texts", "pl", "train", (), "pl"),
+        ("texts", None, "pl[:10%]", (), "pl"),
+        ("above/pl", None, "train", (), "pl"),
+        ("pl/texts", None, "train", (), None),
+    ],
+)
+def test_data_files_name_a_language_only_where_all_of_them_do(
+    path: str, config: str | None, split: str, files: tuple[str, ...], named: str | None
+) -> None:
+    asked = HubDataset(config, None, split, files)
+    name = "/".join([path, *(detail for detail in (config, split, *files) if detail)])
+    assert named_language(Input(name, path, 100, hub=asked)) == named
+    assert named_language(Input(name, path, 100, hub=asked, language="Polish")) == "pl"
+
+
+def test_documents_of_two_languages_in_one_dataset_are_guessed(tmp_path: Path) -> None:
+    texts = {"pl": "Nie wiem, czy to jest dobre, ale było ich bardzo mało.", "en": "They were all that we had of it."}
+    for language, text in texts.items():
+        (tmp_path / "texts" / language).mkdir(parents=True)
+        (tmp_path / "texts" / language / "a.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    files = [f"{language}/a.jsonl" for language in texts]
+    (mixed,) = planned(tmp_path / "cache", {"name": "m", "dataset": str(tmp_path / "texts"), "data_files": files})
+    assert {document["language"]: document["text"] for document in mixed["documents"]} == texts
+    assert mixed["counts"]["guessed"] == {"pl": 1, "en": 1}
 
 
 def test_an_error_without_a_message_is_told_as_well(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rxt_dist.commands.data.common import JSON, emit, print_summary, print_table, say, summary
+from rxt_dist.commands.data.common import JSON, emit, print_summary, print_table, say, summary, warn_of_phases
 from rxt_dist.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -125,7 +125,6 @@ def _request(
             raise ConfigError("--out is missing: name the folder that the dataset is to be written to.")
         return BuildRequest(tuple(map(Path, inputs)), out, **given, **common)
     from rxt_dist.config.load import load_data
-    from rxt_dist.config.phases import check_phases
 
     stated = given if out is None else {"out": out, **given}
     if stated:
@@ -139,8 +138,7 @@ def _request(
     if wrong:
         raise ConfigError(f"One data file at a time, without other inputs: {', '.join(wrong)} cannot stand beside it.")
     data = load_data(Path(inputs[0]), inputs[1:])
-    # What training would refuse is refused before hours of work.
-    check_phases(data.mixture, None, data.seq_len)
+    warn_of_phases(data)
     return BuildRequest.of_data(data, **common)
 
 

@@ -104,11 +104,8 @@ def _value(trial: Trial) -> dict[str, Any]:
         **(_expected(trial.all) if trial.all is not None else {"documents": 0, "tried": 0}),
         "sources": {
             name: _expected(expected)
-            | {
-                "kept_characters": _kept_characters(trial.report.sources[name]),
-                "normalised": trial.report.sources[name].normalised,
-                "samples": dict(trial.report.sources[name].samples),
-            }
+            | (_exact(trial.report.sources[name]) if trial.whole else {})
+            | {"samples": dict(trial.report.sources[name].samples)}
             for name, expected in trial.sources.items()
         },
     }
@@ -123,8 +120,12 @@ def _expected(expected: Expected) -> dict[str, Any]:
     }
 
 
-def _kept_characters(report: SourceReport) -> float:
-    return report.kept_characters / max(report.characters, 1)
+def _exact(report: SourceReport) -> dict[str, Any]:
+    """What is told where all documents were tried only: in a sample not all of them stand for as many."""
+    return {
+        "kept_characters": report.kept_characters / max(report.characters, 1),
+        "normalised": report.normalised,
+    }
 
 
 def _print(trial: Trial) -> None:
@@ -159,8 +160,9 @@ def _print(trial: Trial) -> None:
     if not trial.whole and every.reasons:
         found = ", ".join(f"{reason} {_bounds(of)}" for reason, of in every.reasons.items())
         print(f"Between, over all sources: {found}.")
-    for name, report in sorted(trial.report.sources.items()):
-        print(f"{name}: {_percent(_kept_characters(report))} of the characters kept; {report.normalised:,} normalised.")
+    for name, report in sorted(trial.report.sources.items()) if trial.whole else ():
+        kept = _percent(_exact(report)["kept_characters"])
+        print(f"{name}: {kept} of the characters kept; {report.normalised:,} normalised.")
     for name, report in sorted(trial.report.sources.items()):
         for reason in ("kept", *every.reasons):
             for sample in report.samples.get(reason, []):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from rxt_dist.config.run import DataConfig
     from rxt_dist.data.format import DatasetManifest
 
 _PLAIN_SECONDS = 10.0
@@ -34,6 +35,20 @@ def emit(as_json: bool, value: dict[str, Any], show: Callable[[], None]) -> None
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def warn_of_phases(data: DataConfig) -> None:
+    """Say what training as long as the phases would refuse, before hours of work.
+
+    It is no error of a build: the mixture decides nothing in the shards, and a shorter training may read them by it.
+    """
+    from rxt_dist.config.phases import check_phases
+    from rxt_dist.errors import ConfigError
+
+    try:
+        check_phases(data.mixture, None, data.seq_len)
+    except ConfigError as error:
+        say(f"The shards do not hang on it, but training as long as the phases would refuse the mixture: {error}")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from rxt_dist.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
     from data_prep.shards.documents import Sameness
+    from rxt_dist.data.dialogues import AnyManifest
 
 
 def diff(
@@ -34,12 +35,14 @@ def diff(
     from data_prep.shards.difference import differences
     from data_prep.shards.documents import compare_manifests
     from rxt_dist.data.dialogues import load_any_manifest
+    from rxt_dist.data.format import DatasetManifest
 
     ours, theirs = load_any_manifest(first), load_any_manifest(second)
     found = differences(ours, theirs)
     same = compare_manifests((first, second), (ours, theirs))
+    are_rows = isinstance(ours, DatasetManifest) and isinstance(theirs, DatasetManifest)
     if documents and found:
-        same = _read(first, second)
+        same = _read((first, second), (ours, theirs))
     value = {
         "same": not found,
         "root_digests": [ours.root_digest, theirs.root_digest],
@@ -54,26 +57,32 @@ def diff(
         print(f"{first} and {second} are different streams:")
         for item in found:
             print(f"  {item.what}: {item.first} | {item.second}")
-        print(_said(same))
+        print(_said(same, are_rows))
 
     emit(as_json, value, show)
     if found:
         raise typer.Exit(ExitCode.DATA)
 
 
-def _read(first: Path, second: Path) -> Sameness:
+def _read(roots: tuple[Path, Path], manifests: tuple[AnyManifest, AnyManifest]) -> Sameness:
     from data_prep.shards.documents import compare_documents
-    from rxt_dist.data.format import load_manifest
+    from rxt_dist.data.format import DatasetManifest
 
-    manifests = load_manifest(first), load_manifest(second)
-    if manifests[0].tokenizer_sha256 != manifests[1].tokenizer_sha256:
+    ours, theirs = manifests
+    if not isinstance(ours, DatasetManifest) or not isinstance(theirs, DatasetManifest):
+        dialogues = roots[1] if isinstance(ours, DatasetManifest) else roots[0]
+        raise ConfigError(
+            f"--documents compares the documents of rows, but {dialogues} holds dialogues: leave it out, and the "
+            f"manifests are compared."
+        )
+    if ours.tokenizer_sha256 != theirs.tokenizer_sha256:
         raise ConfigError("--documents compares ids, but the two datasets have different tokenizers: leave it out.")
     with progress_bytes("Comparing") as progress:
-        return compare_documents((first, second), manifests, progress)
+        return compare_documents(roots, (ours, theirs), progress)
 
 
-def _said(same: Sameness) -> str:
-    """What is known of the documents, in a sentence."""
+def _said(same: Sameness, are_rows: bool) -> str:
+    """What is known of the documents, in a sentence; `are_rows` says that both can be read for more."""
     where = ", ".join(same.differing[:5]) + (", ..." if len(same.differing) > 5 else "")
     if same.by == "tokenizer":
         return "Their tokenizers differ, so that their documents cannot be compared."
@@ -83,7 +92,8 @@ def _said(same: Sameness) -> str:
         return "The documents are the same in every source and split: all were read and compared, whatever their order."
     if same.differing:
         return f"The documents are not the same ones: they differ in {where}."
-    return (
+    known = (
         "In every source and split there are as many documents and tokens. Whether they are the same ones the "
-        "manifests do not say: --documents reads both."
+        "manifests do not say"
     )
+    return f"{known}: --documents reads both." if are_rows else f"{known}."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from rxt_dist.commands.arguments import Overrides
-from rxt_dist.commands.data.common import JSON, emit, print_table
+from rxt_dist.commands.data.common import JSON, emit, print_table, warn_of_phases
 from rxt_dist.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,10 +41,9 @@ def plan(
     from data_prep.building.cost import BYTES_PER_TOKEN, Assumptions, default_rate, estimate
     from data_prep.building.cost import measure as try_build
     from rxt_dist.config.load import load_data
-    from rxt_dist.config.phases import check_phases
 
     data = load_data(file, overrides or [])
-    check_phases(data.mixture, None, data.seq_len)
+    warn_of_phases(data)
     per_token = dict(BYTES_PER_TOKEN)
     origin = "the backend's without filters (docs/benchmarks.md)"
     if measure is not None:
