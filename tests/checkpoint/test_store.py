@@ -353,7 +353,7 @@ def test_a_full_disk_is_refused_with_both_figures(store: CheckpointStore, monkey
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 10**12, 3 * 10**9))
     store.require_space(2 * 10**9)
-    with pytest.raises(DiskError, match=r"5\.00 GB.*3\.00 GB"):
+    with pytest.raises(DiskError, match=r"5\.0 GB.*3\.0 GB"):
         store.require_space(5 * 10**9)
 
 

@@ -10,6 +10,7 @@ import json
 import random
 import shutil
 import threading
+import unicodedata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -333,6 +334,24 @@ def test_filters_without_duplicates_need_no_survey(tmp_path: Path, tokenizer: Pa
     assert json.loads((request.out / "clean.json").read_text())["dropped"] == {"too_short": 40}
     with pytest.raises(DataError, match=r"clean was .* and is now"):
         build_dataset(dataclasses.replace(request, config=BuildConfig()))
+
+
+def test_what_is_held_out_is_chosen_by_the_text_after_cleaning(tmp_path: Path, tokenizer: Path) -> None:
+    """Forty texts, each composed and decomposed: equal once normalised, so never on both sides."""
+    texts = [f"żółć number {number} tells a story of its own" for number in range(40)]
+    path = tmp_path / "in" / "a.pl.jsonl"
+    path.parent.mkdir()
+    forms = [unicodedata.normalize(form, text) for text in texts for form in ("NFC", "NFD")]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in forms))
+    config = BuildConfig(clean=CleanConfig(normalise="nfc"))
+    request = BuildRequest((path.parent,), tmp_path / "out", tokenizer, 64, eval_fraction=0.4, workers=1, config=config)
+    manifest = build_dataset(request).manifest
+    assert manifest is not None
+    (source,) = manifest.sources
+    assert source.train.totals.documents + source.eval.totals.documents == 80
+    assert source.train.totals.documents % 2 == 0
+    assert 0 < source.eval.totals.documents < 80
+    assert manifest.totals.text_bytes == 2 * sum(len(text.encode()) for text in texts)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -86,6 +86,7 @@ def test_the_opening_marker_carries_no_loss_and_later_ones_and_eos_do() -> None:
         [Q, 20, C, 21],  # a call that no mode precedes
         [Q, 20, T, 21],  # thinking alone
         [Q, 20, A, 21, T, 22],
+        [Q, 20, T, 21, C, 22, A, 23],  # a call before its answer
         [Q, 20, U, 21, A, 22],
         [Q, 20, I, 21, A, 22],
         [Q, 20, Q, 21, A, 22],

@@ -1,0 +1,239 @@
+"""The loop and evaluation with an engine that only writes down what it is given: rows, levels, rates, figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from training_run import SEQ_LEN, STEP_TOKENS, TinyRun, build_shards
+
+from rxt_dist.config.load import load_run
+from rxt_dist.config.run import RunConfig
+from rxt_dist.engine.interface import StepResult, TermTotals
+from rxt_dist.errors import DivergedError
+from rxt_dist.model.init import initialise
+from rxt_dist.stages.joint import JointBatch, JointStage
+from rxt_dist.train import loop, observe
+from rxt_dist.train.evaluate import evaluate
+from rxt_dist.train.loop import Position, Training, run_loop
+from rxt_dist.train.preflight import preflight, training_model
+
+ROWS = STEP_TOKENS // SEQ_LEN
+STEPS = 6
+
+
+class LoneRanks:
+    """A world in which only this rank speaks: sums are its own, and nobody else asks for a stop."""
+
+    def __init__(self, world_size: int = 1, rank: int = 0) -> None:
+        self.world_size, self.rank = world_size, rank
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+
+@dataclass
+class Recorder:
+    """An engine. Step s has s + 1 targets a term, each with a loss of s, and none or all of them hit."""
+
+    ranks: Any = field(default_factory=LoneRanks)
+    applied: bool = True
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    steps: list[tuple[list[JointBatch], float]] = field(default_factory=list)
+    evaluated: list[list[JointBatch]] = field(default_factory=list)
+
+    def train_step(self, micros: list[JointBatch], lr: float) -> StepResult:
+        step = len(self.steps)
+        self.steps.append((micros, lr))
+        counts = torch.full((4,), step + 1.0, dtype=torch.float64)
+        hits = torch.tensor([step % 2, 1, 0, 0]) * (step + 1)
+        totals = TermTotals(counts * step, counts, hits)
+        return StepResult(self.applied, "" if self.applied else "non-finite loss", totals, 1.0, torch.ones(2, 8).long())
+
+    def evaluate(self, micros: list[JointBatch]) -> TermTotals:
+        self.evaluated.append(micros)
+        counts = torch.tensor([10, 20, 30, 30], dtype=torch.float64)
+        return TermTotals(counts * torch.tensor([1.0, 2.0, 3.0, 4.0]), counts, torch.tensor([3, 8, 0, 0]))
+
+
+class Listener:
+    """A voice that keeps what it should say."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[Position, dict[str, Any], int]] = []
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def line(self, position: Position, figures: dict[str, Any], tokens: int) -> None:
+        self.lines.append((position, figures, tokens))
+
+    def event(self, kind: str, **values: Any) -> None:
+        self.events.append((kind, values))
+
+    def message(self, text: str) -> None: ...
+
+    def evaluation(self, step: int, tokens: int, results: Any) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_shards(tmp_path_factory.mktemp("data"))
+
+
+def training_of(tmp_path: Path, shards: Path, engine: Recorder, *overrides: str) -> Training:
+    config: RunConfig = load_run(TinyRun(tmp_path, shards, STEPS).file, list(overrides))
+    dataset, order = preflight(config, 1)
+    model = training_model(config)
+    initialise(model, 0)
+    stage = JointStage(model, config.stage, config.seed, 64)
+    stop = SimpleNamespace(reason=None)
+    voice: Any = Listener()
+    return Training(config, engine, stage, dataset, order, None, stop, voice, {})  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "save", lambda training, position: None)
+
+
+def samples_of(micros: list[JointBatch]) -> list[int]:
+    return [sample for micro in micros for sample in micro.samples]
+
+
+def test_each_step_has_its_rows_its_levels_and_its_rate(tmp_path: Path, shards: Path) -> None:
+    """Levels are those of the tokens before a step, the learning rate is that of its end."""
+    engine = Recorder()
+    levels = [
+        f"stage.memory_noise={{start: 0, end: 1, tokens: {STEP_TOKENS * STEPS}}}",
+        f"stage.memory_masking={{start: 0, end: 0.6, tokens: {STEP_TOKENS * STEPS}}}",
+    ]
+    warm = f"schedule.warmup_tokens={STEP_TOKENS * STEPS}"
+    training = training_of(tmp_path, shards, engine, *levels, warm)
+    run_loop(training, Position())
+    assert [samples_of(micros) for micros, _ in engine.steps] == [
+        list(range(step * ROWS, (step + 1) * ROWS)) for step in range(STEPS)
+    ]
+    for step, (micros, lr) in enumerate(engine.steps):
+        assert lr == pytest.approx(1e-3 * (step + 1) / STEPS)
+        for micro in micros:
+            assert (micro.noise, micro.masking) == pytest.approx((step / STEPS, 0.6 * step / STEPS))
+    voice: Any = training.voice
+    position, figures, tokens = voice.lines[-1]
+    assert (position.step, position.applied, position.row, tokens) == (STEPS, STEPS, STEPS * ROWS, STEPS * STEP_TOKENS)
+    assert position.tokens_seen == sum(range(1, STEPS + 1))
+    assert (figures["lr"], figures["noise"]) == pytest.approx((1e-3, (STEPS - 1) / STEPS))
+
+
+def test_a_run_goes_on_where_its_position_says(tmp_path: Path, shards: Path) -> None:
+    engine = Recorder()
+    run_loop(training_of(tmp_path, shards, engine), Position(step=4, applied=4, row=4 * ROWS))
+    assert [samples_of(micros)[0] for micros, _ in engine.steps] == [4 * ROWS, 5 * ROWS]
+
+
+def test_ranks_read_the_slices_of_a_batch_one_after_another(tmp_path: Path, shards: Path) -> None:
+    read = []
+    for rank in range(4):
+        engine = Recorder(LoneRanks(4, rank))
+        run_loop(training_of(tmp_path, shards, engine, "train.micro_batch_rows=2"), Position())
+        read.append([samples_of(micros) for micros, _ in engine.steps])
+    for step in range(STEPS):
+        assert [sample for of_rank in read for sample in of_rank[step]] == list(range(step * ROWS, (step + 1) * ROWS))
+
+
+def test_losses_are_means_over_the_targets_of_an_interval(tmp_path: Path, shards: Path) -> None:
+    engine = Recorder()
+    training = training_of(tmp_path, shards, engine, "log.every_steps=3")
+    run_loop(training, Position())
+    voice: Any = training.voice
+    # Lines after steps 1, 3 and 6; step s (from 0) has s + 1 targets with a loss of s.
+    wanted = [0.0, (1 * 2 + 2 * 3) / 5, (3 * 4 + 4 * 5 + 5 * 6) / 15]
+    assert [figures["ar_loss"] for _, figures, _ in voice.lines] == pytest.approx(wanted)
+    assert [figures["z_loss"] for _, figures, _ in voice.lines] == pytest.approx(wanted)
+    assert [figures["ar_accuracy"] for _, figures, _ in voice.lines] == pytest.approx([0, 2 / 5, 10 / 15])
+    assert [figures["mlm_accuracy"] for _, figures, _ in voice.lines] == [1, 1, 1]
+
+
+def test_saving_and_evaluating_are_no_training(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes a second of this clock, a save a hundred and an evaluation a thousand."""
+    now = [0.0]
+
+    def takes(seconds: float, result: Any = None) -> Any:
+        def run(*arguments: Any) -> Any:
+            now[0] += seconds
+            return result(*arguments) if result else None
+
+        return run
+
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(observe, "time", clock)
+    monkeypatch.setattr(loop, "save", takes(100))
+    monkeypatch.setattr(loop, "run_evaluation", takes(1000))
+    engine = Recorder()
+    monkeypatch.setattr(engine, "train_step", takes(1, engine.train_step))
+    often = [f"checkpoint.every_tokens={2 * STEP_TOKENS}", f"eval.every_tokens={3 * STEP_TOKENS}", "log.every_steps=3"]
+    training = training_of(tmp_path, shards, engine, *often)
+    run_loop(training, Position())
+    voice: Any = training.voice
+    assert now[0] > 1000
+    assert [figures["step_s"] for _, figures, _ in voice.lines] == pytest.approx([1, 1, 1])
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path: Path, shards: Path) -> None:
+    engine = Recorder(applied=False)
+    training = training_of(tmp_path, shards, engine, "train.max_skipped_steps=3")
+    with pytest.raises(DivergedError, match="3 steps in a row had a non-finite loss"):
+        run_loop(training, Position())
+    voice: Any = training.voice
+    assert [(kind, values["in_a_row"]) for kind, values in voice.events] == [("skip", 1), ("skip", 2), ("skip", 3)]
+
+
+def test_one_good_step_forgives_those_before(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Recorder()
+    step = engine.train_step
+
+    def now_and_then(micros: list[JointBatch], lr: float) -> StepResult:
+        engine.applied = len(engine.steps) % 2 == 1
+        return step(micros, lr)
+
+    monkeypatch.setattr(engine, "train_step", now_and_then)
+    training = training_of(tmp_path, shards, engine, "train.max_skipped_steps=2")
+    run_loop(training, Position())
+    voice: Any = training.voice
+    assert voice.lines[-1][0].applied == STEPS // 2
+
+
+def test_evaluation_is_without_noise_and_its_figures_have_the_right_names(tmp_path: Path, shards: Path) -> None:
+    engine = Recorder()
+    training = training_of(tmp_path, shards, engine)
+    results = evaluate(engine, training.stage, training.dataset, 4, 2)  # type: ignore[arg-type]
+    assert [(result.source, result.memory) for result in results] == [
+        (source, memory) for source in ("en", "pl") for memory in ("true", "zero", "foreign")
+    ]
+    for result in results:
+        figures = (result.ar_loss, result.ar_accuracy, result.mlm_loss, result.mlm_accuracy)
+        assert figures == pytest.approx((1.0, 0.3, 2.0, 0.4))
+    for micros, result in zip(engine.evaluated, results, strict=True):
+        assert {(micro.noise, micro.masking, micro.memory) for micro in micros} == {(0.0, 0.0, result.memory)}
+
+
+def test_ranks_evaluate_equally_often_and_what_fills_up_counts_for_nothing(tmp_path: Path, shards: Path) -> None:
+    """Three pairs for two ranks: the second one's last pair is blank."""
+    seen: list[list[JointBatch]] = []
+    for rank in range(2):
+        engine = Recorder(LoneRanks(2, rank))
+        training = training_of(tmp_path, shards, engine)
+        evaluate(engine, training.stage, training.dataset, 6, 2)  # type: ignore[arg-type]
+        seen.append(engine.evaluated[0])
+    assert [len(micros) for micros in seen] == [2, 2]
+    assert [samples_of(micros) for micros in seen] == [[0, 1, 2, 3], [4, 5, 0, 0]]
+    blank = seen[1][1]
+    assert training.stage.counts(blank).tolist() == [0, 0, 0, 0]
+    assert not blank.tokens_BT.any()
+    assert all(training.stage.counts(micro)[0] > 0 for micro in (*seen[0], seen[1][0]))
