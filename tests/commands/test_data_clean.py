@@ -9,25 +9,6 @@ from data_verbs import as_json, run
 from rxt_dist.errors import ConfigError
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("corpus")
-    as_json("sample", root / "text", "--megabytes", 0.4)
-    return root
-
-
-@pytest.fixture(scope="module")
-def data_file(corpus: Path) -> Path:
-    sources = [
-        {"name": "stories-en", "inputs": [f"{corpus}/text/en"], "language": "en"},
-        {"name": "stories-pl", "inputs": [f"{corpus}/text/pl"], "language": "pl"},
-    ]
-    build = {"sources": sources, "vocab_size": 700, "clean": {"min_characters": 400}}
-    path = corpus / "data.yaml"
-    path.write_text(json.dumps({"path": str(corpus / "shards"), "build": build}))
-    return path
-
-
 def test_filters_are_tried_without_writing(corpus: Path, data_file: Path) -> None:
     before = sorted(corpus.rglob("*"))
     value = as_json("clean", data_file)
