@@ -24,7 +24,6 @@ from rxt_dist.commands.data.show import show
 from rxt_dist.commands.data.stats import stats
 from rxt_dist.commands.data.tokenizer import tokenizer
 from rxt_dist.commands.data.verify import verify
-from rxt_dist.files import access_errors
 
 
 def in_words(verb: Callable[..., None]) -> Callable[..., None]:
@@ -35,6 +34,8 @@ def in_words(verb: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(verb)
     def run(*arguments: object, **options: object) -> None:
+        from rxt_dist.files import access_errors
+
         with access_errors():
             verb(*arguments, **options)
 
