@@ -278,7 +278,7 @@ def fingerprint_file(path: Path) -> str:
 
     That is all of a file of up to 1 MiB. Hashing half a terabyte before each start is not possible; this notices
     another version of a file, not one flipped bit in its middle: for that, units have a digest of their documents, and
-    building/inputs.py what the system says of the file.
+    documents/inputs.py what the system says of the file.
     """
     digest = blake3()
     size = path.stat().st_size

@@ -136,8 +136,13 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """`write_atomic` of indented JSON with sorted keys, so that equal values give equal bytes."""
-    write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    """`write_atomic` of `json_bytes`."""
+    write_atomic(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Indented JSON with sorted keys, so that equal values give equal bytes."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def sha256_file(path: Path) -> str:

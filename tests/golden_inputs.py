@@ -20,10 +20,10 @@ from tokenizers import Tokenizer
 
 STORED = Path(__file__).parent / "data" / "golden"
 _WORDS = {
-    "en": "the a river stone of and light in house that was old with for her winter road not they slow".split(),
-    "pl": "się nie rzeka kamień jest światło dom że był stary zima droga oraz powoli która ślad źródło".split(),
+    "en": "the a river stone of and light in house that was old with for her winter road not they slow",
+    "pl": "się nie rzeka kamień jest światło dom że był stary zima droga oraz powoli która ślad źródło",
 }
-_SPECIAL = "[PAD] [UNK] [BOS] [EOS] [MASK] [Q] [A] [T] [C] [U] [I]".split()
+_SPECIAL = "[PAD] [UNK] [BOS] [EOS] [MASK] [Q] [A] [T] [C] [U] [I]"
 
 
 def numbers(seed: str) -> Iterator[int]:
@@ -36,7 +36,7 @@ def numbers(seed: str) -> Iterator[int]:
 
 
 def text(seed: str, language: str, words: int) -> str:
-    stream, known = numbers(seed), _WORDS[language]
+    stream, known = numbers(seed), _WORDS[language].split()
     chosen = [known[next(stream) % len(known)] + ("." if next(stream) % 9 == 0 else "") for _ in range(words)]
     return " ".join(chosen) + (" [T] and [BOS] are text" if next(stream) % 7 == 0 else "")
 
@@ -55,13 +55,13 @@ def tokenizer_json() -> str:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     alphabet = sorted(map(chr, [*printable, *range(256, 256 + 256 - len(printable))]))
     merges = ["t h", "th e", "Ġ the", "i e", "Ġ n", "Ġn ie", "e r", "a n", "an d", "o w", "Ä Ļ", "s i", "Å Ľ"]
-    vocabulary = [*_SPECIAL, *alphabet, *(pair.replace(" ", "") for pair in merges)]
+    vocabulary = [*_SPECIAL.split(), *alphabet, *(pair.replace(" ", "") for pair in merges)]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
              "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
              "vocab": {token: number for number, token in enumerate(vocabulary)}, "merges": merges}  # fmt: skip
-    added = [{"id": number, "content": token, **flags} for number, token in enumerate(_SPECIAL)]
+    added = [{"id": number, "content": token, **flags} for number, token in enumerate(_SPECIAL.split())]
     return json.dumps({"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
                        "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level,
                        "model": model})  # fmt: skip

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.building.folder import opened
+from data_prep.building.builder import rows_manifest
+from data_prep.building.folder import SPEC_FILE, UNITS_FOLDER, commit_unit
 from data_prep.corpora import Document
 from data_prep.shards.rows import scan, starts_of
 from data_prep.tokenizing.tokenizer import train_tokenizer
 from rxt_dist.data.format import (
     SPLITS,
+    TOKENIZER_FILE,
     DatasetManifest,
     ShardSpec,
     ShardWriter,
@@ -27,6 +29,7 @@ from rxt_dist.data.format import (
 )
 from rxt_dist.data.packing import PACKING_VERSION, WINDOW_DOCUMENTS, pack
 from rxt_dist.data.spare import finish_dataset
+from rxt_dist.files import write_atomic, write_json_atomic
 
 # {unit: {source: {split: {ordinal: ids}}}}
 Corpus = dict[str, dict[str, dict[str, dict[int, npt.NDArray[np.uint16]]]]]
@@ -58,16 +61,16 @@ def write_folder(root: Path, corpus: Corpus, seq_len: int) -> DatasetManifest:
     content = {"seq_len": seq_len, "tokenizer_sha256": sha256}
     spec = ShardSpec(seq_len, VOCABULARY, sha256, PACKING_VERSION, digest_json(content))
     merged: dict[str, SourceInfo] = {}
-    with opened(root, content, tokenizer_json()) as folder:
-        for unit, sources in corpus.items():
-            infos = [_write_source(root, unit, name, splits, spec) for name, splits in sources.items()]
-            folder.commit(unit, {"sources": [asdict(info) for info in infos], "documents_blake3": "0" * 64})
-            for info in infos:
-                merged[info.name] = merged[info.name] + info if info.name in merged else info
-        manifest = DatasetManifest(
-            seq_len, VOCABULARY, sha256, spec.spec_hash, PACKING_VERSION, (), tuple(merged[n] for n in sorted(merged))
-        )
-        return finish_dataset(root, manifest, corpus)
+    (root / UNITS_FOLDER).mkdir(parents=True)
+    write_atomic(root / TOKENIZER_FILE, tokenizer_json())
+    write_json_atomic(root / SPEC_FILE, content)
+    for unit, sources in corpus.items():
+        infos = [_write_source(root, unit, name, splits, spec) for name, splits in sources.items()]
+        of_unit = {"sources": [asdict(info) for info in infos], "documents_blake3": "0" * 64}
+        commit_unit(root, unit, spec.spec_hash, of_unit)
+        for info in infos:
+            merged[info.name] = merged[info.name] + info if info.name in merged else info
+    return finish_dataset(root, rows_manifest(spec, (), tuple(merged[name] for name in sorted(merged))), corpus)
 
 
 def _write_source(

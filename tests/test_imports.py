@@ -57,6 +57,7 @@ DATA_PREP_ORDER = (
     "tokenizing",
     "cleaning",
     "building",
+    "documents",
     "shards",
     "interactions",
     "megatron",

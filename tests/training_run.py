@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from data_prep.building.build import BuildRequest, build_dataset
+from data_prep.documents.build import BuildRequest, build_dataset
 from data_prep.synthetic import write_sample
 
 MODEL = Path(__file__).parents[1] / "configs/model/demo.yaml"

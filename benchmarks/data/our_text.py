@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cost import Cost, cpu_seconds, peak_mb
 
-from data_prep.building.build import BuildRequest, build_dataset
+from data_prep.documents.build import BuildRequest, build_dataset
 
 SEQ_LEN = 8192
 

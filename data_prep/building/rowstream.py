@@ -9,9 +9,16 @@ import numpy.typing as npt
 
 from rxt_dist.data.format import ShardWriter, SplitInfo, Totals
 from rxt_dist.data.packing import WINDOW_DOCUMENTS, pack
+from rxt_dist.errors import ConfigError
 
 T = TypeVar("T")
 _WINDOW_TOKENS = 1 << 23  # a window of very long documents ends here, to bound memory
+
+
+def require_fraction(eval_fraction: float) -> None:
+    """Raise ConfigError unless it is a share of the documents that may be held out."""
+    if not 0 <= eval_fraction < 1:
+        raise ConfigError(f"--eval-fraction is {eval_fraction}; it must be at least 0 and below 1.")
 
 
 class HeldOut(Generic[T]):

@@ -22,17 +22,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
+from data_prep.building.folder import KEPT, lock_path, remove_leftovers
 from data_prep.building.locks import Lock, locked
 from data_prep.building.memory import free_memory, resident_bytes, return_large_blocks
-from data_prep.building.unit import UNITS_FOLDER, remove_leftovers
 from data_prep.units import Unit
 from rxt_dist.errors import DataError, MemoryLimitError, UserError
 from rxt_dist.files import access_errors
 
 Report = Callable[[int, int], None]
 """Told (bytes of text passed, tokens made) of the unit so far."""
-
-KEPT = "Finished units are kept."
 
 # A worker that holds more than this between two units is replaced: what it works on comes on top.
 RECYCLE_BYTES = 320 << 20
@@ -43,8 +41,9 @@ _RETRY_SECONDS = 0.2
 _END_SECONDS = 10.0  # how long a worker that does not answer any more may take to end
 
 
-class Job(Protocol):
-    """What is done with each unit. It travels to worker processes, so it is small and can be pickled."""
+class UnitPass(Protocol):
+    """What is done with each unit in one pass over them, such as surveying, building or comparing them. It travels to
+    worker processes, so it is small and can be pickled."""
 
     @property
     def out(self) -> Path:
@@ -104,7 +103,9 @@ class Progress:
 Show = Callable[[Progress], None]
 
 
-def run_units(job: Job, units: Iterable[Unit], workers: int, progress: Progress, show: Show, patient: bool) -> int:
+def run_units(
+    unit_pass: UnitPass, units: Iterable[Unit], workers: int, progress: Progress, show: Show, patient: bool
+) -> int:
     """Work on these units with up to `workers` processes (1: in this one).
 
     Args:
@@ -121,8 +122,8 @@ def run_units(job: Job, units: Iterable[Unit], workers: int, progress: Progress,
     queue = deque(sorted(units, key=lambda unit: -unit.text_bytes))
     progress.started = time.monotonic()
     processes = min(workers, len(queue))
-    with access_errors(job.out, KEPT):
-        run = _Here(job, progress, show) if processes <= 1 else _Pool(job, processes, progress, show)
+    with access_errors(unit_pass.out, KEPT):
+        run = _Here(unit_pass, progress, show) if processes <= 1 else _Pool(unit_pass, processes, progress, show)
         with run:
             held = run.drain(queue)
             since = time.monotonic()
@@ -132,20 +133,20 @@ def run_units(job: Job, units: Iterable[Unit], workers: int, progress: Progress,
     return len(held)
 
 
-def attempt(job: Job, work: Callable[[Unit, Report], None], unit: Unit, report: Report) -> bool:
+def attempt(unit_pass: UnitPass, work: Callable[[Unit, Report], None], unit: Unit, report: Report) -> bool:
     """Work on a unit unless another process does; whether it is done now."""
-    with locked(_lock_path(job, unit)) as state, access_errors(job.out, KEPT):
+    with locked(lock_path(unit_pass.out, unit.name)) as state, access_errors(unit_pass.out, KEPT):
         if state is Lock.BUSY:
             return False
-        if job.is_done(unit):
+        if unit_pass.is_done(unit):
             return True
         if state is Lock.TAKEN:
-            remove_leftovers(job.out, unit)
+            remove_leftovers(unit_pass.out, unit.name)
         try:
             work(unit, report)
         except BaseException as error:
             if state is Lock.TAKEN:
-                remove_leftovers(job.out, unit)
+                remove_leftovers(unit_pass.out, unit.name)
             if isinstance(error, MemoryError):
                 raise MemoryLimitError(
                     f"There is not enough memory for unit {unit.name} ({error or 'none was given'}). {KEPT} Run the "
@@ -155,15 +156,11 @@ def attempt(job: Job, work: Callable[[Unit, Report], None], unit: Unit, report: 
         return True
 
 
-def _lock_path(job: Job, unit: Unit) -> Path:
-    return job.out / UNITS_FOLDER / f".{unit.name}.lock"
-
-
 class _Here:
     """All in this process."""
 
-    def __init__(self, job: Job, progress: Progress, show: Show) -> None:
-        self._job, self._progress, self._show = job, progress, show
+    def __init__(self, unit_pass: UnitPass, progress: Progress, show: Show) -> None:
+        self._pass, self._progress, self._show = unit_pass, progress, show
         self._work: Callable[[Unit, Report], None] | None = None
 
     def __enter__(self) -> _Here:
@@ -176,7 +173,7 @@ class _Here:
         """Work on all units that can be claimed; the others."""
         held = []
         if queue and self._work is None:
-            self._work = self._job.open()
+            self._work = self._pass.open()
         for unit in queue:
             if self._attempt(unit):
                 self._progress.finished(unit)
@@ -193,7 +190,7 @@ class _Here:
             self._show(self._progress)
 
         try:
-            return attempt(self._job, self._work, unit, report)
+            return attempt(self._pass, self._work, unit, report)
         finally:
             free_memory()
 
@@ -214,8 +211,8 @@ class _Pool:
     """Gives units to worker processes, and reads what they say: ("passed", bytes, tokens), ("done", memory),
     ("held", memory) or ("error", exception)."""
 
-    def __init__(self, job: Job, processes: int, progress: Progress, show: Show) -> None:
-        self._job, self._processes, self._progress, self._show = job, processes, progress, show
+    def __init__(self, unit_pass: UnitPass, processes: int, progress: Progress, show: Show) -> None:
+        self._pass, self._processes, self._progress, self._show = unit_pass, processes, progress, show
         self._context = multiprocessing.get_context("spawn")
         # Read by Arrow when it is loaded, so by the workers only: its own allocators keep what they have been given.
         os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
@@ -232,9 +229,9 @@ class _Pool:
             worker.process.join()
             worker.connection.close()
         for worker in self._workers:  # stopped in the middle of their units
-            with locked(_lock_path(self._job, worker.unit)) as state:
+            with locked(lock_path(self._pass.out, worker.unit.name)) as state:
                 if state is Lock.TAKEN:
-                    remove_leftovers(self._job.out, worker.unit)
+                    remove_leftovers(self._pass.out, worker.unit.name)
 
     def drain(self, queue: deque[Unit]) -> list[Unit]:
         """Work on all units that can be claimed; the others."""
@@ -255,7 +252,7 @@ class _Pool:
             worker.unit = unit
         else:
             ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=_work, args=(self._job, theirs), daemon=True)
+            process = self._context.Process(target=_work, args=(self._pass, theirs), daemon=True)
             process.start()
             theirs.close()  # so that the end of the process is the end of the pipe
             worker = _Worker(process, ours, unit)
@@ -314,12 +311,12 @@ class _Pool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _work(job: Job, connection: Connection) -> None:
+def _work(unit_pass: UnitPass, connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts the whole group; the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     return_large_blocks()
     try:
-        work = job.open()
+        work = unit_pass.open()
         free_memory()
         while True:
             try:
@@ -327,7 +324,7 @@ def _work(job: Job, connection: Connection) -> None:
             except EOFError:
                 return
             report = _Reporter(connection)
-            done = attempt(job, work, unit, report)
+            done = attempt(unit_pass, work, unit, report)
             report.flush()
             free_memory()
             connection.send(("done" if done else "held", resident_bytes()))

@@ -20,7 +20,7 @@ def removes_duplicates(config: CleanConfig) -> bool:
 
 
 @dataclass(frozen=True)
-class SurveyJob:
+class SurveyPass:
     """Surveys units; it travels to worker processes (data_prep/building/workers.py)."""
 
     out: Path

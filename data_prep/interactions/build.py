@@ -1,26 +1,33 @@
-"""Interactions and dialogues -> shards with a manifest: the `rxt-dist data interactions` build.
+"""A dataset of interactions or dialogues: the `rxt-dist data interactions` job.
 
 Single interactions (fine-tuning) are packed into rows like documents, but never cut. Dialogues (the memory stages) are
-stored whole, a row of the shard each. Units of work are groups of input files; an interrupted build is finished by
-running it again.
+stored whole, a row of the shard each. Units of work are groups of input files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from data_prep.building.builder import Built, Job, Sharing, UnitWork, build, merged_sources, rows_manifest
 from data_prep.building.encode import choose_backend, open_backend
-from data_prep.building.folder import UnitFolder, opened
-from data_prep.building.rowstream import HeldOut, Ids, RowStream
-from data_prep.corpora import CorpusFile, require_apart
+from data_prep.building.folder import Say
+from data_prep.building.rowstream import HeldOut, Ids, RowStream, require_fraction
+from data_prep.building.workers import Report, Show
+from data_prep.corpora import require_apart
 from data_prep.interactions.encode import EncodedRecord, InteractionEncoder
-from data_prep.interactions.reader import InteractionCounts, Record, find_record_files, read_records
+from data_prep.interactions.reader import (
+    InteractionCounts,
+    Record,
+    find_record_files,
+    read_records,
+)
+from data_prep.readers.base import Slice
 from data_prep.tokenizing.tokenizer import load_tokenizer
-from data_prep.units import identity
+from data_prep.units import Unit, group, identity
 from rxt_dist.data.dialogues import (
     DIALOGUES_VERSION,
     DialogueManifest,
@@ -34,20 +41,19 @@ from rxt_dist.data.format import (
     FORMAT_VERSION,
     INTERACTION_BOUNDARIES,
     SPLITS,
+    TOKENIZER_FILE,
     DatasetManifest,
     ShardSpec,
     ShardWriter,
     SourceInfo,
     SplitInfo,
     blake3_file,
-    tokenizer_fingerprint,
 )
 from rxt_dist.data.inputs import InputFile
 from rxt_dist.data.interactions import check_interaction_rows
 from rxt_dist.data.packing import PACKING_VERSION
-from rxt_dist.data.spare import finish_dataset
-from rxt_dist.errors import ConfigError, DataError
-from rxt_dist.files import require_folder, require_free_space, write_json_atomic
+from rxt_dist.errors import DataError
+from rxt_dist.files import write_json_atomic
 
 REPORT_FILE = "interactions.json"
 ENCODING_VERSION = 1
@@ -59,11 +65,10 @@ _UNPACKED = 5
 
 Kind = Literal["single", "dialogues"]
 Template = Literal["alpha", "beta"]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class InteractionRequest:
+class InteractionRequest(Sharing):
     """What is to be built; `seq_len` is the most tokens of an interaction, BOS and EOS included.
 
     With `skip_other_kinds` records of the other kind are left out and counted: dialogues of several interactions where
@@ -80,8 +85,8 @@ class InteractionRequest:
     skip_other_kinds: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eval_fraction < 1:
-            raise ConfigError(f"--eval-fraction is {self.eval_fraction}; it must be at least 0 and below 1.")
+        super().__post_init__()
+        require_fraction(self.eval_fraction)
 
 
 @dataclass
@@ -102,14 +107,11 @@ class SourceReport:
 
 
 @dataclass(frozen=True)
-class InteractionResult:
-    """A finished build. `sources` is keyed by name; `units_kept` were finished by an earlier run."""
+class InteractionResult(Built):
+    """What a build came to; `sources` is keyed by name."""
 
-    manifest: DatasetManifest | DialogueManifest
-    counts: InteractionCounts
-    sources: dict[str, SourceReport]
-    units: int
-    units_kept: int
+    counts: InteractionCounts = field(default_factory=InteractionCounts)
+    sources: dict[str, SourceReport] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -175,44 +177,52 @@ class _Source:
             self._sinks[split].add(item)
 
 
+@dataclass(frozen=True)
+class InteractionWork(UnitWork):
+    """Builds units of records; `threads` lets the tokenizer use all cores."""
+
+    request: InteractionRequest
+    backend: str
+    threads: bool
+
+    def builder(self) -> _UnitBuilder:
+        """Load the tokenizer."""
+        return _UnitBuilder(self)
+
+
 class _UnitBuilder:
-    """Builds and commits units."""
+    """Builds units; one in each process."""
 
-    def __init__(
-        self,
-        folder: UnitFolder,
-        request: InteractionRequest,
-        spec: ShardSpec,
-        backend: str,
-        seen: dict[Path, tuple[int, ...]],
-    ) -> None:
-        self._folder, self._request, self._spec, self._seen = folder, request, spec, seen
-        self._backend = open_backend(backend, request.tokenizer, threads=True)
+    def __init__(self, work: InteractionWork) -> None:
+        self._out, self._request, self._spec = work.out, work.request, work.spec
+        self._backend = open_backend(work.backend, work.out / TOKENIZER_FILE, work.threads)
 
-    def build(self, unit: str, files: list[CorpusFile], report: Callable[[int], None]) -> None:
-        """Write the unit's shards, then its manifest. `report` is told bytes of input passed."""
+    def __call__(self, unit: Unit, report: Report) -> dict[str, Any]:
+        """Write the unit's shards; what its manifest says. `report` is told (bytes of input passed, tokens made)."""
         counts = InteractionCounts()
         encoder = InteractionEncoder(self._backend, self._spec.seq_len, self._request.template, counts)
         sources: dict[str, _Source] = {}
-        ordinal = 0
-        for file in files:
-            for records in _groups(read_records(file, counts), _GROUP_RECORDS):
+        ordinal = passed = tokens = 0
+        for part in unit.slices:
+            for records in _groups(read_records(part.input, counts), _GROUP_RECORDS):
                 wanted = self._of_kind(records, counts)
                 for item in encoder.encode(wanted, ordinal):
                     if item.source not in sources:
-                        sources[item.source] = self._source(unit, item)
+                        sources[item.source] = self._source(unit.name, item)
                     sources[item.source].add(item)
+                    tokens += item.tokens
                 ordinal += len(wanted)
-            report(file.path.stat().st_size)
-        _require_unchanged(files, self._seen)
+                report(passed, tokens)
+            passed += part.text_bytes
+            report(passed, tokens)
+        _require_unchanged(unit)
         names = sorted(sources)
-        content = {
-            "files": [file.name for file in files],
+        return {
+            "files": [part.input.name for part in unit.slices],
             "counts": asdict(counts),
             "sources": [sources[name].finish(name) for name in names],
             "reports": {name: asdict(sources[name].report) for name in names},
         }
-        self._folder.commit(unit, content)
 
     def _of_kind(self, records: list[Record], counts: InteractionCounts) -> list[Record]:
         """The records that are built; the others are counted.
@@ -230,13 +240,24 @@ class _UnitBuilder:
         return wanted
 
     def _source(self, unit: str, first: EncodedRecord) -> _Source:
-        root, fraction = self._folder.root, self._request.eval_fraction
+        out, spec, fraction = self._out, self._spec, self._request.eval_fraction
         if self._request.kind == "single":
-            rows = {split: _Rows(root, f"{first.source}/{split}", unit, self._spec) for split in SPLITS}
+            rows = {split: _Rows(out, f"{first.source}/{split}", unit, spec) for split in SPLITS}
             return _Source(first.language, rows, fraction)
         template = self._request.template
-        dialogues = {split: _Dialogues(root, f"{first.source}/{split}", unit, self._spec, template) for split in SPLITS}
+        dialogues = {split: _Dialogues(out, f"{first.source}/{split}", unit, spec, template) for split in SPLITS}
         return _Source(first.language, dialogues, fraction)
+
+
+def _require_unchanged(unit: Unit) -> None:
+    """Refuse files that were written to since they were hashed, before a unit of what is there now is committed."""
+    for part in unit.slices:
+        path = Path(part.input.path)
+        if not path.exists() or identity(path.stat()) != part.input.seen:
+            raise DataError(
+                f"{path} was changed while the dataset was built. Restore it and run the same command again, or "
+                f"build into another folder when nothing writes to the file."
+            )
 
 
 def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -260,151 +281,110 @@ def _require_single(records: list[Record]) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def build_interactions(request: InteractionRequest, progress: Progress = lambda done, total: None) -> InteractionResult:
+def build_interactions(
+    request: InteractionRequest, say: Say = lambda line: None, show: Show = lambda progress: None
+) -> InteractionResult:
     """Build, or finish building, a dataset of interactions or dialogues.
 
     Args:
-        progress: told bytes of input done and in all.
+        say: told in a sentence what is being done.
+        show: told how far it is, a few times a second.
 
     Raises:
         DataError: unusable input or tokenizer, nothing to build, or a folder that belongs to something else.
         ConfigError: a row length or fraction that cannot be, or an `out` that cannot be written to.
         DiskError: too little space.
     """
-    require_folder(request.out)
-    require_apart(request.out, request.inputs)
-    files = find_record_files(request.inputs)
-    tokenizer = load_tokenizer(request.tokenizer)
-    tokenizer_json = request.tokenizer.read_text(encoding="utf-8")
-    seen = {file.path: identity(file.path.stat()) for file in files}
-    inputs = [InputFile(file.name, file.path.stat().st_size, blake3_file(file.path)) for file in files]
-    tokenizer_sha256 = tokenizer_fingerprint(tokenizer_json)
-    base: dict[str, Any] = {
-        "format": "interactions",
-        "format_version": {"single": FORMAT_VERSION, "dialogues": DIALOGUES_VERSION}[request.kind],
-        "encoding_version": ENCODING_VERSION,
-        "packing_version": PACKING_VERSION,
-        "kind": request.kind,
-        "template": request.template,
-        "seq_len": request.seq_len,
-        "eval_fraction": request.eval_fraction,
-        "tokenizer_sha256": tokenizer_sha256,
-        "inputs": [item.in_spec() for item in inputs],
-    }
-    # Where single ones are built this changes nothing in any unit that could be built without it, so that a build which
-    # met a dialogue goes on with it; single ones among dialogues are either in the rows or not.
-    if request.skip_other_kinds and request.kind == "dialogues":
-        base["skip_other_kinds"] = True
-    ShardSpec(request.seq_len, tokenizer.get_vocab_size(), tokenizer_sha256, PACKING_VERSION, "")
-    require_free_space(request.out, _needed_bytes(files), "Building the shards")
-    with opened(request.out, base, tokenizer_json) as folder:
-        spec = ShardSpec(
-            seq_len=request.seq_len,
-            vocab_size=tokenizer.get_vocab_size(),
-            tokenizer_sha256=tokenizer_sha256,
-            packing_version=PACKING_VERSION,
-            spec_hash=folder.spec_hash,
-            boundaries=INTERACTION_BOUNDARIES,
-        )
-        units = _plan(files)
-        pending = [unit for unit in units if folder.finished(unit) is None]
-        total, done = sum(file.path.stat().st_size for unit in pending for file in units[unit]), 0
-        builder = _UnitBuilder(folder, request, spec, _backend_for(request, files, total), seen)
-        for unit in pending:
-
-            def report(step: int) -> None:
-                nonlocal done
-                done += step
-                progress(done, total)
-
-            builder.build(unit, units[unit], report)
-        return _merge(request, folder, list(units), spec, tuple(inputs), len(units) - len(pending))
+    return build(InteractionJob(request, say, show))
 
 
-def _require_unchanged(files: list[CorpusFile], seen: dict[Path, tuple[int, ...]]) -> None:
-    """Refuse files that were written to since they were hashed, before a unit of what is there now is committed."""
-    for file in files:
-        if not file.path.exists() or identity(file.path.stat()) != seen[file.path]:
+class InteractionJob(Job[InteractionResult]):
+    """Records of chats to rows of interactions, or to dialogues."""
+
+    boundaries = INTERACTION_BOUNDARIES
+    result = InteractionResult
+
+    def __init__(self, request: InteractionRequest, say: Say, show: Show) -> None:
+        super().__init__(request.out, request.seq_len, request, say, show)
+        require_apart(request.out, request.inputs)
+        self._request = request
+        load_tokenizer(request.tokenizer)
+        self._inputs = [replace(item, fingerprint=blake3_file(Path(item.path)))
+                        for item in find_record_files(request.inputs)]  # fmt: skip
+
+    def plan(self) -> Sequence[Unit]:
+        """Consecutive files of at least 64 MiB in all: a file is never cut, so that its records keep their unit."""
+        return group((Slice(item, 0, 1, item.bytes) for item in self._inputs), _UNIT_BYTES)
+
+    def settings(self) -> dict[str, Any]:
+        request = self._request
+        settings: dict[str, Any] = {
+            "format": "interactions",
+            "format_version": {"single": FORMAT_VERSION, "dialogues": DIALOGUES_VERSION}[request.kind],
+            "encoding_version": ENCODING_VERSION,
+            "packing_version": PACKING_VERSION,
+            "kind": request.kind,
+            "template": request.template,
+            "seq_len": request.seq_len,
+            "eval_fraction": request.eval_fraction,
+            "inputs": [item.in_spec() for item in self._files()],
+        }
+        # Where single ones are built this changes nothing in any unit that could be built without it, so that a build
+        # which met a dialogue goes on with it; single ones among dialogues are either in the rows or not.
+        if request.skip_other_kinds and request.kind == "dialogues":
+            settings["skip_other_kinds"] = True
+        return settings
+
+    def _files(self) -> tuple[InputFile, ...]:
+        return tuple(InputFile(item.name, item.bytes, blake3=item.fingerprint) for item in self._inputs)
+
+    def tokenizer_json(self) -> str:
+        return self._request.tokenizer.read_text(encoding="utf-8")
+
+    def needed_bytes(self, units: Sequence[Unit], spec: ShardSpec | None) -> int:
+        sizes = [(part.input.bytes, part.input.name.lower().endswith(_PACKED_SUFFIXES))
+                 for unit in units for part in unit.slices]  # fmt: skip
+        return sum(size * (_UNPACKED if packed else 1) for size, packed in sizes) + (1 << 20)
+
+    def work(self, spec: ShardSpec, units: Sequence[Unit], threads: bool) -> InteractionWork:
+        """What builds these units, with the fast backend where it proves equal on the first records, and pays."""
+        backend = "tokenizers"
+        if sum(unit.text_bytes for unit in units) >= _WORTH_A_CHECK:
+            first = islice(read_records(self._inputs[0], InteractionCounts()), _GROUP_RECORDS)
+            texts = [text for record in first for item in record.interactions for text in vars(item).values() if text]
+            backend = choose_backend("auto", self.out / TOKENIZER_FILE, texts).name
+        # What a unit asks of the request; all of its inputs would travel with each.
+        return InteractionWork(self.out, spec, replace(self._request, inputs=()), backend, threads)
+
+    def merge(self, spec: ShardSpec, contents: Sequence[Mapping[str, Any]]) -> InteractionResult:
+        request, counts = self._request, InteractionCounts()
+        reports: dict[str, SourceReport] = {}
+        for content in contents:
+            counts.add(InteractionCounts(**content["counts"]))
+            for name, value in content["reports"].items():
+                reports.setdefault(name, SourceReport(value["language"])).add(SourceReport(**value))
+        if not reports:
             raise DataError(
-                f"{file.path} was changed while the dataset was built. Restore it and run the same command again, or "
-                f"build into another folder when nothing writes to the file."
+                f"There is nothing to build: {len(self._inputs)} files hold no usable record ({counts.empty} empty, "
+                f"{counts.other_kind} of the other kind, {counts.too_long} too long for rows of {spec.seq_len}, "
+                f"{counts.not_in_template} that the {request.template} template cannot express). Check the inputs "
+                f"{[str(path) for path in request.inputs]}."
             )
+        reports = dict(sorted(reports.items()))
+        report_file = {"kind": request.kind, "template": request.template, "counts": asdict(counts),
+                       "sources": {name: asdict(report) for name, report in reports.items()}}  # fmt: skip
+        write_json_atomic(self.out / REPORT_FILE, report_file)
+        return InteractionResult(manifest=self._manifest(spec, contents), counts=counts, sources=reports)
 
-
-def _backend_for(request: InteractionRequest, files: list[CorpusFile], size: int) -> str:
-    """The name of the backend: the fast one where it proves equal on the probe and the first records, and pays."""
-    if size < _WORTH_A_CHECK:
-        return "tokenizers"
-    first = islice(read_records(files[0], InteractionCounts()), _GROUP_RECORDS)
-    texts = [text for record in first for item in record.interactions for text in vars(item).values() if text]
-    return choose_backend("auto", request.tokenizer, texts).name
-
-
-def _plan(files: list[CorpusFile]) -> dict[str, list[CorpusFile]]:
-    """Units of consecutive files of at least 64 MiB in all."""
-    units: dict[str, list[CorpusFile]] = {}
-    size = _UNIT_BYTES
-    for file in files:
-        if size >= _UNIT_BYTES:
-            size, group = 0, units.setdefault(f"u{len(units):05d}", [])
-        group.append(file)
-        size += file.path.stat().st_size
-    return units
-
-
-def _needed_bytes(files: list[CorpusFile]) -> int:
-    sizes = [(file.path.stat().st_size, file.name.lower().endswith(_PACKED_SUFFIXES)) for file in files]
-    return sum(size * (_UNPACKED if packed else 1) for size, packed in sizes) + (1 << 20)
-
-
-def _merge(
-    request: InteractionRequest,
-    folder: UnitFolder,
-    units: list[str],
-    spec: ShardSpec,
-    inputs: tuple[InputFile, ...],
-    kept: int,
-) -> InteractionResult:
-    """The manifests of all units as that of the dataset."""
-    counts = InteractionCounts()
-    reports: dict[str, SourceReport] = {}
-    sources: dict[str, Any] = {}
-    read = SourceInfo.from_dict if request.kind == "single" else DialogueSource.from_dict
-    for unit in units:
-        content = folder.finished(unit)
-        assert content is not None, "a unit vanished while the build held the lock"
-        counts.add(InteractionCounts(**content["counts"]))
-        for value in content["sources"]:
-            name, source = value["name"], read(value)
-            sources[name] = sources[name] + source if name in sources else source
-        for name, value in content["reports"].items():
-            reports.setdefault(name, SourceReport(value["language"])).add(SourceReport(**value))
-    if not sources:
-        raise DataError(
-            f"There is nothing to build: {len(inputs)} files hold no usable record ({counts.empty} empty, "
-            f"{counts.other_kind} of the other kind, {counts.too_long} too long for rows of {spec.seq_len}, "
-            f"{counts.not_in_template} that the {request.template} template cannot express). Check the inputs "
-            f"{[str(path) for path in request.inputs]}."
+    def _manifest(self, spec: ShardSpec, contents: Sequence[Mapping[str, Any]]) -> DatasetManifest | DialogueManifest:
+        if self._request.kind == "single":
+            return rows_manifest(spec, self._files(), merged_sources(contents, SourceInfo.from_dict))
+        return DialogueManifest(
+            seq_len=spec.seq_len,
+            vocab_size=spec.vocab_size,
+            tokenizer_sha256=spec.tokenizer_sha256,
+            template=self._request.template,
+            spec_hash=spec.spec_hash,
+            inputs=self._files(),
+            sources=merged_sources(contents, DialogueSource.from_dict),
         )
-    sources_in_order = tuple(sources[name] for name in sorted(sources))
-    report_file = {"kind": request.kind, "template": request.template, "counts": asdict(counts),
-                   "sources": {name: asdict(reports[name]) for name in sorted(reports)}}  # fmt: skip
-    write_json_atomic(folder.root / REPORT_FILE, report_file)
-    manifest = _finished_manifest(request, folder.root, units, spec, inputs, sources_in_order)
-    return InteractionResult(manifest, counts, dict(sorted(reports.items())), len(units), kept)
-
-
-def _finished_manifest(
-    request: InteractionRequest,
-    root: Path,
-    units: list[str],
-    spec: ShardSpec,
-    inputs: tuple[InputFile, ...],
-    sources: tuple[Any, ...],
-) -> DatasetManifest | DialogueManifest:
-    common = (spec.seq_len, spec.vocab_size, spec.tokenizer_sha256)
-    if request.kind == "single":
-        rows = DatasetManifest(*common, spec.spec_hash, spec.packing_version, inputs, sources, (), spec.boundaries)
-        return finish_dataset(root, rows, units)
-    dialogues = DialogueManifest(*common, request.template, spec.spec_hash, inputs, sources)
-    return finish_dataset(root, dialogues, units)

@@ -1,4 +1,4 @@
-"""Readers of interactions and dialogues: .jsonl (.gz, .zst) and .parquet in, `Record`s out, one at a time.
+"""Interactions and dialogues: records of .jsonl (.gz, .zst), .parquet and .arrow in, `Record`s out, one at a time.
 
 A record is one interaction, a list of them, or a chat:
 
@@ -8,8 +8,7 @@ A record is one interaction, a list of them, or a chat:
 
 with `language` (or `lang`) and `source` as optional tags. Values are text; a tool call or result may be any JSON and is
 then kept as JSON text. A tool call of nothing ([], {}, nulls in any depth) is none, and so is a tool result {}; the
-result [] says that nothing was found. Fields of a table's structs that are null are left out: a column has the fields
-of all its rows. What happens to bad input, counted in `InteractionCounts`:
+result [] says that nothing was found. What happens to bad input, counted in `InteractionCounts`:
 
 - A record with an interaction that has nothing to answer, or no answer and no tool call, is skipped as a whole: the
   rest of a dialogue may lean on it.
@@ -21,26 +20,21 @@ of all its rows. What happens to bad input, counted in `InteractionCounts`:
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from data_prep.corpora import CorpusFile, find_files
+from data_prep.corpora import find_files
 from data_prep.languages import language_of, language_tag
-from data_prep.readers.base import is_blank, parse_json
-from data_prep.readers.tables import rows_at_once
+from data_prep.readers import OBJECT_SUFFIXES, objects
+from data_prep.readers.base import LANGUAGE_COLUMNS, Input
+from data_prep.units import identity
 from rxt_dist.errors import DataError, nearest
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-LANGUAGE_FIELDS = ("language", "lang")
+MAX_RECORD_BYTES = 128 << 20
 PART_FIELDS = {
     "query": "query",
     "answer": "answer",
@@ -55,9 +49,7 @@ _NO_CALL = ("[]", "{}", "null")
 _LIST_FIELDS = ("interactions", "messages")
 _THINK_OF_MESSAGE = ("think", "thinking", "reasoning_content")
 _ROLES = ("system", "user", "assistant", "tool")
-_BUFFER_BYTES = 1 << 20
-_MAX_LINE_BYTES = 128 << 20
-_CODECS = {".gz": "gzip", ".zst": "zstd"}
+_FIELDS = (*PART_FIELDS, *_LIST_FIELDS, *LANGUAGE_COLUMNS, "source")
 
 
 @dataclass(frozen=True)
@@ -109,35 +101,38 @@ class InteractionCounts:
             setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
 
 
-def find_record_files(inputs: Iterable[Path]) -> list[CorpusFile]:
-    """All files of the inputs (files or folders), sorted by name.
+def find_record_files(inputs: Iterable[Path | str]) -> list[Input]:
+    """All files of the inputs (files or folders), sorted by name, and what the system says of them now.
 
     Raises:
         DataError: an input does not exist, or a file cannot hold interactions.
     """
     files = find_files(inputs)
-    foreign = next((file.path for file in files if not file.name.lower().endswith(SUFFIXES)), None)
+    foreign = next((file.path for file in files if not file.name.lower().endswith(OBJECT_SUFFIXES)), None)
     if foreign is not None:
         raise DataError(
-            f"{foreign} cannot hold interactions; they are read from {', '.join(SUFFIXES)}. Leave it out of the inputs."
+            f"{foreign} cannot hold interactions; they are read from {', '.join(OBJECT_SUFFIXES)}. Leave it out of the "
+            f"inputs."
         )
-    return files
+    found = [(file, file.path.stat()) for file in files]
+    return [Input(file.name, str(file.path), MAX_RECORD_BYTES, status.st_size, seen=identity(status))
+            for file, status in found]  # fmt: skip
 
 
-def read_records(file: CorpusFile, counts: InteractionCounts) -> Iterator[Record]:
+def read_records(file: Input, counts: InteractionCounts) -> Iterator[Record]:
     """The records of one file, in order; `counts` is added to while reading.
 
     Raises:
         DataError: the file is not what its suffix says, or a record cannot be turned into interactions.
     """
-    for place, value in _raw_records(file.path):
+    for place, value in objects(file, _FIELDS):
         interactions = _interactions(value, place, counts)
         if not interactions or not all(item.is_whole for item in interactions):
             counts.empty += 1
             continue
         mended = tuple(_mended(item) for item in interactions)
         counts.repaired_utf8 += mended != tuple(interactions)
-        tag = next((_text(value[name], place, name) for name in LANGUAGE_FIELDS if value.get(name)), "")
+        tag = next((_text(value[name], place, name) for name in LANGUAGE_COLUMNS if value.get(name)), "")
         language = language_tag(tag) if tag else language_of(file.name, _sample_text(mended))
         source = _folder_name(_text(value.get("source"), place, "source"))
         counts.records += 1
@@ -294,83 +289,3 @@ def _sample_text(interactions: Sequence[Interaction]) -> str:
 def _folder_name(tag: str) -> str:
     """A tag as lower-case letters, digits and single hyphens, safe as a folder's name; may be empty."""
     return re.sub(r"[^a-z0-9]+", "-", tag.lower()).strip("-")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _raw_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(place for messages, record) of each record of a file."""
-    if path.name.lower().endswith(".parquet"):
-        yield from _rows(path)
-    else:
-        yield from _lines(path)
-
-
-def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    wanted = {*PART_FIELDS, *_LIST_FIELDS, *LANGUAGE_FIELDS, "source"}
-    number = 0
-    try:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES) as table, open(path, "rb") as file:
-            columns = [name for name in table.schema_arrow.names if name in wanted]
-            if not columns:
-                raise DataError(
-                    f"{path} holds no interactions: it has the columns {table.schema_arrow.names}. Needed are 'query' "
-                    f"and 'answer', 'interactions', or 'messages'; rename the columns."
-                )
-            for group in range(table.num_row_groups):
-                most = rows_at_once(table, file, group, columns)
-                for batch in table.iter_batches(most, row_groups=[group], columns=columns, use_threads=False):
-                    for value in batch.to_pylist():
-                        number += 1
-                        yield f"{path}, row {number}", _without_nulls(value)
-    except MemoryError:  # Arrow's own is an ArrowException too, and says nothing of the file
-        raise
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as a table ({error}). Fetch or make the file again.") from error
-
-
-def _without_nulls(value: Any) -> Any:
-    """The value without the fields of structs that are null, in any depth."""
-    if isinstance(value, dict):
-        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
-
-
-def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        with _opened(path) as stream:
-            for number, line in enumerate(iter(lambda: stream.readline(_MAX_LINE_BYTES + 1), b""), start=1):
-                if len(line) > _MAX_LINE_BYTES:
-                    raise DataError(
-                        f"{path}, line {number} is longer than {_MAX_LINE_BYTES >> 20} MiB, which no record is: it has "
-                        f"{line[:80]!r}. A .jsonl file holds one JSON object a line; mend or remove the line."
-                    )
-                if not is_blank(line):
-                    place = f"{path}, line {number}"
-                    yield place, _parsed(line, place)
-    except OSError as error:
-        raise DataError(f"{path} is damaged or cut off: {error}. Fetch or make the file again.") from error
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    codec = _CODECS.get(path.suffix.lower())
-    if codec is None:
-        with open(path, "rb") as plain:
-            yield plain
-        return
-    with pa.OSFile(str(path)) as packed, pa.CompressedInputStream(packed, codec) as stream:
-        yield io.BufferedReader(stream)
-
-
-def _parsed(line: bytes, place: str) -> Mapping[str, Any]:
-    try:
-        record = parse_json(line.decode("utf-8-sig", errors="surrogateescape"))
-    except ValueError as error:
-        raise DataError(f"{place} is not JSON ({error}): {line[:80]!r}. Mend or remove the line.") from error
-    if not isinstance(record, dict):
-        raise DataError(f"{place} is a JSON {type(record).__name__}; each line must be an object.")
-    return record

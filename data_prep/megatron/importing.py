@@ -7,21 +7,25 @@ are those of the given tokenizer is checked on a sample: text decoded from them 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 from tokenizers import Tokenizer, pre_tokenizers
 
-from data_prep.building.folder import UnitFolder, opened
-from data_prep.building.rowstream import HeldOut, Ids, RowStream
+from data_prep.building.builder import Built, Job, Sharing, UnitWork, build, rows_manifest
+from data_prep.building.folder import Say
+from data_prep.building.rowstream import HeldOut, Ids, RowStream, require_fraction
+from data_prep.building.workers import Report, Show
 from data_prep.megatron.corpus import MegatronCorpus
 from data_prep.megatron.description import description_file, read_description
+from data_prep.readers.base import Input, Slice
 from data_prep.tokenizing.tokenizer import load_tokenizer
-from data_prep.units import fingerprint_file
+from data_prep.units import Unit, fingerprint_file
 from rxt_dist.config.corpus import source_name_problem
 from rxt_dist.data.format import (
     BOS_ID,
@@ -30,6 +34,7 @@ from rxt_dist.data.format import (
     SPECIAL_COUNT,
     SPECIAL_TOKENS,
     SPLITS,
+    TOKENIZER_FILE,
     DatasetManifest,
     ShardSpec,
     ShardWriter,
@@ -38,19 +43,15 @@ from rxt_dist.data.format import (
 )
 from rxt_dist.data.inputs import InputFile
 from rxt_dist.data.packing import PACKING_VERSION
-from rxt_dist.data.spare import finish_dataset
 from rxt_dist.errors import ConfigError, DataError
-from rxt_dist.files import require_folder, require_free_space
 
 _UNIT_BYTES = 256 << 20
 _WINDOW_BYTES = 8 << 20
 _SAMPLE_SEQUENCES, _SAMPLE_TOKENS = 64, 8192
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
-class ImportRequest:
+class ImportRequest(Sharing):
     """What is to be imported: `prefix` without .bin and .idx; `eod` the id at the end of documents, [EOS] if None."""
 
     prefix: Path
@@ -63,8 +64,8 @@ class ImportRequest:
     eval_fraction: float = 0.02
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eval_fraction < 1:
-            raise ConfigError(f"--eval-fraction is {self.eval_fraction}; it must be at least 0 and below 1.")
+        super().__post_init__()
+        require_fraction(self.eval_fraction)
         problem = source_name_problem(self.source)
         if problem:
             raise ConfigError(f"--source cannot be used: {problem}.")
@@ -85,16 +86,16 @@ class ImportCounts:
 
 
 @dataclass(frozen=True)
-class ImportResult:
-    """A finished import; `units_kept` were finished by an earlier run."""
+class ImportResult(Built):
+    """What an import came to."""
 
-    manifest: DatasetManifest
-    counts: ImportCounts
-    units: int
-    units_kept: int
+    manifest: DatasetManifest | None = None
+    counts: ImportCounts = field(default_factory=ImportCounts)
 
 
-def import_megatron(request: ImportRequest, progress: Progress = lambda done, total: None) -> ImportResult:
+def import_megatron(
+    request: ImportRequest, say: Say = lambda line: None, show: Show = lambda progress: None
+) -> ImportResult:
     """Import, or finish importing, a corpus as a dataset of one source.
 
     A document's ordinal is its number in the unit, a unit 256 MiB of the .bin. Documents are held out by a hash of
@@ -102,7 +103,8 @@ def import_megatron(request: ImportRequest, progress: Progress = lambda done, to
     other holds out may stand in another unit too.
 
     Args:
-        progress: told bytes of the .bin done and in all.
+        say: told in a sentence what is being done.
+        show: told how far it is, in bytes of the .bin.
 
     Raises:
         DataError: unusable files, ids that the tokenizer does not have or that are control tokens inside a document,
@@ -110,80 +112,128 @@ def import_megatron(request: ImportRequest, progress: Progress = lambda done, to
         ConfigError: a row length or fraction that cannot be, or an `out` that cannot be written to.
         DiskError: too little space.
     """
-    require_folder(request.out)
-    tokenizer = load_tokenizer(request.tokenizer)
-    text = request.tokenizer.read_text(encoding="utf-8")
-    shape = (request.seq_len, tokenizer.get_vocab_size(), tokenizer_fingerprint(text), PACKING_VERSION)
-    ShardSpec(*shape, "")
-    corpus = MegatronCorpus(request.prefix)
-    about = read_description(request.prefix)
-    if about is not None and about.tokenizer_sha256 != shape[2]:
-        raise DataError(
-            f"{description_file(request.prefix)} says that tokenizer {about.tokenizer_sha256[:16]}... made the ids, "
-            f"but {request.tokenizer} is {shape[2][:16]}...: every id would mean something else. Give the "
-            f"tokenizer.json of the dataset that was exported."
+    return build(ImportJob(request, say, show))
+
+
+class ImportJob(Job[ImportResult]):
+    """Documents of a Megatron corpus to rows."""
+
+    doing, purpose = "Importing", "Importing the corpus"
+    result = ImportResult
+
+    def __init__(self, request: ImportRequest, say: Say, show: Show) -> None:
+        super().__init__(request.out, request.seq_len, request, say, show)
+        self._request = request
+        tokenizer, sha256 = load_tokenizer(request.tokenizer), tokenizer_fingerprint(self.tokenizer_json())
+        self._corpus = MegatronCorpus(request.prefix)
+        about = read_description(request.prefix)
+        if about is not None and about.tokenizer_sha256 != sha256:
+            raise DataError(
+                f"{description_file(request.prefix)} says that tokenizer {about.tokenizer_sha256[:16]}... made the "
+                f"ids, but {request.tokenizer} is {sha256[:16]}...: every id would mean something else. Give the "
+                f"tokenizer.json of the dataset that was exported."
+            )
+        _check_tokenizer(self._corpus, tokenizer, request)
+        self._files = tuple(
+            InputFile(path.name, path.stat().st_size, fingerprint=fingerprint_file(path))
+            for path in (self._corpus.bin, self._corpus.idx)
         )
-    _check_tokenizer(corpus, tokenizer, request)
-    files = [
-        InputFile(path.name, path.stat().st_size, fingerprint=fingerprint_file(path))
-        for path in (corpus.bin, corpus.idx)
-    ]
-    spec = {
-        "format": "megatron-import",
-        "format_version": FORMAT_VERSION,
-        "packing_version": PACKING_VERSION,
-        "seq_len": request.seq_len,
-        "language": request.language,
-        "source": request.source,
-        "eod": request.eod,
-        "eval_fraction": request.eval_fraction,
-        "unit_bytes": _UNIT_BYTES,
-        "tokenizer_sha256": shape[2],
-        "inputs": [item.in_spec() for item in files],
-    }
-    total = corpus.bin.stat().st_size
-    require_free_space(request.out, total * 2 // corpus.item_bytes + (1 << 20), "Importing the corpus")
-    with opened(request.out, spec, text) as folder:
-        builder = _UnitImporter(folder, corpus, tokenizer, request, ShardSpec(*shape, folder.spec_hash))
-        units = {f"u{number:05d}": bounds for number, bounds in enumerate(corpus.ranges(_UNIT_BYTES))}
-        pending = [unit for unit in units if folder.finished(unit) is None]
-        for unit in pending:
-            builder.build(unit, *units[unit], lambda done: progress(done, total))
-        return _merge(request, folder, list(units), shape, tuple(files), len(units) - len(pending))
+
+    def plan(self) -> Sequence[Unit]:
+        """Consecutive documents of some 256 MiB; a slice counts documents."""
+        corpus = self._corpus
+        pair = Input(corpus.bin.name, str(corpus.prefix), 0)
+        return [
+            Unit(f"u{number:05d}", (Slice(pair, start, stop, size),), size)
+            for number, (start, stop) in enumerate(corpus.ranges(_UNIT_BYTES))
+            for size in [corpus.byte_of(stop) - corpus.byte_of(start)]
+        ]
+
+    def settings(self) -> dict[str, Any]:
+        request = self._request
+        return {
+            "format": "megatron-import",
+            "format_version": FORMAT_VERSION,
+            "packing_version": PACKING_VERSION,
+            "seq_len": request.seq_len,
+            "language": request.language,
+            "source": request.source,
+            "eod": request.eod,
+            "eval_fraction": request.eval_fraction,
+            "unit_bytes": _UNIT_BYTES,
+            "inputs": [item.in_spec() for item in self._files],
+        }
+
+    def tokenizer_json(self) -> str:
+        return self._request.tokenizer.read_text(encoding="utf-8")
+
+    def needed_bytes(self, units: Sequence[Unit], spec: ShardSpec | None) -> int:
+        return sum(unit.text_bytes for unit in units) * 2 // self._corpus.item_bytes + (1 << 20)
+
+    def work(self, spec: ShardSpec, units: Sequence[Unit], threads: bool) -> ImportWork:
+        return ImportWork(self.out, spec, self._request)
+
+    def merge(self, spec: ShardSpec, contents: Sequence[Mapping[str, Any]]) -> ImportResult:
+        counts = ImportCounts()
+        source = SourceInfo(self._request.source, self._request.language)
+        for content in contents:
+            counts.add(ImportCounts(**content["counts"]))
+            for value in content["sources"]:
+                source += SourceInfo.from_dict(value)
+        if not counts.documents:
+            raise DataError(f"{self._request.prefix} holds no document with text ({counts.empty} are empty).")
+        return ImportResult(manifest=rows_manifest(spec, self._files, (source,)), counts=counts)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One unit
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImportWork(UnitWork):
+    """Imports units of documents."""
+
+    request: ImportRequest
+
+    def builder(self) -> _UnitImporter:
+        """Open the corpus."""
+        return _UnitImporter(self)
 
 
 class _UnitImporter:
-    """Imports and commits units."""
+    """Imports units; one in each process."""
 
-    def __init__(
-        self, folder: UnitFolder, corpus: MegatronCorpus, tokenizer: Tokenizer, request: ImportRequest, spec: ShardSpec
-    ) -> None:
-        self._folder, self._corpus, self._request, self._spec = folder, corpus, request, spec
-        self._eod = EOS_ID if request.eod is None else request.eod
-        self._bytes_of = _bytes_of_ids(tokenizer)
+    def __init__(self, work: ImportWork) -> None:
+        self._out, self._request, self._spec = work.out, work.request, work.spec
+        self._corpus = MegatronCorpus(work.request.prefix)
+        self._eod = EOS_ID if work.request.eod is None else work.request.eod
+        self._bytes_of = _bytes_of_ids(load_tokenizer(work.out / TOKENIZER_FILE))
 
-    def build(self, unit: str, start: int, stop: int, report: Callable[[int], None]) -> None:
-        """Write the shards of documents [start, stop), then the unit's manifest. `report` is told bytes passed."""
-        counts = ImportCounts()
+    def __call__(self, unit: Unit, report: Report) -> dict[str, Any]:
+        """Write the shards of a unit's documents; what its manifest says. `report` is told bytes and tokens so far."""
+        (part,) = unit.slices
+        counts, tokens = ImportCounts(), 0
         streams = {
             split: RowStream(
-                ShardWriter(self._folder.root, f"{self._request.source}/{split}", unit, self._spec), self._spec.seq_len
+                ShardWriter(self._out, f"{self._request.source}/{split}", unit.name, self._spec), self._spec.seq_len
             )
             for split in SPLITS
         }
         held_out: HeldOut[Ids] = HeldOut(self._request.eval_fraction)
-        for first, last in self._corpus.ranges(_WINDOW_BYTES, start, stop):
+        for first, last in self._corpus.ranges(_WINDOW_BYTES, part.start, part.stop):
             for number, ids in self._texts(first, last, counts):
+                tokens += len(ids) + 2
                 rank = int.from_bytes(blake3(ids.tobytes()).digest()[:8], "little")
-                for split, item in held_out.add(rank, Ids(number - start, ids, int(self._bytes_of[ids].sum()))):
+                for split, item in held_out.add(rank, Ids(number - part.start, ids, int(self._bytes_of[ids].sum()))):
                     streams[split].add(item)
-            report(self._corpus.byte_of(last))
+            report(self._corpus.byte_of(last) - self._corpus.byte_of(part.start), tokens)
         for split, item in held_out.finish():
             streams[split].add(item)
         splits = {split: stream.finish() for split, stream in streams.items()}
         source = SourceInfo(self._request.source, self._request.language, splits["train"], splits["eval"])
         sources = [asdict(source)] if counts.documents else []
-        self._folder.commit(unit, {"documents": [start, stop], "counts": asdict(counts), "sources": sources})
+        return {"documents": [part.start, part.stop], "counts": asdict(counts), "sources": sources}
 
     def _texts(self, first: int, last: int, counts: ImportCounts) -> Iterator[tuple[int, npt.NDArray[np.uint16]]]:
         """(number, text ids) of the documents [first, last) that hold text."""
@@ -262,26 +312,3 @@ def _check_tokenizer(corpus: MegatronCorpus, tokenizer: Tokenizer, request: Impo
             f"and encoded again, only {equal} came back as the same ids. Give the tokenizer that made the corpus, and "
             f"with --eod the id that ends its documents."
         )
-
-
-def _merge(
-    request: ImportRequest,
-    folder: UnitFolder,
-    units: list[str],
-    shape: tuple[int, int, str, int],
-    files: tuple[InputFile, ...],
-    kept: int,
-) -> ImportResult:
-    counts = ImportCounts()
-    source = SourceInfo(request.source, request.language)
-    for unit in units:
-        content = folder.finished(unit)
-        assert content is not None, "a unit vanished while the import held the lock"
-        counts.add(ImportCounts(**content["counts"]))
-        for value in content["sources"]:
-            source += SourceInfo.from_dict(value)
-    if not counts.documents:
-        raise DataError(f"{request.prefix} holds no document with text ({counts.empty} are empty).")
-    seq_len, vocab_size, sha256, packing = shape
-    manifest = DatasetManifest(seq_len, vocab_size, sha256, folder.spec_hash, packing, files, (source,))
-    return ImportResult(finish_dataset(folder.root, manifest, units), counts, len(units), kept)

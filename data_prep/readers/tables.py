@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -69,7 +70,9 @@ def _group_batches(
     table: pq.ParquetFile, file: BinaryIO, path: str, group: int, columns: list[str]
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a row group, so many at a time that they fit into memory."""
-    indexed = [name for name in columns if _refers_to_large_texts(table, file, name, group)]
+    schema = table.schema_arrow
+    texts = [name for name in columns if _is_text(schema.field(name).type)]  # lists and structs are more than a column
+    indexed = [name for name in texts if _refers_to_large_texts(table, file, name, group)]
     most = rows_at_once(table, file, group, [name for name in columns if name not in indexed])
     if indexed:
         yield from _index_batches(path, group, columns, indexed, most)
@@ -143,7 +146,7 @@ def arrow_extent(item: Input) -> Extent:
     Raises:
         DataError: no Arrow file, or a missing or unsuitable column.
     """
-    with _readable(item.path), _arrow(item.path, None) as reader:
+    with _readable(item.path), _arrow(item.path) as reader:
         item = settle_columns(item, reader.schema.names)
         require_text(item, reader.schema)
         if isinstance(reader, pa.RecordBatchFileReader):
@@ -161,7 +164,7 @@ def arrow_extent(item: Input) -> Extent:
 
 def _decoded_bytes(item: Input) -> tuple[int, ...]:
     """The text in each record batch of an IPC file, or in all of a stream, whose texts stand in a dictionary."""
-    with _arrow(item.path, item) as reader:
+    with _arrow(item.path, partial(_columns, item)) as reader:
         is_file = isinstance(reader, pa.RecordBatchFileReader)
         batches = (reader.get_batch(index) for index in range(reader.num_record_batches)) if is_file else reader
         sizes = [int(_carried_lengths(item, batch.column(str(item.text_column))).sum()) for batch in batches]
@@ -175,7 +178,7 @@ def read_arrow(part: Slice) -> Iterator[Record]:
         DataError: a record batch cannot be read.
     """
     item = part.input
-    with _readable(item.path), _arrow(item.path, item) as reader:
+    with _readable(item.path), _arrow(item.path, partial(_columns, item)) as reader:
         if isinstance(reader, pa.RecordBatchFileReader):
             for index in range(part.start, part.stop):
                 with _readable(f"{item.path}, record batch {index},"):
@@ -192,13 +195,19 @@ def batch_records(item: Input, batch: pa.RecordBatch, row: int, prefix: str = ""
     lengths = _carried_lengths(item, batch.column(str(item.text_column)))
     for name in language_columns(item, batch.schema.names):
         lengths += _byte_lengths(batch.column(name))
+    for start, stop in _at_once(lengths):
+        yield from _records(item, batch.slice(start, stop - start), row + start, prefix)
+
+
+def _at_once(lengths: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges of rows, each of about 8 MB and 1,000 rows at most; `lengths` are the bytes of each row."""
     ends = np.cumsum(lengths)
     start = 0
     while start < len(ends):
         before = int(ends[start - 1]) if start else 0
         within = int(np.searchsorted(ends, before + _BATCH_BYTES, side="right"))
         stop = max(start + 1, min(within, start + _BATCH_ROWS))
-        yield from _records(item, batch.slice(start, stop - start), row + start, prefix)
+        yield start, stop
         start = stop
 
 
@@ -261,6 +270,96 @@ def _as_binary(texts: pa.Array) -> pa.Array:
     return texts.cast(pa.binary() if kind in (pa.string(), pa.binary()) else pa.large_binary())
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole records, of any columns
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_parquet_objects(item: Input, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place for messages, row) of all rows, with those of the columns `fields` that there are.
+
+    What is null is left out, in structs too: a column has the fields of all its rows. A byte of a text that is no UTF-8
+    is a lone surrogate. Memory: as `read_parquet`.
+
+    Raises:
+        DataError: none of the columns is there, or one twice; a row group cannot be read.
+    """
+    with _readable(item.path), _parquet(item.path) as table, open(item.path, "rb") as file:
+        columns, row = _known(item, table.schema_arrow.names, fields), 1
+        for group in range(table.num_row_groups):
+            with _readable(f"{item.path}, row group {group},"):
+                for batch in _group_batches(table, file, item.path, group, columns):
+                    yield from _objects(item, batch, row)
+                    row += batch.num_rows
+
+
+def read_arrow_objects(item: Input, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """As `read_parquet_objects`. Memory: a record batch, and about 8 MB of it as Python's."""
+    with _readable(item.path), _arrow(item.path, lambda names: _known(item, names, fields)) as reader:
+        is_file = isinstance(reader, pa.RecordBatchFileReader)
+        batches = (reader.get_batch(index) for index in range(reader.num_record_batches)) if is_file else reader
+        row = 1
+        for batch in batches:
+            yield from _objects(item, batch, row)
+            row += batch.num_rows
+
+
+def _known(item: Input, names: list[str], fields: Sequence[str]) -> list[str]:
+    columns = [name for name in names if name in fields]
+    if not columns:
+        raise DataError(
+            f"{item.path} has none of the columns {', '.join(fields)}: it has the columns {names}. Rename the columns."
+        )
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{item.path} has more than one column '{twice}'; rename or remove all but one of them.")
+    return columns
+
+
+def _objects(item: Input, batch: pa.RecordBatch, row: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    lengths = np.zeros(batch.num_rows, dtype=np.int64)
+    for column in batch.columns:
+        is_text = _is_text(column.type)
+        lengths += _byte_lengths(column) if is_text else column.nbytes // max(batch.num_rows, 1)
+    for start, stop in _at_once(lengths):
+        part = batch.slice(start, stop - start)
+        values = [_strings(of)[0] if _is_text(of.type) else _nested(of) for of in part.columns]
+        for index, found in enumerate(zip(*values, strict=True)):
+            place = f"{item.path}, row {row + start + index}"
+            yield (
+                place,
+                {name: value for name, value in zip(part.schema.names, found, strict=True) if value is not None},
+            )
+
+
+def _nested(column: pa.Array) -> list[Any]:
+    """The values of a column of numbers, lists or structs."""
+    try:
+        return [_plain(value) for value in column.to_pylist()]
+    except UnicodeDecodeError:
+        return [_plain(value) for value in column.cast(_with_bytes(column.type)).to_pylist()]
+
+
+def _plain(value: Any) -> Any:
+    """The value without the fields of structs that are null, in any depth, and with bytes as text."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items() if item is not None}
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="surrogateescape")
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _with_bytes(kind: pa.DataType) -> pa.DataType:
+    """The type with bytes in the place of text, in any depth."""
+    if pa.types.is_struct(kind):
+        return pa.struct([kind.field(index).with_type(_with_bytes(kind.field(index).type))
+                          for index in range(kind.num_fields)])  # fmt: skip
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return make(kind.value_field.with_type(_with_bytes(kind.value_type)))
+    return pa.large_binary() if _is_text(kind) and not pa.types.is_null(kind) else kind
+
+
 def require_text(item: Input, schema: pa.Schema) -> None:
     """Raise DataError if the column of the text, or one of the language, holds something else than text."""
     kind = schema.field(item.text_column).type
@@ -302,17 +401,17 @@ def _parquet(path: str, read_dictionary: list[str] | None = None) -> Iterator[pq
 
 
 @contextmanager
-def _arrow(path: str, item: Input | None) -> Iterator[Any]:
-    """A reader of an IPC file or stream (Hugging Face writes the latter under the same suffix), with only the columns
-    of `item` where it is given."""
+def _arrow(path: str, choose: Callable[[list[str]], list[str]] | None = None) -> Iterator[Any]:
+    """A reader of an IPC file or stream (Hugging Face writes the latter under the same suffix), with the columns that
+    are chosen from all."""
     with open(path, "rb") as probe:
         is_file = probe.read(len(_ARROW_FILE_MAGIC)) == _ARROW_FILE_MAGIC
     start = pa.ipc.open_file if is_file else pa.ipc.open_stream
     options = pa.ipc.IpcReadOptions(use_threads=False)
     with pa.OSFile(path) as file:
-        if item is not None:
+        if choose is not None:
             names = start(file).schema.names
-            options.included_fields = sorted(names.index(name) for name in _columns(item, names))
+            options.included_fields = sorted(names.index(name) for name in choose(names))
             file.seek(0)
         with start(file, options=options) as reader:
             yield reader
@@ -330,5 +429,5 @@ def _readable(what: str) -> Iterator[None]:
         yield
     except MemoryError:  # Arrow's own is an ArrowException too, and says nothing of the file
         raise
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{what} cannot be read as a table ({error}). Fetch or make the file again.") from error

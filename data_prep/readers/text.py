@@ -1,10 +1,10 @@
-"""Plain text: .txt (a file is a document) and .jsonl, .jsonl.gz, .jsonl.zst (a line is a document)."""
+"""Plain text: .txt (a file is a document) and .jsonl, .jsonl.gz, .jsonl.zst (a line is a document or a record)."""
 
 from __future__ import annotations
 
 import codecs
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -71,7 +71,7 @@ def jsonl_extent(item: Input) -> Extent:
         raise DataError(f"{item.path} is empty, which no packed file is. Fetch or make the file again.")
     whole = Slice(item, 0, item.bytes, item.bytes)
     text = passed = records = 0
-    for number, _, line in _lines(whole):
+    for number, _, line in _lines(whole, _line_bound(item)):
         passed += len(line or b"")
         if line is not None and not is_blank(line):
             record, _ = _parse(whole, number, line)
@@ -92,7 +92,7 @@ def read_jsonl(part: Slice) -> Iterator[Record]:
         DataError: a line is no JSON object, its text or language no text; a packed file is damaged.
     """
     item = part.input
-    for number, offset, line in _lines(part):
+    for number, offset, line in _lines(part, _line_bound(item)):
         if line is None:
             yield Record(str(offset), None, too_large=True)
             continue
@@ -110,12 +110,34 @@ def read_jsonl(part: Slice) -> Iterator[Record]:
         yield Record(str(offset), text, language, valid)
 
 
-def _lines(part: Slice) -> Iterator[tuple[int, int, bytes | None]]:
+def read_jsonl_objects(item: Input, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place for messages, object) of each line, with all of its fields; a byte that is no UTF-8 is a lone surrogate.
+
+    Raises:
+        DataError: a line is no JSON object, or longer than the largest record; a packed file is damaged.
+    """
+    bound, whole = item.max_document_bytes, Slice(item, 0, item.bytes, item.bytes)
+    for number, _, line in _lines(whole, bound):
+        place = _where(whole, number)
+        if line is None:
+            raise DataError(
+                f"{place} is longer than {bound >> 20} MiB, which no record is. A .jsonl file holds one JSON object a "
+                f"line; mend or remove the line."
+            )
+        if not is_blank(line):
+            yield place, _parse(whole, number, line)[0]
+
+
+def _line_bound(item: Input) -> int:
+    """More bytes than the line of the largest document can have."""
+    return item.max_document_bytes * _LINE_PER_TEXT
+
+
+def _lines(part: Slice, bound: int) -> Iterator[tuple[int, int, bytes | None]]:
     """(number within the slice from 1, byte offset, line) of each line that begins in the slice.
 
-    A line beyond what the largest document can need is passed over without being held, and given as None.
+    A line of more bytes than the bound is passed over without being held, and given as None.
     """
-    bound = part.input.max_document_bytes * _LINE_PER_TEXT
     packed = _codec(part.input.path) is not None
     with _undamaged(part.input.path), _opened(part.input.path) as stream:
         number = offset = 0
@@ -196,9 +218,7 @@ def _parse(part: Slice, number: int, line: bytes) -> tuple[dict[str, Any], bool]
             f"mend or remove the line."
         ) from error
     if not isinstance(record, dict):
-        raise DataError(
-            f"{_where(part, number)} is a JSON {type(record).__name__}; each line must be an object with the text."
-        )
+        raise DataError(f"{_where(part, number)} is a JSON {type(record).__name__}; each line must be an object.")
     return record, valid
 
 
@@ -206,5 +226,5 @@ def _where(part: Slice, number: int) -> str:
     """`FILE, line N`, counted from the beginning of the file."""
     if part.start and _codec(part.input.path) is None:
         before = Slice(part.input, 0, part.start, 0)
-        number += sum(1 for _ in _lines(before))
+        number += sum(1 for _ in _lines(before, _line_bound(part.input)))
     return f"{part.input.path}, line {number}"

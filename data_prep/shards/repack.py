@@ -1,25 +1,23 @@
 """The same documents in rows of another length: one build serves models of several context lengths.
 
 A unit's documents are put together from their pieces, window by window, and packed again; they keep their unit,
-ordinal, source and split, so a token still leads back to its text. Like a build, this works unit by unit, commits each
-with `units/<unit>.json`, and is finished by running it again after whatever stopped it.
+ordinal, source and split, so a token still leads back to its text. The units are those of the first dataset.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.building.folder import SPEC_FILE, UnitFolder, opened
-from data_prep.building.unit import UNITS_FOLDER
-from data_prep.building.workers import Progress, Report, Show, run_units
+from data_prep.building.builder import Built, Job, Sharing, UnitWork, build, merged_sources, rows_manifest
+from data_prep.building.folder import PLAN_FILE, SPEC_FILE, UNITS_FOLDER, Say
+from data_prep.building.workers import Report, Show
 from data_prep.shards.access import dataset_errors
 from data_prep.shards.rows import gather, pieces_of
 from data_prep.units import Unit
@@ -37,17 +35,14 @@ from rxt_dist.data.format import (
     SourceInfo,
     SplitInfo,
     Totals,
-    digest_json,
     load_manifest,
 )
 from rxt_dist.data.packing import PACKING_VERSION, WINDOW_DOCUMENTS, pack
-from rxt_dist.data.spare import finish_dataset
 from rxt_dist.data.verify import require_sound, shard_problem, verify_quick
 from rxt_dist.errors import ConfigError, DataError
-from rxt_dist.files import require_folder, require_free_space, write_atomic, write_json_atomic
+from rxt_dist.files import json_bytes
 
 ORIGIN_FILE = "origin.json"
-PLAN_FILE = "plan.json"
 _WINDOW_TOKENS = 1 << 23  # a window of very long documents ends here, to bound memory
 
 Int32Array = npt.NDArray[np.int32]
@@ -55,51 +50,22 @@ Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class RepackRequest:
+class RepackRequest(Sharing):
     """Rows of `seq_len` in `out`, from the documents of `dataset`."""
 
     dataset: Path
     out: Path
     seq_len: int
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
-class RepackResult:
-    """The new dataset, and how many of its units an earlier call had finished."""
+class RepackResult(Built):
+    """The new dataset."""
 
-    manifest: DatasetManifest
-    units: int
-    units_kept: int
+    manifest: DatasetManifest | None = None
 
 
-@dataclass(frozen=True)
-class RepackJob:
-    """What packing a unit again needs to know; it travels to worker processes. `seq_len` is that of the old rows."""
-
-    dataset: Path
-    out: Path
-    spec: dict[str, Any]
-    shard_spec: ShardSpec
-    seq_len: int
-
-    def is_done(self, unit: Unit) -> bool:
-        """Whether the unit is committed."""
-        return UnitFolder(self.out, self.spec).finished(unit.name) is not None
-
-    def open(self) -> Callable[[Unit, Report], None]:
-        """Nothing to load."""
-        return self._work
-
-    def _work(self, unit: Unit, report: Report) -> None:
-        repack_unit(self, unit.name, report)
-
-
-def repack(
-    request: RepackRequest,
-    say: Callable[[str], None] = lambda line: None,
-    show: Show = lambda progress: None,
-) -> RepackResult:
+def repack(request: RepackRequest, say: Say = lambda line: None, show: Show = lambda progress: None) -> RepackResult:
     """Make, or finish making, a dataset of another row length.
 
     Args:
@@ -112,34 +78,69 @@ def repack(
             it.
         DiskError: too little space.
     """
-    require_folder(request.out)
-    require_sound(verify_quick(request.dataset), request.dataset)
-    old = load_manifest(request.dataset)
-    if request.seq_len == old.seq_len:
-        raise ConfigError(f"--seq-len is {request.seq_len}, which the rows of {request.dataset} have already.")
-    if old.boundaries != BOUNDARY_POLICY:
-        raise ConfigError(
-            f"{request.dataset} holds rows that are no plain documents (boundaries '{old.boundaries}'), so they cannot "
-            f"be cut anew. Build it again with another --seq-len."
-        )
-    _check_out(request)
-    job = _job(request, old)
-    names = _unit_names(old)
-    with (
-        dataset_errors(request.out),
-        opened(request.out, job.spec, (request.dataset / TOKENIZER_FILE).read_text(encoding="utf-8")) as folder,
-    ):
-        _copy_origin(request)
-        units = [Unit(name, (), _shard_bytes(request.dataset, name)) for name in names]
-        pending = [unit for unit in units if not job.is_done(unit)]
-        if pending:
-            require_free_space(request.out, sum(unit.text_bytes for unit in pending) * 6 // 5, "The repacked shards")
-            say(f"Packing {len(pending)} of {len(units)} units into rows of {request.seq_len} tokens")
-            progress = Progress("repacking", len(units), sum(unit.text_bytes for unit in pending))
-            progress.kept = len(units) - len(pending)
-            run_units(job, pending, request.workers, progress, show, patient=True)
-        manifest = _merge(folder, old, job.shard_spec, names)
-    return RepackResult(manifest, len(units), len(units) - len(pending))
+    job = RepackJob(request, say, show)
+    with dataset_errors(request.out):
+        return build(job)
+
+
+class RepackJob(Job[RepackResult]):
+    """The units of a dataset to rows of another length."""
+
+    doing, purpose = "Repacking", "The repacked shards"
+    result = RepackResult
+
+    def __init__(self, request: RepackRequest, say: Say, show: Show) -> None:
+        super().__init__(request.out, request.seq_len, request, say, show)
+        require_sound(verify_quick(request.dataset), request.dataset)
+        self._dataset, self._old = request.dataset, load_manifest(request.dataset)
+        if request.seq_len == self._old.seq_len:
+            raise ConfigError(f"--seq-len is {request.seq_len}, which the rows of {request.dataset} have already.")
+        if self._old.boundaries != BOUNDARY_POLICY:
+            raise ConfigError(
+                f"{request.dataset} holds rows that are no plain documents (boundaries '{self._old.boundaries}'), so "
+                f"they cannot be cut anew. Build it again with another --seq-len."
+            )
+        _check_out(request)
+
+    def plan(self) -> Sequence[Unit]:
+        """The units as the manifest knows them: a copy of a file that somebody left in the folder is no unit."""
+        paths = (Path(item.file) for item in self._old.files)
+        names = sorted(path.stem for path in paths if path.parent.name == UNITS_FOLDER and path.suffix == ".json")
+        return [Unit(name, (), _shard_bytes(self._dataset, name)) for name in names]
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "packing_version": PACKING_VERSION,
+            "window_documents": WINDOW_DOCUMENTS,
+            "seq_len": self.seq_len,
+            "repacked_from": self._old.root_digest,
+        }
+
+    def tokenizer_json(self) -> str:
+        return (self._dataset / TOKENIZER_FILE).read_text(encoding="utf-8")
+
+    def files(self) -> dict[str, bytes]:
+        """Units stay those of the first build, so its plan and settings still lead from a token to its text."""
+        plan, first = self._dataset / PLAN_FILE, self._dataset / ORIGIN_FILE
+        found = {PLAN_FILE: plan.read_bytes()} if plan.is_file() else {}
+        if first.is_file():
+            settings = json.loads(first.read_text(encoding="utf-8"))["build"]
+        else:
+            settings = json.loads((self._dataset / SPEC_FILE).read_text(encoding="utf-8"))
+        origin = {"dataset": str(self._dataset.resolve()), "build": settings}
+        return found | {ORIGIN_FILE: json_bytes(origin)}
+
+    def needed_bytes(self, units: Sequence[Unit], spec: ShardSpec | None) -> int:
+        return sum(unit.text_bytes for unit in units) * 6 // 5
+
+    def work(self, spec: ShardSpec, units: Sequence[Unit], threads: bool) -> RepackWork:
+        return RepackWork(self.out, spec, self._dataset, self._old.seq_len)
+
+    def merge(self, spec: ShardSpec, contents: Sequence[Mapping[str, Any]]) -> RepackResult:
+        sources = merged_sources(contents, SourceInfo.from_dict)
+        _require_same_documents({source.name: source for source in sources}, self._old)
+        return RepackResult(manifest=rows_manifest(spec, self._old.inputs, sources))
 
 
 def _check_out(request: RepackRequest) -> None:
@@ -152,65 +153,9 @@ def _check_out(request: RepackRequest) -> None:
         raise ConfigError(f"--out is {request.out}, a folder {where} the dataset {request.dataset}. Name another one.")
 
 
-def _unit_names(manifest: DatasetManifest) -> list[str]:
-    """The units as the manifest knows them: a copy of a file that somebody left in the folder is no unit."""
-    paths = (Path(item.file) for item in manifest.files)
-    return sorted(path.stem for path in paths if path.parent.name == UNITS_FOLDER and path.suffix == ".json")
-
-
-def _job(request: RepackRequest, old: DatasetManifest) -> RepackJob:
-    spec = {
-        "format_version": FORMAT_VERSION,
-        "packing_version": PACKING_VERSION,
-        "window_documents": WINDOW_DOCUMENTS,
-        "seq_len": request.seq_len,
-        "repacked_from": old.root_digest,
-        "tokenizer_sha256": old.tokenizer_sha256,
-    }
-    shard_spec = ShardSpec(request.seq_len, old.vocab_size, old.tokenizer_sha256, PACKING_VERSION, digest_json(spec))
-    return RepackJob(request.dataset, request.out, spec, shard_spec, old.seq_len)
-
-
-def _copy_origin(request: RepackRequest) -> None:
-    """Units stay those of the first build, so its plan and settings still lead from a token to its text."""
-    plan = request.dataset / PLAN_FILE
-    if plan.is_file():
-        write_atomic(request.out / PLAN_FILE, plan.read_bytes())
-    first = request.dataset / ORIGIN_FILE
-    if first.is_file():
-        build = json.loads(first.read_text(encoding="utf-8"))["build"]
-    else:
-        build = json.loads((request.dataset / SPEC_FILE).read_text(encoding="utf-8"))
-    write_json_atomic(request.out / ORIGIN_FILE, {"dataset": str(request.dataset.resolve()), "build": build})
-
-
 def _shard_bytes(dataset: Path, unit: str) -> int:
     content = json.loads((dataset / UNITS_FOLDER / f"{unit}.json").read_text(encoding="utf-8"))
     return sum(shard["bytes"] for source in content["sources"] for split in SPLITS for shard in source[split]["shards"])
-
-
-def _merge(folder: UnitFolder, old: DatasetManifest, spec: ShardSpec, names: list[str]) -> DatasetManifest:
-    sources: dict[str, SourceInfo] = {}
-    for name in names:
-        content = folder.finished(name)
-        assert content is not None, "a unit vanished while the folder was locked"
-        for value in content["sources"]:
-            source = SourceInfo.from_dict(value)
-            sources[source.name] = sources[source.name] + source if source.name in sources else source
-    _require_same_documents(sources, old)
-    manifest = DatasetManifest(
-        seq_len=spec.seq_len,
-        vocab_size=spec.vocab_size,
-        tokenizer_sha256=spec.tokenizer_sha256,
-        spec_hash=spec.spec_hash,
-        packing_version=spec.packing_version,
-        inputs=old.inputs,
-        sources=tuple(sources[name] for name in sorted(sources)),
-    )
-    finished = finish_dataset(folder.root, manifest, names)
-    for lock in (folder.root / UNITS_FOLDER).glob(".*.lock"):
-        lock.unlink(missing_ok=True)
-    return finished
 
 
 def _require_same_documents(sources: dict[str, SourceInfo], old: DatasetManifest) -> None:
@@ -232,40 +177,52 @@ def _require_same_documents(sources: dict[str, SourceInfo], old: DatasetManifest
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def repack_unit(job: RepackJob, unit: str, report: Report) -> None:
-    """Pack one unit's documents again and commit it. `report` is told (bytes of shards, tokens) so far.
+@dataclass(frozen=True)
+class RepackWork(UnitWork):
+    """Packs units of `dataset`, whose rows have `old_seq_len` tokens."""
 
-    Raises:
-        DataError: a damaged shard.
-    """
-    content = json.loads((job.dataset / UNITS_FOLDER / f"{unit}.json").read_text(encoding="utf-8"))
-    sources, passed, tokens = [], 0, 0
-    for value in content["sources"]:
-        source = SourceInfo.from_dict(value)
-        splits = {}
-        for name in SPLITS:
-            splits[name] = _repack_split(job, source.name, name, source.split(name), unit)
-            passed += sum(shard.bytes for shard in source.split(name).shards)
-            tokens += splits[name].totals.tokens
-            report(passed, tokens)
-        sources.append(SourceInfo(source.name, source.language, splits["train"], splits["eval"]))
-    size = sum(shard.bytes for source in sources for name in SPLITS for shard in source.split(name).shards)
-    totals = sum((source.train.totals + source.eval.totals for source in sources), Totals())
-    new = {"sources": [asdict(source) for source in sources], "totals": asdict(totals), "bytes": size}
-    UnitFolder(job.out, job.spec).commit(unit, content | new)
+    dataset: Path
+    old_seq_len: int
+
+    def builder(self) -> Callable[[Unit, Report], Mapping[str, Any]]:
+        return self._repack
+
+    def _repack(self, unit: Unit, report: Report) -> Mapping[str, Any]:
+        """Pack one unit's documents again. `report` is told (bytes of shards, tokens) so far.
+
+        Raises:
+            DataError: a damaged shard.
+        """
+        content: dict[str, Any] = json.loads(
+            (self.dataset / UNITS_FOLDER / f"{unit.name}.json").read_text(encoding="utf-8")
+        )
+        sources, passed, tokens = [], 0, 0
+        for value in content["sources"]:
+            source = SourceInfo.from_dict(value)
+            splits = {}
+            for name in SPLITS:
+                splits[name] = _repack_split(self, source.name, name, source.split(name), unit.name)
+                passed += sum(shard.bytes for shard in source.split(name).shards)
+                tokens += splits[name].totals.tokens
+                report(passed, tokens)
+            sources.append(SourceInfo(source.name, source.language, splits["train"], splits["eval"]))
+        size = sum(shard.bytes for source in sources for name in SPLITS for shard in source.split(name).shards)
+        totals = sum((source.train.totals + source.eval.totals for source in sources), Totals())
+        new = {"sources": [asdict(source) for source in sources], "totals": asdict(totals), "bytes": size}
+        return content | new
 
 
-def _repack_split(job: RepackJob, source: str, split: str, old: SplitInfo, unit: str) -> SplitInfo:
+def _repack_split(work: RepackWork, source: str, split: str, old: SplitInfo, unit: str) -> SplitInfo:
     for shard in old.shards:
         # Damage must not be packed into new shards, whose hashes would vouch for it.
-        problem = shard_problem(job.dataset / shard.file, shard)
+        problem = shard_problem(work.dataset / shard.file, shard)
         if problem:
             raise DataError(
-                f"{job.dataset / shard.file} {problem}. Mend it with `rxt-dist data verify {job.dataset} --repair`."
+                f"{work.dataset / shard.file} {problem}. Mend it with `rxt-dist data verify {work.dataset} --repair`."
             )
-    writer = ShardWriter(job.out, f"{source}/{split}", unit, job.shard_spec)
-    seq_len, rows, cut = job.shard_spec.seq_len, 0, 0
-    for ordinals, lengths, tokens in documents_by_window(job.dataset, old.shards, job.seq_len):
+    writer = ShardWriter(work.out, f"{source}/{split}", unit, work.spec)
+    seq_len, rows, cut = work.spec.seq_len, 0, 0
+    for ordinals, lengths, tokens in documents_by_window(work.dataset, old.shards, work.old_seq_len):
         framed = np.split(tokens, np.cumsum(lengths)[:-1])
         packed = pack([ids[1:-1] for ids in framed], ordinals.tolist(), seq_len)
         writer.add(packed)

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.building.folder import SPEC_FILE
+from data_prep.building.builder import UnitWork
+from data_prep.building.folder import SPEC_FILE, UNITS_FOLDER
 from data_prep.building.locks import Lock, locked
-from data_prep.building.unit import UNITS_FOLDER, UnitJob
-from data_prep.building.workers import Job, Progress, run_units
+from data_prep.building.workers import Progress, run_units
+from data_prep.documents.unit import DocumentWork
 from data_prep.shards.access import dataset_errors
-from data_prep.shards.repack import ORIGIN_FILE, RepackJob
+from data_prep.shards.repack import ORIGIN_FILE, RepackWork
 from data_prep.shards.rows import read_unchecked, unit_name
 from data_prep.shards.trace import build_settings, clean_settings, input_problem, read_json, stored_plan, stored_unit
 from data_prep.units import Unit, reading_problem
@@ -168,13 +169,13 @@ def _rebuild(
     try:
         shards = [shard for shard in manifest.shards() if unit_name(shard) == name]
         require_free_space(dataset, sum(shard.bytes for shard in shards), "Building the unit again")
-        job, unit = _rebuilder(dataset, manifest, name, scratch)
+        work, unit = _rebuilder(dataset, manifest, name, scratch)
         (scratch / UNITS_FOLDER).mkdir(parents=True)
         shutil.copyfile(dataset / TOKENIZER_FILE, scratch / TOKENIZER_FILE)
         if (dataset / _DUPLICATES).is_dir():
             (scratch / _DUPLICATES).symlink_to((dataset / _DUPLICATES).resolve(), target_is_directory=True)
         state = Progress("Building again", 1, unit.text_bytes)
-        run_units(job, [unit], 1, state, lambda now: progress(now.bytes, now.total_bytes), patient=True)
+        run_units(work, [unit], 1, state, lambda now: progress(now.bytes, now.total_bytes), patient=True)
         return _put_in_place(dataset, scratch, lost)
     except UserError as error:
         return [], str(error).rstrip(".")
@@ -182,7 +183,7 @@ def _rebuild(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _rebuilder(dataset: Path, manifest: DatasetManifest, name: str, scratch: Path) -> tuple[Job, Unit]:
+def _rebuilder(dataset: Path, manifest: DatasetManifest, name: str, scratch: Path) -> tuple[UnitWork, Unit]:
     """What builds a unit again in `scratch`, and the unit.
 
     Raises:
@@ -204,10 +205,10 @@ def _rebuilder(dataset: Path, manifest: DatasetManifest, name: str, scratch: Pat
     if problem:
         raise DataError(problem)
     fraction = build_settings(dataset)["eval_fraction"]
-    return UnitJob(scratch, spec, fraction, "tokenizers", clean_settings(dataset), threads=True), unit
+    return DocumentWork(scratch, spec, fraction, "tokenizers", clean_settings(dataset), threads=True), unit
 
 
-def _repacker(dataset: Path, first: Path, spec: ShardSpec, name: str, scratch: Path) -> tuple[Job, Unit]:
+def _repacker(dataset: Path, first: Path, spec: ShardSpec, name: str, scratch: Path) -> tuple[UnitWork, Unit]:
     settings = read_json(dataset / SPEC_FILE)
     if not (first / DATASET_FILE).is_file():
         raise DataError(f"the dataset {first}, of which it was repacked, is gone")
@@ -216,7 +217,7 @@ def _repacker(dataset: Path, first: Path, spec: ShardSpec, name: str, scratch: P
         raise DataError(f"{first}, of which it was repacked, is another dataset now")
     assert digest_json(settings) == spec.spec_hash, "build.json is sound, so it is what the shards were made with"
     size = sum(shard.bytes for shard in old.shards() if unit_name(shard) == name)
-    return RepackJob(first, scratch, settings, spec, old.seq_len), Unit(name, (), size)
+    return RepackWork(scratch, spec, first, old.seq_len), Unit(name, (), size)
 
 
 def _put_in_place(dataset: Path, scratch: Path, lost: list[ShardInfo]) -> tuple[list[str], str | None]:

@@ -33,7 +33,7 @@ from rxt_dist.errors import DataError
 from rxt_dist.files import write_atomic
 
 SPARE_FILE = "spare.zip"
-ManifestT = TypeVar("ManifestT", DatasetManifest, DialogueManifest)
+ManifestT = TypeVar("ManifestT", bound=DatasetManifest | DialogueManifest)
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 # What the builders write beside shards; of each unit its manifest and the duplicates that it drops.

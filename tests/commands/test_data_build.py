@@ -12,7 +12,7 @@ from typer.testing import Result
 from data_prep.building.workers import Progress
 from data_prep.synthetic import write_sample
 from data_prep.units import Unit
-from rxt_dist.commands.data.build import describe
+from rxt_dist.commands.data.common import describe
 from rxt_dist.errors import ConfigError
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from kills import kill_in_the_middle
 
-from data_prep.building.build import BuildRequest, build_dataset
 from data_prep.corpora import ReadCounts, find_files, read_file
+from data_prep.documents.build import BuildRequest, build_dataset
 from data_prep.synthetic import write_sample
 from data_prep.tokenizing.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from rxt_dist.data.dataset import TokenDataset
@@ -117,7 +117,7 @@ def test_a_lost_or_cut_shard_is_rebuilt(request_: BuildRequest) -> None:
 _KILLED = """
 import os, sys
 from pathlib import Path
-from data_prep.building.build import BuildRequest, build_dataset
+from data_prep.documents.build import BuildRequest, build_dataset
 if __name__ == "__main__":
     corpus, out, tokenizer, workers = sys.argv[1:]
     paths = (Path(corpus),), Path(out), Path(tokenizer)
@@ -251,7 +251,7 @@ def test_the_held_out_documents_do_not_depend_on_their_place(tmp_path: Path, tok
 
 def test_building_imports_neither_torch_nor_deepspeed(request_: BuildRequest) -> None:
     code = (
-        "import sys; from pathlib import Path; from data_prep.building.build import BuildRequest, build_dataset;"
+        "import sys; from pathlib import Path; from data_prep.documents.build import BuildRequest, build_dataset;"
         "import data_prep.synthetic, rxt_dist.data.sampler, rxt_dist.commands.data;"
         f"build_dataset(BuildRequest((Path({str(request_.inputs[0])!r}),), Path({str(request_.out)!r}),"
         f"Path({str(request_.tokenizer)!r}), workers=1));"

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.building import build as build_module
-from data_prep.building import recheck
-from data_prep.building import unit as unit_module
-from data_prep.building.build import BuildRequest, build_dataset, units_of_task
-from data_prep.building.inputs import SUFFIX
+from data_prep.building import builder
+from data_prep.building.builder import task_of
 from data_prep.corpora import Document
+from data_prep.documents import build as build_module
+from data_prep.documents import recheck
+from data_prep.documents import unit as unit_module
+from data_prep.documents.build import BuildRequest, build_dataset
+from data_prep.documents.inputs import SUFFIX
 from data_prep.tokenizing.tokenizer import save_tokenizer, train_tokenizer
 from data_prep.units import Plan, Unit, fingerprint_file
 from rxt_dist.data.format import BOUNDARY_POLICY, DatasetManifest, load_manifest
@@ -58,7 +60,7 @@ def edit(path: Path, hidden: bool = True) -> None:
 
 def first_life(request: BuildRequest) -> None:
     """A build that ends half way: the task of two that builds the first unit."""
-    task = next(task for task in (0, 1) if units_of_task([Unit("u00000", (), 1)], task, 2))
+    task = next(task for task in (0, 1) if task_of(Unit("u00000", (), 1), 2) == task)
     result = build_dataset(replace(request, task=task, tasks=2))
     assert result.manifest is None
     assert (request.out / "units" / "u00000.json").exists()
@@ -80,7 +82,7 @@ def test_an_edit_between_two_lives_that_size_time_and_samples_do_not_show(reques
 def test_the_edited_unit_is_found_by_name(
     request_of: BuildRequest, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    monkeypatch.setattr(build_module, "merge", stop)
+    monkeypatch.setattr(build_module.DocumentJob, "merge", stop)
     with pytest.raises(KeyboardInterrupt):
         build_dataset(request_of)
     monkeypatch.undo()
@@ -107,7 +109,7 @@ def test_a_corpus_that_is_copied_between_two_lives_is_read_again_and_taken(
     moved = replace(request_of, inputs=(tmp_path / "copy" / "corpus",))
     said: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(build_module, "merge", stop)
+        patch.setattr(build_module.DocumentJob, "merge", stop)
         with pytest.raises(KeyboardInterrupt):
             build_dataset(moved, said.append)
     assert any("reading them again" in line for line in said)
@@ -127,7 +129,7 @@ def test_nothing_is_read_twice_where_nothing_was_touched(
     monkeypatch.setattr(recheck, "read_unit", stop)
     prints: list[Path] = []
     inner = fingerprint_file
-    monkeypatch.setattr("data_prep.building.inputs.fingerprint_file", lambda path: prints.append(path) or inner(path))
+    monkeypatch.setattr("data_prep.documents.inputs.fingerprint_file", lambda path: prints.append(path) or inner(path))
     said: list[str] = []
     assert build_dataset(request_of, said.append).manifest is not None
     assert not any("reading them again" in line for line in said)
@@ -191,13 +193,13 @@ def test_a_file_that_is_not_the_planned_one_any_more_is_named(
     request_of: BuildRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = request_of.inputs[0] / "a.en.jsonl"
-    inner = build_module.run_units
+    inner = builder.run_units
 
     def late(*arguments, **options):  # type: ignore[no-untyped-def]
         edit(path, hidden=False)
         return inner(*arguments, **options)
 
-    monkeypatch.setattr(build_module, "run_units", late)
+    monkeypatch.setattr(builder, "run_units", late)
     with pytest.raises(DataError, match=r"a\.en\.jsonl is not the file that was planned any more"):
         build_dataset(request_of)
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from data_prep import units as units_module
-from data_prep.building import build as build_module
-from data_prep.building.build import BuildRequest, build_dataset, units_of_task
+from data_prep.building.builder import task_of
 from data_prep.corpora import Document
+from data_prep.documents import build as build_module
+from data_prep.documents.build import BuildRequest, build_dataset
 from data_prep.readers.base import HubDataset, Input, Slice
 from data_prep.shards.repair import repair
 from data_prep.tokenizing.tokenizer import save_tokenizer, train_tokenizer
@@ -51,7 +52,7 @@ def _request(root: Path, folder: str, name: str = "a", language: str | None = No
 
 
 def _begin(request: BuildRequest) -> None:
-    task = next(task for task in (0, 1) if units_of_task([Unit("u00000", (), 1)], task, 2))
+    task = next(task for task in (0, 1) if task_of(Unit("u00000", (), 1), 2) == task)
     assert build_dataset(replace(request, task=task, tasks=2)).manifest is None
 
 

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep.building import rowstream
-from data_prep.building import unit as unit_module
 from data_prep.building.rowstream import Ids
-from data_prep.building.unit import UnitBuilder, UnitJob, _Item, _SourceBuilder
 from data_prep.corpora import Document, ReadCounts
+from data_prep.documents import unit as unit_module
+from data_prep.documents.unit import DocumentWork, _Item, _SourceBuilder
 from data_prep.shards.rows import scan
 from data_prep.units import Unit
 from rxt_dist.data.format import BOS_ID, EOS_ID, SPECIAL_COUNT, ShardSpec, SourceInfo, SplitInfo
@@ -54,8 +54,8 @@ def _build(
     monkeypatch.setattr(unit_module, "open_backend", lambda *arguments: FakeBackend())
     shutil.rmtree(tmp_path, ignore_errors=True)
     (tmp_path / "units").mkdir(parents=True)
-    job = UnitJob(tmp_path, ShardSpec(seq_len, 65_536, "none", 1, "none"), eval_fraction, "fake")
-    UnitBuilder(job)(UNIT, lambda text_bytes, tokens: None)
+    work = DocumentWork(tmp_path, ShardSpec(seq_len, 65_536, "none", 1, "none"), eval_fraction, "fake")
+    work.open()(UNIT, lambda text_bytes, tokens: None)
     content: dict[str, Any] = json.loads((tmp_path / "units" / "u00000.json").read_text())
     return {value["name"]: SourceInfo.from_dict(value) for value in content["sources"]}
 

@@ -8,6 +8,7 @@ import fcntl
 import itertools
 import json
 import random
+import re
 import shutil
 import threading
 import unicodedata
@@ -17,9 +18,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep.building import build as build_module
-from data_prep.building.build import BuildRequest, BuildResult, build_dataset, units_of_task
+from data_prep.building import builder
+from data_prep.building.builder import Sharing
 from data_prep.corpora import ReadCounts, find_files, read_file
+from data_prep.documents import build as build_module
+from data_prep.documents.build import BuildRequest, BuildResult, build_dataset
 from data_prep.synthetic import write_sample
 from data_prep.tokenizing.tokenizer import save_tokenizer, train_tokenizer
 from data_prep.units import Unit
@@ -78,9 +81,15 @@ def test_any_number_of_tasks_gives_the_same_dataset(request_: BuildRequest, dige
     *others, last = _tasks(request_, tasks)
     assert _digest(last) == digest
     assert verify_full(request_.out).findings == ()
-    for result in others:
+    for task, result in enumerate(others):
         assert result.manifest is None
-        assert result.unfinished.endswith("units are left to other tasks; the last one finishes it all.")
+        left = re.fullmatch(
+            r"\d+ of \d+ units are left to other tasks \((.*)\); the last one finishes it all.", result.unfinished
+        )
+        assert left is not None, result.unfinished
+        named = [int(number) for number in left[1].split(", ")]  # those that ran before are not missing
+        assert named == sorted(named)
+        assert task < min(named) <= max(named) < tasks
     assert not [path for path in request_.out.rglob(".*") if path.name.endswith(".lock") and path.name[1] == "u"]
 
 
@@ -96,9 +105,9 @@ def test_the_number_of_tasks_may_change_between_runs(request_: BuildRequest, dig
 
 def test_each_unit_has_one_task_whatever_their_number() -> None:
     units = [Unit(f"u{i:05d}", (), 1) for i in range(500)]
-    assert units_of_task(units, 0, None) == units
+    assert Sharing().mine(units) == units
     for tasks in (1, 2, 3, 7, 64):
-        shares = [units_of_task(units, task, tasks) for task in range(tasks)]
+        shares = [Sharing(task=task, tasks=tasks).mine(units) for task in range(tasks)]
         assert sorted((u for share in shares for u in share), key=lambda u: u.name) == units
         assert max(map(len, shares)) < 3 * 500 / tasks + 8
 
@@ -152,14 +161,14 @@ def test_a_file_system_without_locks_is_said_once(
 def test_units_in_any_order_give_the_same_dataset(
     request_: BuildRequest, digest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner = build_module.run_units
+    inner = builder.run_units
     rng = random.Random(3)
 
     def shuffled(job: object, units: list[Unit], *others: object, **more: object) -> int:
         mixed = [dataclasses.replace(unit, text_bytes=rng.randrange(1, 10**6)) for unit in units]
         return inner(job, mixed, *others, **more)  # the largest first: a random order
 
-    monkeypatch.setattr(build_module, "run_units", shuffled)
+    monkeypatch.setattr(builder, "run_units", shuffled)
     assert _digest(build_dataset(request_)) == digest
 
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.building.cost import Assumptions, SourceCost, estimate, measure
 from data_prep.corpora import Document
+from data_prep.documents.cost import Assumptions, SourceCost, estimate, measure
 from data_prep.tokenizing.tokenizer import save_tokenizer, train_tokenizer
 from rxt_dist.config.run import DataConfig
 from rxt_dist.errors import ConfigError, DataError

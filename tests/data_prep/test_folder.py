@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import golden_inputs
 import pytest
 
-from data_prep.building import folder
-from data_prep.building.folder import opened
+from data_prep.building import builder
+from data_prep.interactions.build import InteractionRequest, build_interactions
 from rxt_dist.errors import DataError
-
-SPEC = {"kind": "single", "seq_len": 64}
 
 
 class Killed(BaseException):
     """As a kill, no handler of the program's stops it."""
 
 
+@pytest.fixture
+def request_of(tmp_path: Path) -> InteractionRequest:
+    (tmp_path / "tokenizer.json").write_text(golden_inputs.tokenizer_json(), encoding="utf-8")
+    (tmp_path / "x.en.jsonl").write_bytes(golden_inputs.lines([{"query": f"{n}?", "answer": "yes"} for n in range(9)]))
+    return InteractionRequest((tmp_path / "x.en.jsonl",), tmp_path / "out", tmp_path / "tokenizer.json", 64, workers=1)
+
+
 @pytest.mark.parametrize("after", range(4))
 def test_a_kill_at_any_moment_of_the_setting_up_is_no_obstacle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    request_of: InteractionRequest, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     """Killed before the first, second, ... thing that is written."""
-    root, done = tmp_path / "out", 0
+    done = 0
 
     def counted(step):
         def run(*arguments, **options):
@@ -35,24 +42,19 @@ def test_a_kill_at_any_moment_of_the_setting_up_is_no_obstacle(
         return run
 
     with monkeypatch.context() as patched:
-        patched.setattr(folder, "write_atomic", counted(folder.write_atomic))
-        patched.setattr(folder, "write_json_atomic", counted(folder.write_json_atomic))
+        patched.setattr(builder, "write_atomic", counted(builder.write_atomic))
+        patched.setattr(builder, "write_json_atomic", counted(builder.write_json_atomic))
         patched.setattr(Path, "mkdir", counted(Path.mkdir))
-        with pytest.raises(Killed), opened(root, SPEC, "{}"):
-            pytest.fail("nothing was killed")
-    with opened(root, SPEC, "{}") as held:
-        assert held.finished("u0") is None
-    assert (root / "units").is_dir()
+        with pytest.raises(Killed):
+            build_interactions(request_of)
+    assert build_interactions(request_of).manifest is not None
 
 
-def test_somebody_else_s_folder_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "units").mkdir()
-    with pytest.raises(DataError, match=r"is not a dataset \(it holds \['units'\]\)"), opened(tmp_path, SPEC, "{}"):
-        pass
-    with opened(tmp_path / "new", SPEC, "{}"):
-        pass
-    with (
-        pytest.raises(DataError, match="seq_len was 64 and is now 32"),
-        opened(tmp_path / "new", SPEC | {"seq_len": 32}, "{}"),
-    ):
-        pass
+def test_somebody_else_s_folder_is_left_alone(request_of: InteractionRequest) -> None:
+    (request_of.out / "units").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"is not a dataset \(it holds \['units'\]\)"):
+        build_interactions(request_of)
+    new = replace(request_of, out=request_of.out.with_name("new"))
+    build_interactions(new)
+    with pytest.raises(DataError, match="seq_len was 64 and is now 32"):
+        build_interactions(replace(new, seq_len=32))

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from data_prep import synthetic
 from data_prep.building.encode import Backend, open_backend
+from data_prep.building.workers import Progress
 from data_prep.corpora import Document
 from data_prep.interactions import build as interaction_build
 from data_prep.interactions import reader
@@ -249,14 +250,14 @@ def test_large_records_of_a_table_are_read_few_at_a_time(tmp_path: Path, monkeyp
         return asked[-1][1]
 
     monkeypatch.setattr(tables, "_DECODED_BYTES", 1_000_000)
-    monkeypatch.setattr(reader, "rows_at_once", noting)
+    monkeypatch.setattr(tables, "rows_at_once", noting)
     assert [record.interactions[0].answer for record in _read(path)[0]] == [str(n) for n in range(300)]
     assert [group for group, _ in asked] == [0, 1]
     assert all(1 <= rows <= 10 for _, rows in asked)
 
 
 def test_a_line_that_no_record_can_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "_MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(reader, "MAX_RECORD_BYTES", 1000)
     fits = {"query": "q", "answer": "a" * 900}
     assert len(_read(_write(tmp_path / "a.jsonl", fits, fits))[0]) == 2
     path = _write(tmp_path / "b.jsonl", fits, {"query": "q", "answer": "a" * 1000})
@@ -277,7 +278,7 @@ def test_a_file_that_is_edited_while_it_is_built_from_is_refused(
     monkeypatch.setattr(interaction_build, "read_records", editing)
     with pytest.raises(DataError, match=r"x\.en\.jsonl was changed while the dataset was built"):
         build_interactions(InteractionRequest((path,), tmp_path / "out", tokenizer[1], 64))
-    assert list((tmp_path / "out" / "units").iterdir()) == []
+    assert list((tmp_path / "out" / "units").glob("*.json")) == []
 
 
 def test_packed_lines_and_parquet_give_the_same_records(tmp_path: Path) -> None:
@@ -308,9 +309,9 @@ def test_files_that_are_not_what_they_seem_are_named(tmp_path: Path) -> None:
     dated = [{"query": "q", "tool_call": {"at": datetime.date(2020, 1, 1)}}]
     pq.write_table(pa.Table.from_pylist(dated), tmp_path / "dated.parquet")
     for name, message in (
-        ("cut.jsonl.gz", "is damaged or cut off"),
+        ("cut.jsonl.gz", "is damaged, cut off or not readable"),
         ("cut.parquet", "cannot be read as a table"),
-        ("documents.parquet", r"holds no interactions: it has the columns \['text'\]"),
+        ("documents.parquet", r"has none of the columns query, .*: it has the columns \['text'\]"),
         ("x.txt", "cannot hold interactions"),
         ("none.jsonl", "does not exist"),
         ("dated.parquet", "row 1: 'tool_call' cannot be kept as JSON"),
@@ -483,15 +484,15 @@ def test_an_interrupted_build_is_finished_with_the_same_digest(
     assert whole.units == 2
     calls = []
 
-    def stop_at_second(step: int, total: int) -> None:
-        calls.append(step)
-        if len(calls) == 2:
+    def stop_at_second(now: Progress) -> None:
+        calls.append(now.done)
+        if now.done == 1:
             raise KeyboardInterrupt
 
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        build_interactions(_request(inputs, out, tokenizer, kind=kind), stop_at_second)
-    (out / "en/train/.u00009-000.arrow.tmp.77").write_bytes(b"left by a kill")
+        build_interactions(_request(inputs, out, tokenizer, kind=kind, workers=1), show=stop_at_second)
+    (next(out.glob("*/train")) / ".u00009-000.arrow.tmp.77").write_bytes(b"left by a kill")
     again = build_interactions(_request(inputs, out, tokenizer, kind=kind))
     assert (again.units_kept, again.manifest) == (1, whole.manifest)
     names = [sorted(p.relative_to(root) for p in root.rglob("*")) for root in (tmp_path / "whole", out)]

@@ -23,7 +23,7 @@ from rxt_dist.errors import ConfigError, DataError, DiskError
 
 
 def _request(tmp_path: Path, seq_len: int, name: str = "new", workers: int = 1) -> RepackRequest:
-    return RepackRequest(tmp_path / "old", tmp_path / name, seq_len, workers)
+    return RepackRequest(tmp_path / "old", tmp_path / name, seq_len, workers=workers)
 
 
 @pytest.mark.parametrize("seq_len", [16, 64, 500])
@@ -50,7 +50,7 @@ def test_the_same_documents_in_other_rows(tmp_path: Path, seq_len: int) -> None:
 def test_there_and_back_gives_the_same_rows(tmp_path: Path) -> None:
     old = write_folder(tmp_path / "old", random_corpus(1), 32)
     repack(_request(tmp_path, 80))
-    back = repack(RepackRequest(tmp_path / "new", tmp_path / "back", 32, 1)).manifest
+    back = repack(RepackRequest(tmp_path / "new", tmp_path / "back", 32, workers=1)).manifest
     assert same_documents(read_folder(tmp_path / "back"), read_folder(tmp_path / "old"))
     assert back.totals == old.totals
 
@@ -70,7 +70,7 @@ def test_every_token_stands_in_the_new_rows_once(lengths: list[int], seq_len: in
         write_folder(Path(folder) / "old", corpus, seq_len)
         patch.setattr(module, "WINDOW_DOCUMENTS", window)
         if new != seq_len:
-            repack(RepackRequest(Path(folder) / "old", Path(folder) / "new", new, 1))
+            repack(RepackRequest(Path(folder) / "old", Path(folder) / "new", new, workers=1))
             del corpus["u00000"]["en"]["eval"]
             found = read_folder(Path(folder) / "new")
             assert found["u00000"]["en"]["eval"] == {}
@@ -109,7 +109,7 @@ def test_the_origin_stays_known(tmp_path: Path) -> None:
     (tmp_path / "old" / "plan.json").write_text('{"format": "rxt-plan"}')
     finish_dataset(tmp_path / "old", old, ["u00000"])
     repack(_request(tmp_path, 64))
-    first = repack(RepackRequest(tmp_path / "new", tmp_path / "third", 128, 1))
+    first = repack(RepackRequest(tmp_path / "new", tmp_path / "third", 128, workers=1))
     origin = (tmp_path / "third" / "origin.json").read_text()
     assert '"seq_len": 32' in origin
     assert old.root_digest in (tmp_path / "new" / "build.json").read_text()
@@ -122,7 +122,7 @@ import sys
 from pathlib import Path
 from data_prep.shards.repack import RepackRequest, repack
 if __name__ == "__main__":
-    repack(RepackRequest(Path(sys.argv[1]), Path(sys.argv[2]), 48, int(sys.argv[3])))
+    repack(RepackRequest(Path(sys.argv[1]), Path(sys.argv[2]), 48, workers=int(sys.argv[3])))
 """
 
 
@@ -175,7 +175,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(DataError, match="seq_len was 64 and is now 65"):
         repack(_request(tmp_path, 65))
     with pytest.raises(DataError, match="not a dataset"):
-        repack(RepackRequest(tmp_path / "none", tmp_path / "x", 64, 1))
+        repack(RepackRequest(tmp_path / "none", tmp_path / "x", 64, workers=1))
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 10}))
     with pytest.raises(DiskError, match="repacked"):
         repack(_request(tmp_path, 128, "full"))
@@ -215,7 +215,7 @@ def test_a_dataset_is_not_put_into_another(tmp_path: Path) -> None:
         ("link/x", "inside"),
     ):
         with pytest.raises(ConfigError, match=rf"a folder {where} the dataset"):
-            repack(RepackRequest(tmp_path / "all" / "old", tmp_path / out, 64, 1))
+            repack(RepackRequest(tmp_path / "all" / "old", tmp_path / out, 64, workers=1))
     assert not (tmp_path / "all" / "build.json").exists()
     assert verify_full(tmp_path / "all" / "old").unknown == ()
 

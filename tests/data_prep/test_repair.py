@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from shard_folder import random_corpus, write_folder
 
-from data_prep.building.build import BuildRequest, build_dataset
+from data_prep.documents.build import BuildRequest, build_dataset
 from data_prep.shards.repack import RepackRequest, repack
 from data_prep.shards.repair import Repaired, repair
 from data_prep.shards.trace import documents_of, stored_unit, verify_deep
@@ -183,7 +183,7 @@ def test_both_copies_of_the_manifest_lost(dataset: Path) -> None:
 
 
 def test_repacked_shards_are_packed_again(dataset: Path, tmp_path: Path) -> None:
-    repack(RepackRequest(dataset, tmp_path / "new", 200, 1))
+    repack(RepackRequest(dataset, tmp_path / "new", 200, workers=1))
     contents = _contents(tmp_path / "new")
     shard = next(name for name in contents if name.endswith(".arrow"))
     _flip(tmp_path / "new" / shard, 4321)
@@ -237,7 +237,7 @@ def test_random_documents_are_what_their_texts_give(world: Path, dataset: Path, 
     assert found.mismatches == found.untraced == ()
     assert found.tokens > 30 * found.documents
     assert verify_deep(dataset, manifest, 60, 1) == found != verify_deep(dataset, manifest, 60, 2)
-    new = repack(RepackRequest(dataset, tmp_path / "new", 100, 1)).manifest
+    new = repack(RepackRequest(dataset, tmp_path / "new", 100, workers=1)).manifest
     found = verify_deep(tmp_path / "new", new, 20, 0)
     assert (found.documents, found.mismatches, found.untraced) == (20, (), ())
 
@@ -245,7 +245,7 @@ def test_random_documents_are_what_their_texts_give(world: Path, dataset: Path, 
 @pytest.mark.parametrize("seq_len", [16, 4096])
 def test_as_many_documents_are_traced_as_asked_for_or_all(world: Path, tmp_path: Path, seq_len: int) -> None:
     """Also where each lies in many rows, or many in one."""
-    manifest = repack(RepackRequest(world / "data", tmp_path / "new", seq_len, 1)).manifest
+    manifest = repack(RepackRequest(world / "data", tmp_path / "new", seq_len, workers=1)).manifest
     there = manifest.totals.documents
     for asked in (1, there // 2, there - 1, there, there + 50):
         found = verify_deep(tmp_path / "new", manifest, asked, 3)

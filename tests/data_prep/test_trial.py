@@ -15,10 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import data_prep.cleaning.trial as trial_module
-from data_prep.building.build import BuildRequest, build_dataset
-from data_prep.building.merge import CLEAN_REPORT
 from data_prep.cleaning.trial import Trial, try_filters
 from data_prep.corpora import Document, ReadCounts
+from data_prep.documents.build import CLEAN_REPORT, BuildRequest, build_dataset
 from data_prep.readers.base import Input, Slice
 from data_prep.units import Unit, make_plan
 from rxt_dist.config.clean import CleanConfig

@@ -10,11 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.building.build import PLAN_FILE, SPEC_FILE
-from data_prep.building.merge import CLEAN_REPORT
-from data_prep.building.unit import UNITS_FOLDER
+from data_prep.building.folder import PLAN_FILE, SPEC_FILE, UNITS_FOLDER
 from data_prep.cleaning.survey import FOLDER
 from data_prep.corpora import ReadCounts, read_unit
+from data_prep.documents.build import CLEAN_REPORT
 from data_prep.interactions.build import REPORT_FILE
 from data_prep.readers.base import Input, Slice
 from data_prep.shards.repack import ORIGIN_FILE

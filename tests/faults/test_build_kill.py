@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.building.build import BuildRequest, build_dataset
+from data_prep.documents.build import BuildRequest, build_dataset
 from data_prep.synthetic import write_sample
 from rxt_dist.config.clean import CleanConfig
 from rxt_dist.config.corpus import BuildConfig
@@ -29,7 +29,7 @@ KILLS = int(os.environ.get("RXT_BUILD_KILLS", "8"))
 SCRIPT = """
 import sys
 from pathlib import Path
-from data_prep.building.build import BuildRequest, build_dataset
+from data_prep.documents.build import BuildRequest, build_dataset
 from rxt_dist.config.clean import CleanConfig
 from rxt_dist.config.corpus import BuildConfig
 
@@ -38,7 +38,7 @@ if __name__ == "__main__":
     config = BuildConfig(clean=CleanConfig(exact_duplicates=duplicates == "dropped"))
     request = BuildRequest(
         (Path(corpus),), Path(out), seq_len=64, vocab_size=500, workers=int(workers), unit_bytes=8_000,
-        backend=backend, task=int(task), tasks=int(tasks) or None, config=config,
+        backend=backend, task=int(task) if int(tasks) else None, tasks=int(tasks) or None, config=config,
     )
     print("started", flush=True)
     print("finished" if build_dataset(request).manifest else "left", flush=True)

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rxt_dist.commands.data.common import JSON, emit, print_summary, print_table, say, summary, warn_of_phases
+from rxt_dist.commands.data.common import (
+    JSON,
+    TASK,
+    TASKS,
+    WORKERS,
+    emit,
+    emit_unfinished,
+    print_summary,
+    print_table,
+    progress_units,
+    say,
+    summary,
+    warn_of_phases,
+)
 from rxt_dist.errors import ConfigError
 
 if TYPE_CHECKING:
-    from data_prep.building.build import BuildRequest, BuildResult
-    from data_prep.building.workers import Progress
     from data_prep.cleaning.clean import CleanReport
+    from data_prep.documents.build import BuildRequest, BuildResult
 
-_PLAIN_SECONDS = 10.0
 # What an option is called in a data file.
 _FIELDS = {
     "out": "path",
@@ -30,8 +38,6 @@ _FIELDS = {
     "vocab_size": "build.vocab_size",
     "eval_fraction": "build.eval_fraction",
 }
-# Processes that start, and the first text that loads a tokenizer, say nothing of the time that is left.
-_RATE_SECONDS, _RATE_BYTES = 10.0, 1_000_000
 _INPUTS = typer.Argument(
     ...,
     help="Files or folders: .txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .arrow; or one DATA.yaml and a.b=c.",
@@ -59,12 +65,12 @@ def build(
         help="Share of the documents held out, chosen by hash of their text.",
         show_default="0.02",
     ),
-    workers: int = typer.Option(os.cpu_count() or 1, help="Processes; changes the speed, never the result."),
+    workers: int = WORKERS,
     backend: str | None = typer.Option(
         None, help="What encodes: auto, tokenizers or gigatoken; auto takes the fast one where it proves equal."
     ),
-    task: int | None = typer.Option(None, help="Of an array of jobs, the number of this one, from 0."),
-    tasks: int | None = typer.Option(None, help="How many jobs the array has; may differ from run to run."),
+    task: int | None = TASK,
+    tasks: int | None = TASKS,
     as_json: bool = JSON,
 ) -> None:
     """Tokenise and pack text into shards that training reads.
@@ -81,7 +87,7 @@ def build(
     any number of tasks. With `clean.exact_duplicates` or `clean.near_duplicates` all units are surveyed before any is
     built: tasks that find surveys of others missing say so and end well; run the array once more.
     """
-    from data_prep.building.build import build_dataset
+    from data_prep.documents.build import build_dataset
 
     options = {
         "tokenizer": tokenizer,
@@ -91,7 +97,7 @@ def build(
     }
     started = time.monotonic()
     request = _request(inputs, out, options, workers, backend, task, tasks)
-    with _progress() as progress:
+    with progress_units() as progress:
         result = build_dataset(request, say, progress)
     _tell(request, result, time.monotonic() - started, as_json)
 
@@ -110,14 +116,12 @@ def _request(
     Raises:
         ConfigError: options that do not go together.
     """
-    from data_prep.building.build import BuildRequest
     from data_prep.building.encode import BACKENDS
+    from data_prep.documents.build import BuildRequest
 
-    if (task is None) != (tasks is None):
-        raise ConfigError("--task and --tasks go together: this is job --task (from 0) of --tasks.")
     if backend not in (None, "auto", *BACKENDS):
         raise ConfigError(f"--backend is '{backend}'; it must be auto, {' or '.join(BACKENDS)}.")
-    common: dict[str, Any] = {"workers": workers, "task": task or 0, "tasks": tasks}
+    common: dict[str, Any] = {"workers": workers, "task": task, "tasks": tasks}
     common |= {} if backend is None else {"backend": backend}
     given = {name: value for name, value in options.items() if value is not None}
     if not inputs[0].endswith((".yaml", ".yml")):
@@ -146,10 +150,10 @@ def _tell(request: BuildRequest, result: BuildResult, seconds: float, as_json: b
     from data_prep.tokenizing.tokenizer import smaller_than_wanted
 
     out, manifest, read = request.out, result.manifest, result.counts
-    value: dict[str, Any] = {"units": result.units, "units_kept": result.units_kept, "seconds": round(seconds, 3)}
     if manifest is None:
-        emit(as_json, value | {"dataset": str(out), "unfinished": result.unfinished}, lambda: print(result.unfinished))
+        emit_unfinished(as_json, out, result)
         return
+    value: dict[str, Any] = {"units": result.units, "units_kept": result.units_kept, "seconds": round(seconds, 3)}
     wanted = None if request.tokenizer is not None else request.vocab_size
     too_small = "" if wanted is None else smaller_than_wanted(manifest.vocab_size, wanted)
 
@@ -207,68 +211,3 @@ def _print_dropped(report: CleanReport) -> None:
     share = 100 * dropped / max(report.documents, 1)
     print(f"Filters and duplicates dropped {dropped:,} of {report.documents:,} documents ({share:.2f} %):")
     print_table("", ["source", "documents", "kept", *reasons], rows)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Progress
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[Progress], None]]:
-    """A bar on a terminal, a line every ten seconds elsewhere; both on stderr."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-        from rich.progress import Progress as Bar
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(10),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[state]}"),
-        )
-        with Bar(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("Preparing", total=None, state="")
-
-            def update(progress: Progress) -> None:
-                bar.update(
-                    task,
-                    description=progress.what,
-                    completed=progress.bytes,
-                    total=progress.total_bytes,
-                    state=describe(progress),
-                )
-
-            yield update
-        return
-    last = time.monotonic()
-
-    def line(progress: Progress) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _PLAIN_SECONDS:
-            last = time.monotonic()
-            share = 100 * progress.bytes / max(progress.total_bytes, 1)
-            say(f"{progress.what}: {share:.0f} %, {describe(progress)}")
-
-    yield line
-
-
-def describe(progress: Progress) -> str:
-    """`units 12/64, 3 running, 34.1 MB/s, 8.20 Mtok/s, 2 min left`; the latter once there is a rate to speak of."""
-    rate = progress.bytes / progress.seconds
-    parts = [f"units {progress.done}/{progress.units}", f"{len(progress.running)} running"]
-    if progress.failed:
-        parts.append(f"{progress.failed} failed")
-    parts.append(f"{rate / 1e6:.1f} MB/s")
-    if progress.tokens:
-        parts.append(f"{progress.tokens / progress.seconds / 1e6:.2f} Mtok/s")
-    if progress.seconds >= _RATE_SECONDS and progress.bytes >= _RATE_BYTES:
-        parts.append(f"{_duration((progress.total_bytes - progress.bytes) / rate)} left")
-    return ", ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.0f} h"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,15 +14,22 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from data_prep.building.builder import Built
+    from data_prep.building.workers import Progress as UnitProgress
     from rxt_dist.config.run import DataConfig
     from rxt_dist.data.format import DatasetManifest
 
 _PLAIN_SECONDS = 10.0
+# Processes that start, and the first text that loads a tokenizer, say nothing of the time that is left.
+_RATE_SECONDS, _RATE_BYTES = 10.0, 1_000_000
 _PLAIN_WIDTH = 200
 _NAME_WIDTH = 12
 INPUTS = typer.Argument(..., help="Files or folders: .txt, .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .arrow.")
 DATASET = typer.Argument(..., help="A folder made by `rxt-dist data build`.")
 JSON = typer.Option(False, "--json", help="Print exactly one JSON object on stdout.")
+WORKERS = typer.Option(os.cpu_count() or 1, help="Processes; changes the speed, never the result.")
+TASK = typer.Option(None, help="Of an array of jobs, the number of this one, from 0.")
+TASKS = typer.Option(None, help="How many jobs the array has; may differ from run to run.")
 
 Progress = Callable[[int, int], None]
 
@@ -31,6 +39,12 @@ def emit(as_json: bool, value: dict[str, Any], show: Callable[[], None]) -> None
         print(json.dumps(value, ensure_ascii=False))
     else:
         show()
+
+
+def emit_unfinished(as_json: bool, out: Path, result: Built) -> None:
+    """What a task of an array has to say that leaves units to others."""
+    value = {"dataset": str(out), "units": result.units, "units_kept": result.units_kept}
+    emit(as_json, value | {"unfinished": result.unfinished}, lambda: print(result.unfinished))
 
 
 def say(line: str) -> None:
@@ -72,6 +86,65 @@ def progress_bytes(what: str) -> Iterator[Progress]:
             say(f"{what}: {done / 1e6:.1f} of {total / 1e6:.1f} MB ({100 * done / max(total, 1):.0f} %)")
 
     yield line
+
+
+@contextmanager
+def progress_units() -> Iterator[Callable[[UnitProgress], None]]:
+    """As `progress_bytes`, of the passes of a build over its units."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(10),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[state]}"),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("Preparing", total=None, state="")
+
+            def update(progress: UnitProgress) -> None:
+                bar.update(
+                    task,
+                    description=progress.what,
+                    completed=progress.bytes,
+                    total=progress.total_bytes,
+                    state=describe(progress),
+                )
+
+            yield update
+        return
+    last = time.monotonic()
+
+    def line(progress: UnitProgress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _PLAIN_SECONDS:
+            last = time.monotonic()
+            share = 100 * progress.bytes / max(progress.total_bytes, 1)
+            say(f"{progress.what}: {share:.0f} %, {describe(progress)}")
+
+    yield line
+
+
+def describe(progress: UnitProgress) -> str:
+    """`units 12/64, 3 running, 34.1 MB/s, 8.20 Mtok/s, 2 min left`; the latter once there is a rate to speak of."""
+    rate = progress.bytes / progress.seconds
+    parts = [f"units {progress.done}/{progress.units}", f"{len(progress.running)} running"]
+    if progress.failed:
+        parts.append(f"{progress.failed} failed")
+    parts.append(f"{rate / 1e6:.1f} MB/s")
+    if progress.tokens:
+        parts.append(f"{progress.tokens / progress.seconds / 1e6:.2f} Mtok/s")
+    if progress.seconds >= _RATE_SECONDS and progress.bytes >= _RATE_BYTES:
+        parts.append(f"{_duration((progress.total_bytes - progress.bytes) / rate)} left")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.0f} h"
 
 
 def summary(dataset: Path, manifest: DatasetManifest) -> dict[str, Any]:

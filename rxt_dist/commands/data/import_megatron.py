@@ -6,7 +6,18 @@ from pathlib import Path
 
 import typer
 
-from rxt_dist.commands.data.common import JSON, emit, print_summary, progress_bytes, say, summary
+from rxt_dist.commands.data.common import (
+    JSON,
+    TASK,
+    TASKS,
+    WORKERS,
+    emit,
+    emit_unfinished,
+    print_summary,
+    progress_units,
+    say,
+    summary,
+)
 
 
 def import_megatron(
@@ -22,6 +33,9 @@ def import_megatron(
     ),
     eod: int | None = typer.Option(None, help="Id that ends documents and is taken off; default: that of [EOS]."),
     eval_fraction: float = typer.Option(0.02, help="Share of the documents held out, chosen by hash of their ids."),
+    workers: int = WORKERS,
+    task: int | None = TASK,
+    tasks: int | None = TASKS,
     as_json: bool = JSON,
 ) -> None:
     """Turn a corpus that Megatron's tools tokenised into shards, without tokenising it again.
@@ -30,6 +44,9 @@ def import_megatron(
     data/corpus`. A [BOS] that begins a document and an [EOS] that ends it are taken off, and put back by packing; to
     take off another end of document, name it with `--eod`. What `export-megatron` wrote keeps its source and language,
     which PREFIX.rxt.json states.
+
+    Workers share the corpus in parts of 256 MiB. As a job array, on nodes that share the folder: add `--task
+    $SLURM_ARRAY_TASK_ID --tasks 64`; the task that ends last finishes the dataset.
     """
     from dataclasses import asdict
 
@@ -48,10 +65,17 @@ def import_megatron(
         source=naming.source,
         eod=eod,
         eval_fraction=eval_fraction,
+        workers=workers,
+        task=task,
+        tasks=tasks,
     )
-    with progress_bytes("Importing") as progress:
-        result = import_megatron(request, progress)
-    value = summary(out, result.manifest) | {
+    with progress_units() as progress:
+        result = import_megatron(request, say, progress)
+    manifest = result.manifest
+    if manifest is None:
+        emit_unfinished(as_json, out, result)
+        return
+    value = summary(out, manifest) | {
         "read": asdict(result.counts),
         "naming": naming.said,
         "units": result.units,
@@ -59,7 +83,7 @@ def import_megatron(
     }
 
     def show() -> None:
-        print_summary(out, result.manifest)
+        print_summary(out, manifest)
         read = result.counts
         print(
             f"Took over {read.documents:,} documents, skipped {read.empty:,} empty; took off {read.bos:,} [BOS] and "

@@ -96,7 +96,7 @@ def _sources(data: DataConfig) -> tuple[Sequence[SourceInfo], int, str]:
     if (data.path / DATASET_FILE).is_file() or data.build is None:
         manifest = load_manifest(data.path)
         return manifest.sources, manifest.seq_len, f"the dataset {data.path}"
-    from data_prep.building.cost import Assumptions, default_rate, estimate
+    from data_prep.documents.cost import Assumptions, default_rate, estimate
 
     cost = estimate(data, Assumptions(default_rate(data.build.backend)))
     assert data.seq_len is not None, "estimate refuses a data file without it"

@@ -12,7 +12,7 @@ from rxt_dist.commands.data.common import JSON, emit, print_table, warn_of_phase
 from rxt_dist.errors import ConfigError
 
 if TYPE_CHECKING:
-    from data_prep.building.cost import Assumptions, BuildCost, SourceCost
+    from data_prep.documents.cost import Assumptions, BuildCost, SourceCost
     from rxt_dist.config.run import DataConfig
 
 
@@ -38,8 +38,8 @@ def plan(
     where they are there, and else the published ones that the data file gives. The last line is the command that
     builds it as a job array.
     """
-    from data_prep.building.cost import BYTES_PER_TOKEN, Assumptions, default_rate, estimate
-    from data_prep.building.cost import measure as try_build
+    from data_prep.documents.cost import BYTES_PER_TOKEN, Assumptions, default_rate, estimate
+    from data_prep.documents.cost import measure as try_build
     from rxt_dist.config.load import load_data
 
     data = load_data(file, overrides or [])

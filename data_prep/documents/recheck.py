@@ -6,24 +6,24 @@ one dataset would come from different texts, and nobody could build it again.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
 
-from data_prep.building.inputs import files_of, is_as_recorded, keep_record, require_planned, require_unchanged
-from data_prep.building.unit import hash_text, unit_path
+from data_prep.building.folder import read_stored, unit_path
 from data_prep.building.workers import Progress, Report, Show, run_units
 from data_prep.corpora import ReadCounts, read_unit
-from data_prep.units import Plan, Unit
+from data_prep.documents.inputs import files_of, is_as_recorded, keep_record, require_planned, require_unchanged
+from data_prep.documents.unit import hash_text
+from data_prep.units import Unit
 from rxt_dist.data.format import DATASET_FILE
 from rxt_dist.errors import DataError
 
 
 @dataclass(frozen=True)
-class RecheckJob:
+class RecheckPass:
     """Compares the texts of units with those that they were built from; travels to worker processes."""
 
     out: Path
@@ -44,7 +44,7 @@ class RecheckJob:
             size += text_bytes
             report(size, 0)
         require_unchanged(unit, before)
-        content = json.loads(unit_path(self.out, unit).read_text(encoding="utf-8"))
+        content = read_stored(unit_path(self.out, unit.name))
         if content["documents_blake3"] != digest.hexdigest():
             names = ", ".join(item.path for item in files_of(unit)[:5])
             raise DataError(
@@ -55,7 +55,7 @@ class RecheckJob:
         keep_record(self.out, unit, before)
 
 
-def require_same_texts(out: Path, plan: Plan, workers: int, say: Callable[[str], None], show: Show) -> None:
+def require_same_texts(out: Path, units: Sequence[Unit], workers: int, say: Callable[[str], None], show: Show) -> None:
     """Before a dataset is finished: all of its units were built from the files as they are now.
 
     Costs a look at each file, and reading the units again of which a file was copied, touched or edited since.
@@ -65,9 +65,9 @@ def require_same_texts(out: Path, plan: Plan, workers: int, say: Callable[[str],
     """
     if (out / DATASET_FILE).is_file():  # it was finished before, and only the same rows take its place
         return
-    job = RecheckJob(out)
-    changed = [unit for unit in plan.units if not job.is_done(unit)]
+    recheck = RecheckPass(out)
+    changed = [unit for unit in units if not recheck.is_done(unit)]
     if changed:
         say(f"The inputs of {len(changed)} finished units may have changed since they were built: reading them again")
         progress = Progress("Comparing", len(changed), sum(unit.text_bytes for unit in changed))
-        run_units(job, changed, workers, progress, show, patient=True)
+        run_units(recheck, changed, workers, progress, show, patient=True)

@@ -1,50 +1,42 @@
-"""Builds one unit: documents -> (cleaned) -> ids -> packed rows -> shards, and then the unit's manifest.
+"""Builds one unit of documents: texts -> (cleaned) -> ids -> packed rows -> shards.
 
-The manifest `units/<unit>.json` is the commit: a shard that no manifest names does not exist. What a unit gives is a
-function of its documents, the tokenizer and the settings; who builds it, how often and with which backend is not seen
-in its shards.
+What a unit gives is a function of its documents, the tokenizer and the settings; who builds it, how often and with
+which backend is not seen in its shards.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
+from data_prep.building.builder import UnitWork
 from data_prep.building.encode import open_backend
-from data_prep.building.inputs import keep_record, require_planned, require_unchanged
 from data_prep.building.rowstream import HeldOut, Ids, RowStream
+from data_prep.building.workers import Report
 from data_prep.corpora import ReadCounts, read_unit
+from data_prep.documents.inputs import keep_record, require_planned, require_unchanged
 from data_prep.units import Unit
 from rxt_dist.config.clean import CleanConfig
 from rxt_dist.data.format import (
     SPECIAL_TOKENS,
     SPLITS,
     TOKENIZER_FILE,
-    ShardSpec,
     ShardWriter,
     SourceInfo,
     Totals,
-    sums_file,
 )
-from rxt_dist.files import write_json_atomic
 
 if TYPE_CHECKING:
-    from data_prep.building.workers import Report
     from data_prep.cleaning.clean import Cleaner
-
-UNITS_FOLDER = "units"
 
 _GROUP_CHARACTERS = 1 << 20  # texts that are encoded together
 _HASH_CHARACTERS = 1 << 20
-_ROW_SUM_BYTES = 8
 
 # All start with one character, which the regular expression engine then looks for at the speed of memchr.
 _CONTROL_LITERAL = re.compile(r"\[(?:" + "|".join(re.escape(token[1:]) for token in SPECIAL_TOKENS) + ")")
@@ -85,43 +77,34 @@ class _SourceBuilder:
 
 
 @dataclass(frozen=True)
-class UnitJob:
-    """What building a unit needs to know, apart from the unit; it travels to worker processes.
+class DocumentWork(UnitWork):
+    """Builds units of documents. `clean` None leaves them as they are; `threads` lets the tokenizer use all cores."""
 
-    `clean` None leaves the documents as they are; `threads` lets the tokenizer use all cores.
-    """
-
-    out: Path
-    spec: ShardSpec
     eval_fraction: float
     backend: str
     clean: CleanConfig | None = None
     threads: bool = False
 
-    def is_done(self, unit: Unit) -> bool:
-        """Whether the unit is committed."""
-        return finished_unit(self.out, unit, self.spec.spec_hash) is not None
-
-    def open(self) -> UnitBuilder:
+    def builder(self) -> UnitBuilder:
         """Load the tokenizer."""
         return UnitBuilder(self)
 
 
 class UnitBuilder:
-    """Builds and commits units; one in each process."""
+    """Builds units; one in each process."""
 
-    def __init__(self, job: UnitJob) -> None:
-        self._job = job
-        self._backend = open_backend(job.backend, job.out / TOKENIZER_FILE, job.threads)
+    def __init__(self, work: DocumentWork) -> None:
+        self._of = work
+        self._backend = open_backend(work.backend, work.out / TOKENIZER_FILE, work.threads)
 
-    def __call__(self, unit: Unit, report: Report) -> None:
-        """Write the unit's shards, then its manifest. `report` is told (bytes of text passed, tokens made) so far.
+    def __call__(self, unit: Unit, report: Report) -> dict[str, Any]:
+        """Write the unit's shards; what its manifest says. `report` is told (bytes of text passed, tokens made) so far.
 
         Raises:
             DataError: an input cannot be read, is not the one that was planned, or was changed meanwhile.
         """
         before = require_planned(unit)
-        cleaner = _cleaner(self._job.clean)
+        cleaner = _cleaner(self._of.clean)
         sources: dict[str, _SourceBuilder] = {}
         counts, digest = ReadCounts(), blake3()
         text_bytes = tokens = 0
@@ -139,9 +122,8 @@ class UnitBuilder:
         finished = [sources[name].finish(name) for name in sorted(sources)]
         totals = sum((source.train.totals + source.eval.totals for source in finished), Totals())
         shards = [shard for source in finished for split in SPLITS for shard in source.split(split).shards]
-        content = {
+        content: dict[str, Any] = {
             "unit": unit.name,
-            "spec_hash": self._job.spec.spec_hash,
             "backend": self._backend.name,
             "documents_blake3": digest.hexdigest(),
             "counts": asdict(counts),
@@ -152,14 +134,14 @@ class UnitBuilder:
         if cleaner is not None:
             content["clean"] = cleaner.report.to_dict()
         require_unchanged(unit, before)
-        keep_record(self._job.out, unit, before)
-        write_json_atomic(unit_path(self._job.out, unit), content)
+        keep_record(self._of.out, unit, before)
+        return content
 
     def _items(
         self, unit: Unit, counts: ReadCounts, cleaner: Cleaner | None, digest: blake3
     ) -> Iterator[tuple[_Item, str]]:
         """The documents that are kept, and their texts. `digest` takes in the hash of every document read, in order."""
-        dropped = _dropped(self._job, unit)
+        dropped = _dropped(self._of, unit)
         for ordinal, document in enumerate(read_unit(unit, counts)):
             kept, (hashed, text_bytes) = document, hash_text(document.text)
             digest.update(hashed)
@@ -174,12 +156,12 @@ class UnitBuilder:
             yield _Item(ordinal, kept.source, kept.language, text_bytes, literals, rank), kept.text
 
     def _source(self, unit: Unit, first: _Item) -> _SourceBuilder:
-        job = self._job
+        out, spec = self._of.out, self._of.spec
         streams = {
-            split: RowStream(ShardWriter(job.out, f"{first.source}/{split}", unit.name, job.spec), job.spec.seq_len)
+            split: RowStream(ShardWriter(out, f"{first.source}/{split}", unit.name, spec), spec.seq_len)
             for split in SPLITS
         }
-        return _SourceBuilder(first.language, streams, job.eval_fraction)
+        return _SourceBuilder(first.language, streams, self._of.eval_fraction)
 
 
 def _cleaner(config: CleanConfig | None) -> Cleaner | None:
@@ -190,13 +172,13 @@ def _cleaner(config: CleanConfig | None) -> Cleaner | None:
     return Cleaner(config)
 
 
-def _dropped(job: UnitJob, unit: Unit) -> dict[int, str]:
+def _dropped(work: DocumentWork, unit: Unit) -> dict[int, str]:
     """Ordinals of the duplicates in a unit, with the reason."""
-    if job.clean is None:
+    if work.clean is None:
         return {}
     from data_prep.cleaning.deduplicate import dropped_documents
 
-    return dropped_documents(job.out, unit, job.clean)
+    return dropped_documents(work.out, unit, work.clean)
 
 
 def hash_text(text: str) -> tuple[bytes, int]:
@@ -226,35 +208,3 @@ def _groups(documents: Iterator[tuple[_Item, str]]) -> Iterator[tuple[list[_Item
         size += len(text)
     if items:
         yield items, texts
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What a unit leaves in the folder
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def unit_path(out: Path, unit: Unit) -> Path:
-    """The unit's manifest."""
-    return out / UNITS_FOLDER / f"{unit.name}.json"
-
-
-def finished_unit(out: Path, unit: Unit, spec_hash: str) -> dict[str, Any] | None:
-    """The unit's manifest if it is committed and its shards still have their sizes; None means: build it."""
-    try:
-        content: dict[str, Any] = json.loads(unit_path(out, unit).read_text(encoding="utf-8"))
-        shards = [shard for s in content["sources"] for split in SPLITS for shard in s[split]["shards"]]
-        sound = all(
-            (out / shard["file"]).stat().st_size == shard["bytes"]
-            and (out / sums_file(shard["file"])).stat().st_size == shard["rows"] * _ROW_SUM_BYTES
-            for shard in shards
-        )
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-    return content if sound and content.get("spec_hash") == spec_hash else None
-
-
-def remove_leftovers(out: Path, unit: Unit) -> None:
-    """Delete temporary files of a unit that nobody is building (the caller holds its lock)."""
-    for pattern in (f"*/*/.{unit.name}-*.tmp.*", f"*/.{unit.name}.*.tmp.*", f"*/..{unit.name}.*.tmp.*"):
-        for leftover in out.glob(pattern):
-            leftover.unlink(missing_ok=True)

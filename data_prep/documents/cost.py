@@ -20,10 +20,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.building.build import units_of_task
+from data_prep.building.builder import task_of
 from data_prep.building.encode import choose_backend
-from data_prep.building.unit import UNITS_FOLDER, UnitJob, finished_unit
+from data_prep.building.folder import UNITS_FOLDER, finished_unit
 from data_prep.corpora import Document, ReadCounts, find_files, read_unit
+from data_prep.documents.unit import DocumentWork
 from data_prep.tokenizing.tokenizer import load_tokenizer
 from data_prep.units import Plan, Unit, make_plan, unit_bytes
 from rxt_dist.config.clean import CleanConfig
@@ -144,7 +145,7 @@ def estimate(data: DataConfig, assumptions: Assumptions, tasks: int = 1) -> Buil
     for source in sources[1:]:
         total += source
     units = [Unit(f"u{index:05d}", (), 0) for index in range(total.units)]
-    largest = max(len(units_of_task(units, task, tasks)) for task in range(tasks))
+    largest = max(Counter(task_of(unit, tasks) for unit in units).values(), default=0)
     return BuildCost(sources, total, tasks, largest, tuple(_notes(sizes)))
 
 
@@ -296,11 +297,11 @@ def measure(inputs: Sequence[Path], data: DataConfig) -> Trial:
         fingerprint = tokenizer_fingerprint(build.tokenizer.read_text(encoding="utf-8"))
         spec = ShardSpec(seq_len, vocabulary, fingerprint, PACKING_VERSION, spec_hash="trial")
         clean = build.clean.model_copy(update={"exact_duplicates": False, "near_duplicates": None})
-        job = UnitJob(out, spec, build.eval_fraction, backend, None if clean == CleanConfig() else clean)
-        builder = job.open()
+        work = DocumentWork(out, spec, build.eval_fraction, backend, None if clean == CleanConfig() else clean)
+        builder = work.open()
         started = time.process_time()
         builder(unit, lambda text_bytes, tokens: None)
-        return _trial(job, unit, time.process_time() - started)
+        return _trial(work, unit, time.process_time() - started)
 
 
 def _first_documents(plan: Plan) -> Iterator[Document]:
@@ -313,9 +314,9 @@ def _first_documents(plan: Plan) -> Iterator[Document]:
                 return
 
 
-def _trial(job: UnitJob, unit: Unit, seconds: float) -> Trial:
+def _trial(work: DocumentWork, unit: Unit, seconds: float) -> Trial:
     """The figures of a trial, from the manifest of its unit."""
-    content = finished_unit(job.out, unit, job.spec.spec_hash)
+    content = finished_unit(work.out, unit.name, work.spec.spec_hash)
     assert content is not None, "the unit was just built"
     languages: dict[str, Totals] = {}
     for source in (SourceInfo.from_dict(value) for value in content["sources"]):
@@ -325,4 +326,4 @@ def _trial(job: UnitJob, unit: Unit, seconds: float) -> Trial:
         language: totals.text_bytes / max(totals.tokens - 2 * totals.documents, 1)
         for language, totals in languages.items()
     }
-    return Trial(job.backend, total.text_bytes, total.tokens, seconds, per_token)
+    return Trial(work.backend, total.text_bytes, total.tokens, seconds, per_token)
