@@ -1,7 +1,8 @@
-"""Megatron's `.bin/.idx`, opened through megatron-core's own IndexedDataset.
+"""Megatron's `.bin/.idx`, read as megatron-core's own IndexedDataset lays them out.
 
-It trusts its files: a `.bin` that is cut off, or belongs to another `.idx`, gives wrong ids or an error hours later. So
-headers, sizes and offsets are checked before anything is read.
+Without that library: it imports torch, which each worker process would wait and have memory for. And it trusts its
+files: a `.bin` that is cut off, or belongs to another `.idx`, gives wrong ids or an error hours later. Here headers,
+sizes and offsets are checked before anything is read.
 """
 
 from __future__ import annotations
@@ -38,55 +39,64 @@ class MegatronCorpus:
         for path in (self.bin, self.idx):
             if not path.is_file():
                 raise DataError(f"{path} does not exist; a Megatron corpus is a .bin and an .idx of the same name.")
-        _check_header(self.idx)
+        self._type, sequences, bounds = _checked_header(self.idx)
         if not self.bin.stat().st_size:
             raise DataError(f"{self.bin} holds no tokens. Tokenise the corpus again.")
-        self._dataset = library().IndexedDataset(str(self.prefix))
-        self.item_bytes = int(np.dtype(self._dataset.index.dtype).itemsize)
+        index, at = np.memmap(self.idx, dtype=np.uint8, mode="r"), _HEADER.size
+        self._lengths = np.frombuffer(index, "<i4", sequences, at)
+        self._pointers = np.frombuffer(index, "<i8", sequences, at + 4 * sequences)
+        self._bounds = np.frombuffer(index, "<i8", bounds, at + 12 * sequences)
         self._check_offsets()
 
     @property
+    def item_bytes(self) -> int:
+        return self._type.itemsize
+
+    @property
     def documents(self) -> int:
-        return len(self._dataset.document_indices) - 1
+        return len(self._bounds) - 1
 
     @property
     def sequences(self) -> int:
-        return len(self._dataset)
+        return len(self._lengths)
 
     def sequence(self, index: int) -> npt.NDArray[np.integer]:
         """The ids of one sequence; a document is one or more of them."""
-        ids: npt.NDArray[np.integer] = self._dataset[index]
-        return ids
+        return self._ids(int(self._pointers[index]), int(self._lengths[index]))
+
+    def _ids(self, offset: int, count: int) -> npt.NDArray[np.integer]:
+        found: npt.NDArray[np.integer] = np.fromfile(self.bin, dtype=self._type, count=count, offset=offset)
+        if len(found) != count:
+            raise DataError(f"{self.bin} ends too early: it was cut off while it was read. Copy or make it again.")
+        return found
 
     def ranges(self, size: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
         """Consecutive ranges of documents that cover [start, stop), each of at least `size` bytes but the last."""
-        bounds, stop = self._dataset.document_indices, self.documents if stop is None else stop
+        stop = self.documents if stop is None else stop
         while start < stop:
             reached = self.byte_of(start) + size
-            sequence = int(np.searchsorted(self._dataset.index.sequence_pointers, reached))
-            end = int(np.searchsorted(bounds, sequence))
+            sequence = int(np.searchsorted(self._pointers, reached))
+            end = int(np.searchsorted(self._bounds, sequence))
             end = min(max(end, start + 1), stop)
             yield start, end
             start = end
 
     def byte_of(self, document: int) -> int:
         """Where a document begins in the .bin."""
-        sequence = int(self._dataset.document_indices[document])
+        sequence = int(self._bounds[document])
         at_end = sequence == self.sequences
-        return self.bin.stat().st_size if at_end else int(self._dataset.index.sequence_pointers[sequence])
+        return self.bin.stat().st_size if at_end else int(self._pointers[sequence])
 
     def read(self, start: int, stop: int) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.int64]]:
         """The ids of documents [start, stop), one after another, and the length of each."""
-        bounds = self._dataset.document_indices[start : stop + 1]
+        bounds = self._bounds[start : stop + 1]
         first, last = int(bounds[0]), int(bounds[-1])
-        ends = np.concatenate(([0], np.cumsum(self._dataset.sequence_lengths[first:last], dtype=np.int64)))
-        lengths = np.diff(ends[bounds - first])
-        sequences = self._dataset[first:last] if last > first else []
-        ids = np.concatenate(sequences) if sequences else np.empty(0, dtype=self._dataset.index.dtype)
-        return ids, lengths
+        ends = np.concatenate(([0], np.cumsum(self._lengths[first:last], dtype=np.int64)))
+        # Sequences follow each other in the .bin.
+        return self._ids(self.byte_of(start), int(ends[-1])), np.diff(ends[bounds - first])
 
     def _check_offsets(self) -> None:
-        lengths, pointers = self._dataset.sequence_lengths, self._dataset.index.sequence_pointers
+        lengths, pointers = self._lengths, self._pointers
         expected = 0
         for start in range(0, len(lengths), _SCAN):
             ends = expected + np.cumsum(lengths[start : start + _SCAN], dtype=np.int64) * self.item_bytes
@@ -102,7 +112,7 @@ class MegatronCorpus:
                 f"{self.bin} has {size:,} bytes, but {self.idx.name} describes {expected:,} ({self.item_bytes} bytes "
                 f"an id): the .bin is cut off, or belongs to another .idx. Copy or make both files again."
             )
-        bounds = self._dataset.document_indices
+        bounds = self._bounds
         if bounds[0] != 0 or bool((bounds[1:] < bounds[:-1]).any()):
             raise DataError(f"{self.idx} has documents that do not follow each other: it is damaged.")
 
@@ -126,7 +136,8 @@ def library() -> Any:
     return indexed_dataset
 
 
-def _check_header(path: Path) -> None:
+def _checked_header(path: Path) -> tuple[np.dtype[Any], int, int]:
+    """Type of the ids, number of sequences, and of bounds of documents."""
     with open(path, "rb") as file:
         start = file.read(_HEADER.size)
         file.seek(max(file.seek(0, os.SEEK_END) - 8, 0))
@@ -150,9 +161,9 @@ def _check_header(path: Path) -> None:
             f"{path} has {size:,} bytes, but its header ({sequences:,} sequences) means {expected:,}: it is cut off or "
             f"damaged. Copy or make it again."
         )
-    # The library says of this no more than AssertionError.
     if last_bound != sequences:
         raise DataError(
             f"{path} ends its documents at sequence {last_bound}, but has {sequences} sequences: it is damaged. Copy "
             f"or make it again."
         )
+    return np.dtype(kind).newbyteorder("<"), sequences, bounds

@@ -1,7 +1,4 @@
-"""Datasets of every kind come out as they did before: their digests are stored, of rows and of all small files.
-
-Who changes one of these numbers says to everybody with a dataset that it cannot be built again.
-"""
+"""Datasets of every kind come out as they did before, whoever shares the work, and whatever stopped it."""
 
 from __future__ import annotations
 
@@ -10,38 +7,21 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
-import golden_inputs
+import golden_jobs
 import pytest
+from golden_jobs import DIGESTS, run
 
-from data_prep.documents.build import BuildRequest, build_dataset
-from data_prep.interactions import build as interactions
-from data_prep.megatron import importing
-from data_prep.shards.repack import RepackRequest, repack
-from rxt_dist.config.clean import CleanConfig, NearDuplicateConfig
-from rxt_dist.config.corpus import BuildConfig, SourceConfig
 from rxt_dist.data.verify import verify_full
+from rxt_dist.errors import ConfigError, DataError, DiskError
 
-# Of each dataset the root digest, and that of its other files; the beginnings of both.
-GOLDEN = {
-    "documents": ("bb8ddb4c1f4b6a84", "6b4d5141adb76188"),
-    "cleaned": ("50731872ee772e93", "c70742d2c02be6f3"),
-    "single": ("49a3ca8965e90cf6", "57e471d0d37ec824"),
-    "alpha": ("5f12eede08c9e685", "2627b1d598174cee"),
-    "dialogues": ("7fda41ac27ad72c6", "22cfc06430dd1a32"),
-    "several turns": ("3b254aeb3ffb61be", "87954e0145cfb183"),
-    "repacked": ("90be6d9daf7077fe", "ec140ac0d620a123"),
-    "imported": ("3eedf42694d73445", "a8bf528fad3eedc9"),
-}
+KINDS = [name for name in DIGESTS if name != "cleaned" or find_spec("rensa")]  # which near-duplicates need
+JOBS = ["documents", "single", "dialogues", "repacked", "imported"]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the inputs and the datasets of documents, which others are made from."""
     root = tmp_path_factory.mktemp("golden")
-    (root / "tokenizer.json").write_text(golden_inputs.tokenizer_json(), encoding="utf-8")
-    golden_inputs.write_texts(root / "texts")
-    golden_inputs.write_chats(root / "chats")
-    golden_inputs.write_megatron(root / "corpus")
+    golden_jobs.write_inputs(root)
     return root
 
 
@@ -59,68 +39,67 @@ def digests(root: Path) -> tuple[str, str]:
     return manifest["root_digest"][:16], hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def build_documents(place: Path, out: str, config: BuildConfig, **options: object) -> Path:
-    inputs = () if config.sources else (place / "texts",)
-    fields = {"seq_len": 64, "eval_fraction": 0.1, "workers": 1, "backend": "tokenizers"} | options
-    build_dataset(BuildRequest(inputs, place / out, place / "tokenizer.json", config=config, **fields))
-    return place / out
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dataset_is_what_it_has_always_been(place: Path, tmp_path: Path, kind: str) -> None:
+    result = run(kind, place, tmp_path / "out")
+    assert (result.units >= 3, result.units_kept) == (True, 0)
+    assert digests(tmp_path / "out") == DIGESTS[kind]
+    again = run(kind, place, tmp_path / "out")
+    assert (again.units_kept, again.manifest) == (result.units, result.manifest)
+    if kind == "cleaned":
+        dropped = json.loads((tmp_path / "out/clean.json").read_text())["dropped"]
+        assert dropped.keys() == {"exact_duplicate", "near_duplicate", "too_short"}
 
 
-def test_documents_of_all_containers(place: Path) -> None:
-    root = build_documents(place, "documents", BuildConfig(), unit_bytes=12_000)
-    assert len(list((root / "units").glob("*.json"))) >= 4
-    assert digests(root) == GOLDEN["documents"]
+@pytest.mark.parametrize("kind", JOBS)
+def test_two_workers_change_nothing(place: Path, tmp_path: Path, kind: str) -> None:
+    said: list[str] = []
+    result = run(kind, place, tmp_path / "out", said.append, workers=2)
+    assert any(line.endswith(f"{result.units} of {result.units} units with 2 processes") for line in said), said
+    assert digests(tmp_path / "out") == DIGESTS[kind]
+    assert not list((tmp_path / "out/units").glob(".*"))
 
 
-def test_documents_of_sources_cleaned(place: Path) -> None:
-    if find_spec("rensa") is None:
-        pytest.skip("near-duplicates need the extra `dedup`")
-    clean = CleanConfig(min_characters=20, exact_duplicates=True, near_duplicates=NearDuplicateConfig())
-    sources = (
-        SourceConfig(name="tales", inputs=(str(place / "texts/en"),), language="en"),
-        SourceConfig(name="rest", inputs=(str(place / "texts/pl"), str(place / "texts/mixed.jsonl"))),
-    )
-    root = build_documents(place, "cleaned", BuildConfig(sources=sources, clean=clean, unit_mb=0.02), seq_len=100)
-    assert json.loads((root / "clean.json").read_text())["dropped"].keys() == {
-        "exact_duplicate",
-        "near_duplicate",
-        "too_short",
-    }
-    assert digests(root) == GOLDEN["cleaned"]
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("kind", JOBS)
+def test_two_tasks_in_either_order_and_the_last_finishes(
+    place: Path, tmp_path: Path, kind: str, order: tuple[int, int]
+) -> None:
+    out = tmp_path / "out"
+    first = run(kind, place, out, task=order[0], tasks=2)
+    assert first.manifest is None
+    assert first.unfinished.endswith(f"units are left to other tasks ({order[1]}); the last one finishes it all.")
+    assert not (out / "dataset.json").exists()
+    built = len(list((out / "units").glob("*.json")))
+    assert 0 < built < first.units
+    last = run(kind, place, out, task=order[1], tasks=2)
+    assert (last.manifest is not None, last.units_kept) == (True, built)
+    assert digests(out) == DIGESTS[kind]
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("single", {"kind": "single", "skip_other_kinds": True}),
-        ("alpha", {"kind": "single", "skip_other_kinds": True, "template": "alpha"}),
-        ("dialogues", {"kind": "dialogues"}),
-        ("several turns", {"kind": "dialogues", "skip_other_kinds": True}),
-    ],
-)
-def test_interactions(place: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, object]) -> None:
-    monkeypatch.setattr(interactions, "_UNIT_BYTES", 6_000)
-    interactions.build_interactions(
-        interactions.InteractionRequest(
-            (place / "chats",), place / name, place / "tokenizer.json", 128, eval_fraction=0.1, **options
-        )
-    )
-    assert len(list((place / name / "units").glob("*.json"))) >= 3
-    assert digests(place / name) == GOLDEN[name]
+@pytest.mark.parametrize("kind", JOBS)
+def test_all_jobs_refuse_in_the_same_words(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    from data_prep.building.folder import held
 
-
-def test_repacked_documents(place: Path) -> None:
-    first = build_documents(place, "first", BuildConfig(), unit_bytes=12_000)
-    repack(RepackRequest(first, place / "repacked", 150, workers=1))
-    assert digests(place / "repacked") == GOLDEN["repacked"]
-
-
-def test_imported_documents(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importing, "_UNIT_BYTES", 6_000)
-    importing.import_megatron(
-        importing.ImportRequest(
-            place / "corpus", place / "imported", place / "tokenizer.json", 64, "en", "web", eval_fraction=0.1
-        )
-    )
-    assert len(list((place / "imported/units").glob("*.json"))) >= 3
-    assert digests(place / "imported") == GOLDEN["imported"]
+    out = tmp_path / "out"
+    for sharing, message in (
+        ({"workers": 0}, "--workers is 0"),
+        ({"task": 2, "tasks": 2}, "--task is 2; with --tasks 2 it must be from 0 to 1"),
+        ({"tasks": 2}, "--task and --tasks go together"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(kind, place, out, **sharing)
+    assert not out.exists()
+    out.mkdir()
+    for array, sharing in ((False, {"task": 0, "tasks": 2}), (True, {})):
+        with (
+            held(out, array, lambda line: None),
+            pytest.raises(DataError, match=f"Another build is writing to {out}"),
+        ):
+            run(kind, place, out, **sharing)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("usage", (), {"free": 10}))
+    with pytest.raises(DiskError, match=r"needs about .* but only 10 bytes is free there"):
+        run(kind, place, out)
+    assert not (out / "build.json").exists()

@@ -15,6 +15,8 @@ from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, Indexe
 from tokenizers import Tokenizer
 
 from data_prep import synthetic
+from data_prep.building import builder
+from data_prep.building.workers import Progress
 from data_prep.corpora import Document
 from data_prep.megatron import importing as megatron
 from data_prep.megatron.description import name_documents, read_description
@@ -61,7 +63,7 @@ def _write(prefix: Path, documents: list[list[list[int]]], dtype: Any = np.int32
 
 
 def _request(prefix: Path, tokenizer: tuple[Tokenizer, Path], **changes: Any) -> ImportRequest:
-    values = {"seq_len": 256, "language": "en", "source": "web", "eval_fraction": 0.0} | changes
+    values = {"seq_len": 256, "language": "en", "source": "web", "eval_fraction": 0.0, "workers": 1} | changes
     return ImportRequest(prefix, prefix.parent / "out", tokenizer[1], **values)
 
 
@@ -159,7 +161,8 @@ def test_the_largest_id_survives_in_both_types(tmp_path: Path, monkeypatch: pyte
             return "ab"
 
     (tmp_path / "t.json").write_text('{"model": {}}')
-    monkeypatch.setattr(megatron, "load_tokenizer", lambda path: Largest())
+    for module in (megatron, builder):
+        monkeypatch.setattr(module, "load_tokenizer", lambda path: Largest())
     monkeypatch.setattr(megatron, "_check_tokenizer", lambda *_: None)
     documents = [[65_535, 40_000, 65_535], [32_768]]
     for dtype in (np.uint16, np.int32):
@@ -182,13 +185,13 @@ def test_an_interrupted_import_is_finished_with_the_same_digest(
     request = _request(prefix, tokenizer, eval_fraction=0.1)
     whole = import_megatron(request)
 
-    def stop(done: int, total: int) -> None:
-        if done > total / 2:
+    def stop(now: Progress) -> None:
+        if now.bytes > now.total_bytes / 2:
             raise KeyboardInterrupt
 
     again = ImportRequest(**(vars(request) | {"out": tmp_path / "again"}))
     with pytest.raises(KeyboardInterrupt):
-        import_megatron(again, stop)
+        import_megatron(again, show=stop)
     assert not (tmp_path / "again/dataset.json").exists()
     resumed = import_megatron(again)
     assert 0 < resumed.units_kept < resumed.units
