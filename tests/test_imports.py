@@ -36,13 +36,15 @@ EXCEPTIONS = {("stages", "rxt_dist.engine.interface")}
 DATA_PREP_MAY = (
     "rxt_dist.config",
     "rxt_dist.data.dialogues",
-    "rxt_dist.data.format",
     "rxt_dist.data.inputs",
     "rxt_dist.data.interactions",
+    "rxt_dist.data.manifest",
     "rxt_dist.data.origin",
     "rxt_dist.data.packing",
+    "rxt_dist.data.rows",
     "rxt_dist.data.spare",
     "rxt_dist.data.verify",
+    "rxt_dist.data.writer",
     "rxt_dist.errors",
     "rxt_dist.files",
 )

@@ -11,8 +11,8 @@ import torch
 from rxt_dist.config.load import load_model
 from rxt_dist.config.model import ModelConfig
 from rxt_dist.config.run import OptimizerConfig, ParallelConfig, RunConfig, StageConfig, TrainConfig
-from rxt_dist.data.format import SPECIAL_COUNT
 from rxt_dist.data.loader import Batch, host_batch
+from rxt_dist.data.rows import SPECIAL_COUNT
 from rxt_dist.model.init import initialise
 from rxt_dist.model.reactive import ReactiveTransformer
 from rxt_dist.stages.joint import JointStage

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.building.locks import Lock, locked
-from rxt_dist.data.format import SPLITS, TOKENIZER_FILE, digest_json, sums_file
+from rxt_dist.data.manifest import SPLITS, TOKENIZER_FILE, digest_json, sums_file
 from rxt_dist.errors import DataError
 from rxt_dist.files import require_folder, write_atomic, write_json_atomic
 

@@ -24,16 +24,9 @@ from data_prep.building.rowstream import HeldOut, Ids, RowStream
 from data_prep.corpora import ReadCounts, read_unit
 from data_prep.units import Unit
 from rxt_dist.config.clean import CleanConfig
-from rxt_dist.data.format import (
-    SPECIAL_TOKENS,
-    SPLITS,
-    TOKENIZER_FILE,
-    ShardSpec,
-    ShardWriter,
-    SourceInfo,
-    Totals,
-    sums_file,
-)
+from rxt_dist.data.manifest import SPLITS, TOKENIZER_FILE, SourceInfo, Totals, sums_file
+from rxt_dist.data.rows import SPECIAL_TOKENS
+from rxt_dist.data.writer import ShardSpec, ShardWriter
 from rxt_dist.files import write_json_atomic
 
 if TYPE_CHECKING:

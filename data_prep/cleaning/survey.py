@@ -36,7 +36,7 @@ from data_prep.cleaning.words import Hashes, hash_runs, hash_words
 from data_prep.corpora import Document, ReadCounts, read_unit
 from data_prep.units import Unit
 from rxt_dist.config.clean import CleanConfig, NearDuplicateConfig
-from rxt_dist.data.format import digest_json
+from rxt_dist.data.manifest import digest_json
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import fsync_dir, temporary_path
 

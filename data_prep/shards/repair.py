@@ -23,21 +23,21 @@ from data_prep.shards.rows import read_unchecked, unit_name
 from data_prep.shards.trace import build_settings, clean_settings, input_problem, read_json, stored_plan, stored_unit
 from data_prep.units import Unit, reading_problem
 from rxt_dist.data.dialogues import AnyManifest, DialogueManifest, load_any_manifest
-from rxt_dist.data.format import (
+from rxt_dist.data.manifest import (
     DATASET_FILE,
     TOKENIZER_FILE,
     DatasetManifest,
     ShardInfo,
-    ShardSpec,
     blake3_file,
     digest_json,
     load_manifest,
-    row_sums,
     sums_file,
 )
 from rxt_dist.data.origin import maker
+from rxt_dist.data.rows import row_sums
 from rxt_dist.data.spare import SPARE_FILE, hash_bytes, is_sealed, read_spare
 from rxt_dist.data.verify import AnyShard, Finding, Report, expected_spare
+from rxt_dist.data.writer import ShardSpec
 from rxt_dist.errors import DataError, UserError
 from rxt_dist.files import fsync_dir, require_free_space, write_atomic
 

@@ -24,16 +24,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rxt_dist.data.format import (
+from rxt_dist.data.manifest import (
     BatchInfo,
     DatasetManifest,
     ShardInfo,
     SourceInfo,
     load_manifest,
     require_tokenizer,
-    row_sum,
     sums_file,
 )
+from rxt_dist.data.rows import row_sum
 from rxt_dist.data.sampler import OrderSource
 from rxt_dist.data.verify import SUM_BYTES, size_problem, sums_problem
 from rxt_dist.errors import ConfigError, DataError

@@ -12,7 +12,7 @@ import hashlib
 
 import torch
 
-from rxt_dist.data.format import MASK_ID, SPECIAL_COUNT
+from rxt_dist.data.rows import MASK_ID, SPECIAL_COUNT
 
 IGNORED_LABEL = -100
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rxt_dist.data.format import BOS_ID, EOS_ID, PackedRows
+from rxt_dist.data.rows import BOS_ID, EOS_ID, PackedRows
 
 PACKING_VERSION = 1
 WINDOW_DOCUMENTS = 4096

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import blake3
 
 from rxt_dist.data.dialogues import AnyManifest, DialogueManifest, manifest_of
-from rxt_dist.data.format import (
+from rxt_dist.data.manifest import (
     DATASET_FILE,
     SHARD_SUFFIX,
     SUMS_SUFFIX,

@@ -27,18 +27,18 @@ from rxt_dist.data.dialogues import (
     manifest_of,
     unsealed_manifest,
 )
-from rxt_dist.data.format import (
+from rxt_dist.data.manifest import (
     DATASET_FILE,
     SHARD_SUFFIX,
     SPLITS,
     TOKENIZER_FILE,
     ShardInfo,
-    batch_offsets,
     sums_file,
     tokenizer_fingerprint,
 )
 from rxt_dist.data.origin import mending
 from rxt_dist.data.spare import SPARE_FILE, hash_bytes, is_sealed, read_spare, small_files, spare_bytes
+from rxt_dist.data.writer import batch_offsets
 from rxt_dist.errors import DataError
 
 _BLOCK = 1 << 22

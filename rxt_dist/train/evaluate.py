@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from rxt_dist.data.dataset import TokenDataset
-from rxt_dist.data.format import PAD_ID
 from rxt_dist.data.loader import Batch, eval_reader
 from rxt_dist.data.masking import IGNORED_LABEL
+from rxt_dist.data.rows import PAD_ID
 from rxt_dist.engine.interface import Engine, TermTotals
 from rxt_dist.stages.joint import JointStage, MemoryKind
 

@@ -9,8 +9,9 @@ import torch
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.validate import DataFacts, validate_run
 from rxt_dist.data.dataset import TokenDataset
-from rxt_dist.data.format import BOUNDARY_POLICY, tokenizer_fingerprint
+from rxt_dist.data.manifest import tokenizer_fingerprint
 from rxt_dist.data.mixture import planned_order
+from rxt_dist.data.rows import BOUNDARY_POLICY
 from rxt_dist.data.sampler import GlobalOrder
 from rxt_dist.engine.optimizer import parameter_groups
 from rxt_dist.engine.schedule import batch_rows

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from rxt_dist.commands.data import app
 from rxt_dist.commands.data.common import print_table
-from rxt_dist.data.format import load_manifest
+from rxt_dist.data.manifest import load_manifest
 from rxt_dist.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"

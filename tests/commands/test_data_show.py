@@ -9,8 +9,8 @@ from data_verbs import as_json, run
 from shard_folder import random_corpus, write_folder
 
 from rxt_dist.config.load import load_run
-from rxt_dist.data.format import load_manifest
 from rxt_dist.data.loader import BatchReader
+from rxt_dist.data.manifest import load_manifest
 from rxt_dist.data.masking import mask_for_mlm
 from rxt_dist.engine.schedule import batch_rows
 from rxt_dist.errors import ConfigError, DataError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rxt_dist.data.dataset import TokenDataset
-from rxt_dist.data.format import BatchInfo, ShardInfo, load_manifest, sums_file
+from rxt_dist.data.manifest import BatchInfo, ShardInfo, load_manifest, sums_file
 from rxt_dist.errors import DataError
 
 SEQ_LEN = 32

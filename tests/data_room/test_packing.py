@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rxt_dist.data.format import BOS_ID, EOS_ID, MAX_SEQ_LEN, PAD_ID, PackedRows, check_rows
 from rxt_dist.data.packing import PACKING_VERSION, WINDOW_DOCUMENTS, pack, plan_rows
+from rxt_dist.data.rows import BOS_ID, EOS_ID, MAX_SEQ_LEN, PAD_ID, PackedRows, check_rows
 
 
 def _rebuild(rows: PackedRows) -> dict[int, list[int]]:

@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from rxt_dist.config.run import DataConfig
-    from rxt_dist.data.format import DatasetManifest
+    from rxt_dist.data.manifest import DatasetManifest
 
 _PLAIN_SECONDS = 10.0
 _PLAIN_WIDTH = 200

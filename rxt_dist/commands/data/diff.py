@@ -35,7 +35,7 @@ def diff(
     from data_prep.shards.difference import differences
     from data_prep.shards.documents import compare_manifests
     from rxt_dist.data.dialogues import load_any_manifest
-    from rxt_dist.data.format import DatasetManifest
+    from rxt_dist.data.manifest import DatasetManifest
 
     ours, theirs = load_any_manifest(first), load_any_manifest(second)
     found = differences(ours, theirs)
@@ -66,7 +66,7 @@ def diff(
 
 def _read(roots: tuple[Path, Path], manifests: tuple[AnyManifest, AnyManifest]) -> Sameness:
     from data_prep.shards.documents import compare_documents
-    from rxt_dist.data.format import DatasetManifest
+    from rxt_dist.data.manifest import DatasetManifest
 
     ours, theirs = manifests
     if not isinstance(ours, DatasetManifest) or not isinstance(theirs, DatasetManifest):

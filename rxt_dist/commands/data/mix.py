@@ -15,7 +15,7 @@ from rxt_dist.commands.data.order import require_end
 
 if TYPE_CHECKING:
     from rxt_dist.config.run import DataConfig
-    from rxt_dist.data.format import SourceInfo
+    from rxt_dist.data.manifest import SourceInfo
     from rxt_dist.data.sampler import GlobalOrder
 
 
@@ -91,7 +91,7 @@ def _data_of(target: Path, overrides: list[str]) -> tuple[DataConfig, int | None
 
 def _sources(data: DataConfig) -> tuple[Sequence[SourceInfo], int, str]:
     """Sources with their training rows, the row length, and where both are from."""
-    from rxt_dist.data.format import DATASET_FILE, SourceInfo, SplitInfo, Totals, load_manifest
+    from rxt_dist.data.manifest import DATASET_FILE, SourceInfo, SplitInfo, Totals, load_manifest
 
     if (data.path / DATASET_FILE).is_file() or data.build is None:
         manifest = load_manifest(data.path)

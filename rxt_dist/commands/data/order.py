@@ -9,7 +9,7 @@ from rxt_dist.errors import ConfigError
 
 if TYPE_CHECKING:
     from rxt_dist.config.run import DataConfig, RunConfig
-    from rxt_dist.data.format import DatasetManifest
+    from rxt_dist.data.manifest import DatasetManifest
     from rxt_dist.data.sampler import GlobalOrder
 
 

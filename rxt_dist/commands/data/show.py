@@ -44,7 +44,7 @@ def show(
     from data_prep.shards.rows import locate, unit_name
     from data_prep.tokenizing.tokenizer import load_tokenizer
     from rxt_dist.data.dataset import TokenDataset
-    from rxt_dist.data.format import TOKENIZER_FILE
+    from rxt_dist.data.manifest import TOKENIZER_FILE
 
     opened = TokenDataset(dataset)
     order, config = order_of(dataset, opened.manifest, run, seed)

@@ -11,7 +11,7 @@ from rxt_dist.commands.data.common import DATASET, JSON, emit, print_summary, pr
 from rxt_dist.commands.data.order import order_of, require_end
 
 if TYPE_CHECKING:
-    from rxt_dist.data.format import DatasetManifest
+    from rxt_dist.data.manifest import DatasetManifest
     from rxt_dist.data.sampler import GlobalOrder
 
 
@@ -37,7 +37,7 @@ def stats(
 
     from data_prep.shards.statistics import SAMPLE_ROWS, WHOLE_TOKENS, scan_dataset, statistics
     from data_prep.tokenizing.tokenizer import load_tokenizer
-    from rxt_dist.data.format import TOKENIZER_FILE, load_manifest
+    from rxt_dist.data.manifest import TOKENIZER_FILE, load_manifest
     from rxt_dist.files import require_folder
 
     if plots is not None:

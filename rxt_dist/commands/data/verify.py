@@ -118,7 +118,7 @@ def _deep(dataset: Path, count: int, seed: int, as_json: bool) -> None:
     from dataclasses import asdict
 
     from data_prep.shards.trace import verify_deep
-    from rxt_dist.data.format import DatasetManifest
+    from rxt_dist.data.manifest import DatasetManifest
     from rxt_dist.data.origin import keeps_plan, maker
     from rxt_dist.data.verify import require_sound, verify_quick
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 from pathlib import Path
 
@@ -10,19 +9,20 @@ import pyarrow as pa
 import pytest
 import xxhash
 
-from rxt_dist.data import format as fmt
+from rxt_dist.data.manifest import blake3_file, sums_file
 from rxt_dist.data.packing import pack
-from rxt_dist.errors import ConfigError, DataError
+from rxt_dist.data.writer import ShardSpec, ShardWriter
+from rxt_dist.errors import ConfigError
 
 
-def _spec(**changes: object) -> fmt.ShardSpec:
+def _spec(**changes: object) -> ShardSpec:
     values = {"seq_len": 16, "vocab_size": 65_536, "tokenizer_sha256": "a", "packing_version": 1, "spec_hash": "b"}
-    return fmt.ShardSpec(**(values | changes))
+    return ShardSpec(**(values | changes))
 
 
 def test_any_arrow_reader_opens_a_shard(tmp_path: Path) -> None:
     documents = [np.arange(20, 20 + n, dtype=np.uint16) for n in (3, 40, 7)]
-    writer = fmt.ShardWriter(tmp_path, "en/train", "u00000", _spec())
+    writer = ShardWriter(tmp_path, "en/train", "u00000", _spec())
     rows = pack(documents, [5, 6, 7], 16)
     writer.add(rows)
     (shard,) = writer.finish()
@@ -38,14 +38,14 @@ def test_any_arrow_reader_opens_a_shard(tmp_path: Path) -> None:
     metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
     assert metadata["rxt.seq_len"] == "16"
     assert json.loads(metadata["rxt.special_tokens"])["[I]"] == 10
-    assert shard.blake3 == fmt.blake3_file(tmp_path / shard.file)
+    assert shard.blake3 == blake3_file(tmp_path / shard.file)
     assert not list(tmp_path.rglob("*.tmp.*"))
 
 
 def test_shards_rotate_and_offsets_find_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fmt, "BATCH_ROWS", 8)
-    monkeypatch.setattr(fmt, "SHARD_ROWS", 16)
-    writer = fmt.ShardWriter(tmp_path, "en/train", "u00000", _spec())
+    monkeypatch.setattr("rxt_dist.data.writer.BATCH_ROWS", 8)
+    monkeypatch.setattr("rxt_dist.data.writer.SHARD_ROWS", 16)
+    writer = ShardWriter(tmp_path, "en/train", "u00000", _spec())
     parts = [pack([np.full(14, 100 + n, dtype=np.uint16)], [n], 16) for n in range(42)]
     for part in parts:
         writer.add(part)
@@ -64,7 +64,7 @@ def test_shards_rotate_and_offsets_find_every_row(tmp_path: Path, monkeypatch: p
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     hashes = []
     for name in ("a", "b"):
-        writer = fmt.ShardWriter(tmp_path / name, "en/train", "u00000", _spec())
+        writer = ShardWriter(tmp_path / name, "en/train", "u00000", _spec())
         writer.add(pack([np.arange(11, 60, dtype=np.uint16)], [0], 16))
         hashes.append(writer.finish())
     assert hashes[0] == hashes[1]
@@ -75,16 +75,9 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     [([11, 0, 12], "special"), ([11, 7, 12], "special"), ([2, 11, 12], "special"), ([11, 12, 900], "vocabulary")],
 )
 def test_rows_that_break_the_format_are_never_written(tmp_path: Path, ids: list[int], message: str) -> None:
-    writer = fmt.ShardWriter(tmp_path, "en/train", "u00000", _spec(vocab_size=900))
+    writer = ShardWriter(tmp_path, "en/train", "u00000", _spec(vocab_size=900))
     with pytest.raises(AssertionError, match=message):
         writer.add(pack([np.array(ids, dtype=np.uint16)], [0], 16))
-
-
-def test_a_token_in_the_padding_is_never_written(tmp_path: Path) -> None:
-    rows = pack([np.array([11, 12], dtype=np.uint16)], [0], 16)
-    rows.tokens_RT[0, 9] = 33
-    with pytest.raises(AssertionError, match="after the last segment"):
-        fmt.check_rows(rows, 900)
 
 
 @pytest.mark.parametrize("changes", [{"seq_len": 65_536}, {"seq_len": 1}, {"vocab_size": 65_537}])
@@ -93,49 +86,10 @@ def test_sizes_that_16_bits_cannot_hold_are_refused(changes: dict[str, int]) -> 
         _spec(**changes)
 
 
-def _tokenizer_json(merges: object) -> str:
-    model = {"type": "BPE", "vocab": {"a": 11, "b": 12, "ab": 13}, "merges": merges}
-    return json.dumps({"model": model, "pre_tokenizer": None, "normalizer": None, "added_tokens": [], "version": "1"})
-
-
-def test_the_fingerprint_sees_content_and_not_spelling() -> None:
-    base = fmt.tokenizer_fingerprint(_tokenizer_json([["a", "b"]]))
-    assert fmt.tokenizer_fingerprint(_tokenizer_json(["a b"])) == base
-    assert fmt.tokenizer_fingerprint(_tokenizer_json([["b", "a"]])) != base
-
-
-def test_a_manifest_survives_json(dataset_dir: Path) -> None:
-    manifest = fmt.load_manifest(dataset_dir)
-    again = fmt.DatasetManifest.from_dict(json.loads(json.dumps(manifest.to_dict())))
-    assert again == manifest
-    assert again.root_digest == manifest.root_digest
-    assert dataclasses.replace(manifest, seq_len=64).root_digest != manifest.root_digest
-
-
-def test_manifests_that_cannot_be_trusted_are_refused(dataset_dir: Path) -> None:
-    path = dataset_dir / "dataset.json"
-    value = json.loads(path.read_text())
-    with pytest.raises(DataError, match="not a dataset"):
-        fmt.load_manifest(dataset_dir / "en")
-    path.write_text(json.dumps(value | {"version": 2}))
-    with pytest.raises(DataError, match="version 2"):
-        fmt.load_manifest(dataset_dir)
-    path.write_text(json.dumps(value | {"seq_len": 64}))
-    with pytest.raises(DataError, match="root digest"):
-        fmt.load_manifest(dataset_dir)
-    path.write_text(json.dumps(value)[:-50])
-    with pytest.raises(DataError, match="cannot be read"):
-        fmt.load_manifest(dataset_dir)
-    path.unlink()
-    (dataset_dir / "units").mkdir()
-    with pytest.raises(DataError, match="has not finished"):
-        fmt.load_manifest(dataset_dir)
-
-
 def test_beside_a_shard_lie_the_checksums_of_its_rows(tmp_path: Path) -> None:
     """As anybody would compute them from the Arrow file; the manifest vouches for their file."""
     documents = [np.arange(20, 20 + n, dtype=np.uint16) for n in (3, 40, 7, 1)]
-    writer = fmt.ShardWriter(tmp_path, "en/train", "u00000", _spec())
+    writer = ShardWriter(tmp_path, "en/train", "u00000", _spec())
     writer.add(pack(documents, [5, 6, 7, 8], 16))
     (shard,) = writer.finish()
     table = pa.ipc.open_file(str(tmp_path / shard.file)).read_all()
@@ -143,13 +97,8 @@ def test_beside_a_shard_lie_the_checksums_of_its_rows(tmp_path: Path) -> None:
     wanted = [xxhash.xxh3_64_intdigest(np.array(tokens + lengths, "<u2").tobytes()) for tokens, lengths in rows]
     path = tmp_path / "en/train/u00000-000.sums"
     assert np.fromfile(path, "<u8").tolist() == wanted
-    assert shard.row_sums_blake3 == fmt.blake3_file(path)
-    assert fmt.sums_file(shard.file) == "en/train/u00000-000.sums"
-    # The value of a row can never change: every dataset holds it.
-    assert (
-        fmt.row_sum(np.array([2, 65_535, 3], np.uint16).data, np.array([3], np.uint16).data)
-        == 8_734_322_432_844_490_753
-    )
+    assert shard.row_sums_blake3 == blake3_file(path)
+    assert sums_file(shard.file) == "en/train/u00000-000.sums"
 
 
 def test_a_shard_stands_only_where_its_checksums_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,11 +112,11 @@ def test_a_shard_stands_only_where_its_checksums_stand(tmp_path: Path, monkeypat
             renamed.append(target.name)
             source.rename(target)
 
-        monkeypatch.setattr(fmt.os, "replace", replace)
+        monkeypatch.setattr("rxt_dist.data.writer.os.replace", replace)
 
     for count, wanted in ((0, []), (1, ["u00000-000.sums"]), (2, ["u00000-000.arrow", "u00000-000.sums"])):
         stop_before(count)
-        writer = fmt.ShardWriter(tmp_path / str(count), "en", "u00000", _spec())
+        writer = ShardWriter(tmp_path / str(count), "en", "u00000", _spec())
         writer.add(pack([np.arange(11, 60, dtype=np.uint16)], [0], 16))
         with contextlib.suppress(KeyboardInterrupt):
             writer.finish()
