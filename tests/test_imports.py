@@ -6,6 +6,7 @@ A room may import what stands before it in `ORDER`, and itself.
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -48,6 +49,15 @@ DATA_PREP_MAY = (
     "rxt_dist.errors",
     "rxt_dist.files",
 )
+# What its verbs may import besides: the order of a run and its steps, and arguments that all verbs share.
+DATA_VERBS_MAY = (
+    "rxt_dist.commands.arguments",
+    "rxt_dist.data.dataset",
+    "rxt_dist.data.masking",
+    "rxt_dist.data.mixture",
+    "rxt_dist.data.sampler",
+    "rxt_dist.engine.schedule",
+)
 # The rooms of data_prep, in the same way.
 DATA_PREP_ORDER = (
     "readers",
@@ -62,6 +72,7 @@ DATA_PREP_ORDER = (
     "shards",
     "interactions",
     "megatron",
+    "commands",
 )
 COLLECTIVE_ROOMS = ("rxt_dist/engine", "rxt_dist/checkpoint", "rxt_dist/doctor.py")
 
@@ -72,12 +83,8 @@ def sources(*folders: str) -> list[Path]:
 
 def imports(path: Path) -> set[str]:
     """Dotted names of all that a file imports, wherever in it; `from a import b` gives `a` and `a.b`."""
-    return imports_in(path.read_text(encoding="utf-8"), path)
-
-
-def imports_in(source: str, path: Path) -> set[str]:
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -92,6 +99,10 @@ def imports_of(path: Path, package: str) -> list[str]:
 
 def room(module: str) -> str:
     return module.split(".")[1]
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def name_of(path: Path) -> str:
@@ -111,22 +122,30 @@ def test_rooms_import_one_way(path: Path) -> None:
     assert [name for name in wrong if not any(own == o and name.startswith(n) for o, n in EXCEPTIONS)] == []
 
 
-def test_rooms_of_the_package_import_nothing_around_it_but_the_verbs() -> None:
+def test_the_package_imports_nothing_around_it() -> None:
     wrong = [
         f"{name_of(path)}: {package}"
         for path in sources("rxt_dist")
         for package in ("data_prep", "launch")
-        if imports_of(path, package) and "commands" not in path.parts
+        if imports_of(path, package)
     ]
     assert wrong == []
 
 
+def test_data_preparation_and_launchers_load_no_torch() -> None:
+    """Not by what they import either. A verb may, when it runs: `show --mlm` masks as training does."""
+    modules = [module_of(path) for path in sources("data_prep", "launch")]
+    code = f"import sys, {', '.join(modules)}; assert not {{'torch', 'deepspeed'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 @pytest.mark.parametrize("path", sources("data_prep"), ids=name_of)
 def test_data_preparation_knows_the_shard_format_only(path: Path) -> None:
+    allowed = DATA_PREP_MAY + (DATA_VERBS_MAY if ROOT / "data_prep/commands" in path.parents else ())
     outside = [
         name
         for name in imports_of(path, "rxt_dist")
-        if name not in ("rxt_dist", "rxt_dist.data") and not name.startswith(DATA_PREP_MAY)
+        if name not in ("rxt_dist", "rxt_dist.data") and not name.startswith(allowed)
     ]
     assert outside == []
     assert imports_of(path, "torch") == imports_of(path, "deepspeed") == []
@@ -139,10 +158,8 @@ def test_rooms_of_data_preparation_import_one_way(path: Path) -> None:
         return
     assert own in DATA_PREP_ORDER, f"{path}: a new room; give it a place in DATA_PREP_ORDER"
     allowed = set(DATA_PREP_ORDER[: DATA_PREP_ORDER.index(own) + 1])
-    # What stands under `if TYPE_CHECKING` is not imported.
-    runtime = path.read_text(encoding="utf-8").replace("if TYPE_CHECKING:\n    from data_prep.units import Unit\n", "")
-    found = {name for name in imports_in(runtime, path) if name.startswith("data_prep.")}
-    assert sorted(name for name in found if room(name) not in allowed) == []
+    found = [name for name in imports_of(path, "data_prep") if name.count(".")]
+    assert [name for name in found if room(name) not in allowed] == []
 
 
 @pytest.mark.parametrize("path", sources("launch"), ids=name_of)
@@ -160,12 +177,15 @@ def test_only_engine_and_checkpoint_call_collectives() -> None:
     assert [name for name in importers if not name.startswith(COLLECTIVE_ROOMS)] == []
 
 
-@pytest.mark.parametrize("path", sources("rxt_dist/commands") + [ROOT / "rxt_dist/cli.py"], ids=name_of)
+VERBS = [*sources("rxt_dist/commands", "data_prep/commands"), ROOT / "launch/commands.py", ROOT / "rxt_dist/cli.py"]
+
+
+@pytest.mark.parametrize("path", VERBS, ids=name_of)
 def test_verbs_import_nothing_heavy_at_the_top(path: Path) -> None:
-    light = sys.stdlib_module_names | {"typer", "rxt_dist"}
+    light = sys.stdlib_module_names | {"typer", "rxt_dist", "data_prep"}
     tree = ast.parse(path.read_text(encoding="utf-8"))
     top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     top |= {str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in top} <= light
-    heavy = [name for name in top if name.startswith("rxt_dist.") and room(name) not in ("commands", "errors")]
-    assert heavy == []
+    rooms = {name: room(name) for name in top if name.startswith(("rxt_dist.", "data_prep."))}
+    assert [name for name, own in rooms.items() if own not in ("commands", "errors")] == []

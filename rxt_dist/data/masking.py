@@ -79,6 +79,12 @@ def mask_for_mlm(
     return tokens_BT.masked_fill(chosen_BT, mask_id), tokens_BT.masked_fill(~chosen_BT, IGNORED_LABEL)
 
 
+def masked_row(tokens: list[int], sample: int, seed: int, probability: float) -> list[int]:
+    """One row as the encoder sees it, by `mask_for_mlm`, for callers that know no tensors; `sample` is its position."""
+    masked_BT, _ = mask_for_mlm(torch.tensor([tokens]), torch.tensor([sample]), seed, probability)
+    return [int(token) for token in masked_BT[0]]
+
+
 def sample_seed(seed: int, stage: str, kind: str, sample: int) -> int:
     """A 63-bit seed for a `torch.Generator` that draws one sample's noise of one kind in one stage."""
     return _key(seed, stage, kind, sample) >> 1

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rxt_dist.commands.data.common import JSON, emit, print_table, progress_bytes
-from rxt_dist.commands.data.corpus import CORPUS, read_corpus
+from data_prep.commands.common import JSON, emit, print_table, progress_bytes
+from data_prep.commands.corpus import CORPUS, read_corpus
 from rxt_dist.errors import ConfigError, nearest
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from data_verbs import as_json, run
 from typer.testing import Result
 
 from data_prep.building.workers import Progress
+from data_prep.commands.build import describe
 from data_prep.synthetic import write_sample
 from data_prep.units import Unit
-from rxt_dist.commands.data.build import describe
 from rxt_dist.errors import ConfigError
 
 

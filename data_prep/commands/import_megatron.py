@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from rxt_dist.commands.data.common import JSON, emit, print_summary, progress_bytes, say, summary
+from data_prep.commands.common import JSON, emit, print_summary, progress_bytes, say, summary
 
 
 def import_megatron(

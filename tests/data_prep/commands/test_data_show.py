@@ -16,7 +16,7 @@ from rxt_dist.engine.schedule import batch_rows
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.train.preflight import preflight
 
-_CONFIGS = Path(__file__).parents[2] / "configs"
+_CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from rxt_dist.commands.data.common import JSON, emit, print_table, progress_bytes
+from data_prep.commands.common import JSON, emit, print_table, progress_bytes
 
 if TYPE_CHECKING:
     from data_prep.interactions.build import InteractionResult

@@ -9,12 +9,12 @@ import pytest
 from data_verbs import as_json, run
 from typer.testing import CliRunner
 
-from rxt_dist.commands.data import app
-from rxt_dist.commands.data.common import print_table
+from data_prep.commands import app
+from data_prep.commands.common import print_table
 from rxt_dist.data.manifest import load_manifest
 from rxt_dist.errors import ConfigError
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 BLOCK = 4096
 
 

@@ -10,20 +10,20 @@ from functools import wraps
 
 import typer
 
-from rxt_dist.commands.data.build import build
-from rxt_dist.commands.data.clean import clean
-from rxt_dist.commands.data.diff import diff
-from rxt_dist.commands.data.export_megatron import export_megatron
-from rxt_dist.commands.data.import_megatron import import_megatron
-from rxt_dist.commands.data.interactions import interactions
-from rxt_dist.commands.data.mix import mix
-from rxt_dist.commands.data.plan import plan
-from rxt_dist.commands.data.repack import repack
-from rxt_dist.commands.data.sample import sample
-from rxt_dist.commands.data.show import show
-from rxt_dist.commands.data.stats import stats
-from rxt_dist.commands.data.tokenizer import tokenizer
-from rxt_dist.commands.data.verify import verify
+from data_prep.commands.build import build
+from data_prep.commands.clean import clean
+from data_prep.commands.diff import diff
+from data_prep.commands.export_megatron import export_megatron
+from data_prep.commands.import_megatron import import_megatron
+from data_prep.commands.interactions import interactions
+from data_prep.commands.mix import mix
+from data_prep.commands.plan import plan
+from data_prep.commands.repack import repack
+from data_prep.commands.sample import sample
+from data_prep.commands.show import show
+from data_prep.commands.stats import stats
+from data_prep.commands.tokenizer import tokenizer
+from data_prep.commands.verify import verify
 
 
 def in_words(verb: Callable[..., None]) -> Callable[..., None]:

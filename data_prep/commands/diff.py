@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from rxt_dist.commands.data.common import JSON, emit, progress_bytes
+from data_prep.commands.common import JSON, emit, progress_bytes
 from rxt_dist.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:

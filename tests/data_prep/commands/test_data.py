@@ -84,7 +84,7 @@ def test_help_teaches_and_loads_nothing_heavy() -> None:
     for verb in ("sample", "tokenizer", "build", "verify", "stats", "show", "diff", "repack"):
         assert "Example" in run(verb, "--help").stdout
     code = (
-        "import sys; from rxt_dist.commands import data;"
+        "import sys; import data_prep.commands;"
         "assert not {'torch', 'numpy', 'pyarrow', 'tokenizers', 'rich.progress'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rxt_dist.commands.data.common import DATASET, JSON, emit, print_summary, print_table, progress_bytes, say, summary
-from rxt_dist.commands.data.order import order_of, require_end
+from data_prep.commands.common import DATASET, JSON, emit, print_summary, print_table, progress_bytes, say, summary
+from data_prep.commands.order import order_of, require_end
 
 if TYPE_CHECKING:
     from rxt_dist.data.manifest import DatasetManifest

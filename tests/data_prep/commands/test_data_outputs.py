@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from data_prep.commands import app
 from data_prep.synthetic import write_sample
-from rxt_dist.commands.data import app
 from rxt_dist.errors import UserError
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from data_prep.commands.common import JSON, emit, print_table, warn_of_phases
 from rxt_dist.commands.arguments import Overrides
-from rxt_dist.commands.data.common import JSON, emit, print_table, warn_of_phases
 from rxt_dist.errors import ConfigError
 
 if TYPE_CHECKING:

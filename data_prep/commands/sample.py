@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from rxt_dist.commands.data.common import JSON, emit
+from data_prep.commands.common import JSON, emit
 from rxt_dist.errors import ConfigError
 
 

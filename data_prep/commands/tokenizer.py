@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rxt_dist.commands.data.common import JSON, emit, print_table, say
-from rxt_dist.commands.data.corpus import CORPUS, read_corpus
+from data_prep.commands.common import JSON, emit, print_table, say
+from data_prep.commands.corpus import CORPUS, read_corpus
 from rxt_dist.errors import ConfigError
 
 if TYPE_CHECKING:

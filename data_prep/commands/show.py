@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rxt_dist.commands.data.common import DATASET, JSON, emit
-from rxt_dist.commands.data.order import order_of
+from data_prep.commands.common import DATASET, JSON, emit
+from data_prep.commands.order import order_of
 from rxt_dist.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -122,13 +122,9 @@ def _step_of(position: int, run: RunConfig, seq_len: int) -> int | None:
 def _masked(tokens: list[int], position: int, run: RunConfig | None) -> list[int]:
     if run is None:
         raise ConfigError("--mlm needs --run with a run file: the share of masked tokens is the run's.")
-    import torch
+    from rxt_dist.data.masking import masked_row
 
-    from rxt_dist.data.masking import mask_for_mlm
-
-    tokens_BT, samples_B = torch.tensor([tokens]), torch.tensor([position])
-    masked_BT, _ = mask_for_mlm(tokens_BT, samples_B, run.seed, run.stage.mlm_probability)
-    return [int(token) for token in masked_BT[0]]
+    return masked_row(tokens, position, run.seed, run.stage.mlm_probability)
 
 
 def _inputs(dataset: Path, unit: str) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from rxt_dist.commands.data.common import DATASET, JSON, emit, print_table, progress_bytes
+from data_prep.commands.common import DATASET, JSON, emit, print_table, progress_bytes
 from rxt_dist.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from rxt_dist.commands.data import app
+from data_prep.commands import app
 from rxt_dist.errors import ConfigError, DataError
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rxt_dist.commands.data.common import JSON, emit, print_summary, print_table, say, summary, warn_of_phases
+from data_prep.commands.common import JSON, emit, print_summary, print_table, say, summary, warn_of_phases
 from rxt_dist.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from rxt_dist.commands.data.common import DATASET, JSON, emit, print_summary, progress_bytes, say, summary
+from data_prep.commands.common import DATASET, JSON, emit, print_summary, progress_bytes, say, summary
 
 
 def repack(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from data_prep.commands.common import JSON, emit, print_table
+from data_prep.commands.order import require_end
 from rxt_dist.commands.arguments import Overrides
-from rxt_dist.commands.data.common import JSON, emit, print_table
-from rxt_dist.commands.data.order import require_end
 
 if TYPE_CHECKING:
     from rxt_dist.config.run import DataConfig

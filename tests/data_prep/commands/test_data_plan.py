@@ -8,7 +8,7 @@ from data_verbs import as_json, run
 
 from rxt_dist.errors import ConfigError
 
-BETA = Path(__file__).parents[2] / "configs/data/beta-400b.yaml"
+BETA = Path(__file__).parents[3] / "configs/data/beta-400b.yaml"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rxt_dist.commands.data.common import DATASET, JSON, emit, progress_bytes, say
+from data_prep.commands.common import DATASET, JSON, emit, progress_bytes, say
 from rxt_dist.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
