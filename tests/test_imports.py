@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "errors",
     "files",
+    "locks",
+    "ranks",
     "config",
     "data",
     "model",
@@ -48,6 +50,7 @@ DATA_PREP_MAY = (
     "rxt_dist.data.writer",
     "rxt_dist.errors",
     "rxt_dist.files",
+    "rxt_dist.locks",
 )
 # What its verbs may import besides: the order of a run and its steps, and arguments that all verbs share.
 DATA_VERBS_MAY = (

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.building.folder import SPEC_FILE
-from data_prep.building.locks import Lock, locked
 from data_prep.building.unit import UNITS_FOLDER, UnitJob
 from data_prep.building.workers import Job, Progress, run_units
 from data_prep.shards.access import dataset_errors
@@ -40,6 +39,7 @@ from rxt_dist.data.verify import AnyShard, Finding, Report, expected_spare
 from rxt_dist.data.writer import ShardSpec
 from rxt_dist.errors import DataError, UserError
 from rxt_dist.files import fsync_dir, require_free_space, write_atomic
+from rxt_dist.locks import Lock, locked
 
 _SCRATCH = ".repair"
 _DUPLICATES = "duplicates"

@@ -22,12 +22,12 @@ from rxt_dist.engine.build import build_engine, choose_device, describe_kernels,
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.errors import CheckpointError, ExitCode
 from rxt_dist.model.init import initialise
+from rxt_dist.ranks import Ranks
 from rxt_dist.stages.joint import JointStage
 from rxt_dist.train.loop import Position, Training, run_loop
 from rxt_dist.train.metrics import MetricsWriter
 from rxt_dist.train.preflight import order_lines, preflight, training_model
 from rxt_dist.train.progress import Progress
-from rxt_dist.train.ranks import Ranks
 from rxt_dist.train.run_dir import RunDirectory
 from rxt_dist.train.signals import StopRequest
 from rxt_dist.train.voice import Voice

@@ -1,4 +1,4 @@
-"""Locks between processes and hosts that share a dataset folder; the system releases them however a process ends."""
+"""Locks between processes and hosts that share a folder; the system releases them however a process ends."""
 
 from __future__ import annotations
 

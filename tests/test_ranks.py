@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rxt_dist.errors import ConfigError
-from rxt_dist.train.ranks import Ranks, export_ranks, first_host, read_ranks
+from rxt_dist.ranks import Ranks, export_ranks, first_host, read_ranks
 
 SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
 JOB = {"SLURM_JOB_ID": "4242", "SLURM_JOB_NODELIST": "gpu[07-09,12]"}
