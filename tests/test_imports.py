@@ -1,6 +1,6 @@
-"""The order of the rooms, read from the source: imports run one way.
+"""The order of the rooms, read from the source: imports run one way, and no module imports in a circle.
 
-A room may import what stands before it in `ORDER`, and itself.
+A room may import what stands before it in `ORDER`, and itself. Every import counts, wherever it stands in a file.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,13 @@ DATA_VERBS_MAY = (
     "rxt_dist.data.mixture",
     "rxt_dist.data.sampler",
     "rxt_dist.engine.schedule",
+)
+LAUNCH_MAY = (
+    "rxt_dist.commands.arguments",
+    "rxt_dist.config",
+    "rxt_dist.errors",
+    "rxt_dist.files",
+    "rxt_dist.ranks",
 )
 # The rooms of data_prep, in the same way.
 DATA_PREP_ORDER = (
@@ -166,8 +174,69 @@ def test_rooms_of_data_preparation_import_one_way(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sources("launch"), ids=name_of)
-def test_launchers_import_no_torch(path: Path) -> None:
-    assert imports_of(path, "torch") == imports_of(path, "deepspeed") == []
+def test_launchers_know_a_run_by_its_configuration(path: Path) -> None:
+    assert [name for name in imports_of(path, "rxt_dist") if "." in name and not name.startswith(LAUNCH_MAY)] == []
+    assert imports_of(path, "data_prep") == imports_of(path, "torch") == imports_of(path, "deepspeed") == []
+
+
+def graph(files: Sequence[Path]) -> dict[str, set[str]]:
+    """For each module those of `files` that it imports, wherever in it: at the top, in a function, for its types.
+
+    That a module's package is imported before it is no edge: a package that lists its modules would be a circle.
+    """
+    modules = {module_of(path): path for path in files}
+    edges: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        named: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                # A module of a package, or a name in a module.
+                whole = {f"{node.module}.{alias.name}" for alias in node.names}
+                named |= {name if name in modules else str(node.module) for name in whole}
+        edges[module] = {name for name in named if name in modules} - {module}
+    return edges
+
+
+def circles(edges: Mapping[str, set[str]]) -> list[str]:
+    """Walks `a > b > a` through imports; none where there is no circle."""
+    found: list[str] = []
+    finished: set[str] = set()
+
+    def follow(module: str, way: list[str]) -> None:
+        if module in way:
+            found.append(" > ".join([*way[way.index(module) :], module]))
+        elif module not in finished:
+            for name in sorted(edges[module]):
+                follow(name, [*way, module])
+            finished.add(module)
+
+    for module in sorted(edges):
+        follow(module, [])
+    return found
+
+
+def test_no_module_imports_in_a_circle() -> None:
+    assert circles(graph(sources("rxt_dist", "data_prep", "launch"))) == []
+
+
+def test_a_circle_is_found_wherever_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    texts = {
+        "__init__": "from p.top import thing",
+        "top": "import p.middle",
+        "middle": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from p import bottom",
+        "bottom": "def late():\n    from p.top import thing",
+        "beside": "from p.bottom import late",
+    }
+    (tmp_path / "p").mkdir()
+    for name, text in texts.items():
+        (tmp_path / f"p/{name}.py").write_text(text)
+    files = sorted((tmp_path / "p").glob("*.py"))
+    assert circles(graph(files)) == ["p.top > p.middle > p.bottom > p.top"]
+    (tmp_path / "p/bottom.py").write_text("")
+    assert circles(graph(files)) == []
 
 
 def test_only_the_engine_imports_deepspeed() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,7 +30,6 @@ from rxt_dist.data.writer import ShardSpec, ShardWriter
 from rxt_dist.files import write_json_atomic
 
 if TYPE_CHECKING:
-    from data_prep.building.workers import Report
     from data_prep.cleaning.clean import Cleaner
 
 UNITS_FOLDER = "units"
@@ -107,7 +106,7 @@ class UnitBuilder:
         self._job = job
         self._backend = open_backend(job.backend, job.out / TOKENIZER_FILE, job.threads)
 
-    def __call__(self, unit: Unit, report: Report) -> None:
+    def __call__(self, unit: Unit, report: Callable[[int, int], None]) -> None:
         """Write the unit's shards, then its manifest. `report` is told (bytes of text passed, tokens made) so far.
 
         Raises:
