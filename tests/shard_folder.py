@@ -24,7 +24,7 @@ from rxt_dist.data.manifest import (
     tokenizer_fingerprint,
 )
 from rxt_dist.data.packing import PACKING_VERSION, WINDOW_DOCUMENTS, pack
-from rxt_dist.data.spare import finish_dataset
+from rxt_dist.data.sealing import finish_dataset
 from rxt_dist.data.writer import ShardSpec, ShardWriter
 
 # {unit: {source: {split: {ordinal: ids}}}}

@@ -46,7 +46,7 @@ DATA_PREP_MAY = (
     "rxt_dist.data.origin",
     "rxt_dist.data.packing",
     "rxt_dist.data.rows",
-    "rxt_dist.data.spare",
+    "rxt_dist.data.sealing",
     "rxt_dist.data.verify",
     "rxt_dist.data.writer",
     "rxt_dist.errors",

@@ -12,7 +12,7 @@ from data_prep.corpora import ReadCounts
 from data_prep.units import Plan
 from rxt_dist.data.inputs import InputFile
 from rxt_dist.data.manifest import DatasetManifest, SourceInfo
-from rxt_dist.data.spare import finish_dataset
+from rxt_dist.data.sealing import finish_dataset
 from rxt_dist.data.writer import ShardSpec
 from rxt_dist.errors import DataError
 from rxt_dist.files import write_json_atomic

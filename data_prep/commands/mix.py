@@ -79,7 +79,7 @@ class _Row:
 def _data_of(target: Path, overrides: list[str]) -> tuple[DataConfig, int | None]:
     """The data configuration, and the tokens of the run if it is one."""
     from rxt_dist.config.load import load_data, load_run
-    from rxt_dist.config.source import Tree
+    from rxt_dist.config.tree import Tree
 
     if not target.is_dir():
         values = Tree.read(target).values

@@ -39,7 +39,7 @@ def order_of(
     """
     from rxt_dist.config.load import load_data, load_run
     from rxt_dist.config.run import DataConfig
-    from rxt_dist.config.source import Tree
+    from rxt_dist.config.tree import Tree
     from rxt_dist.data.mixture import planned_order
 
     run = None

@@ -43,7 +43,7 @@ from rxt_dist.data.manifest import (
 )
 from rxt_dist.data.packing import PACKING_VERSION
 from rxt_dist.data.rows import INTERACTION_BOUNDARIES
-from rxt_dist.data.spare import finish_dataset
+from rxt_dist.data.sealing import finish_dataset
 from rxt_dist.data.writer import ShardSpec, ShardWriter
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import require_folder, require_free_space, write_json_atomic

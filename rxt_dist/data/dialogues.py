@@ -119,7 +119,7 @@ class DialogueSource:
 class DialogueManifest:
     """The top manifest; `seq_len` is the most tokens that a turn has.
 
-    `files` are all other files of the folder; `rxt_dist.data.spare.finish_dataset` fills it in.
+    `files` are all other files of the folder; `rxt_dist.data.sealing.finish_dataset` fills it in.
     """
 
     seq_len: int

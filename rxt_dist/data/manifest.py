@@ -200,7 +200,7 @@ class FileInfo:
 class DatasetManifest:
     """The top manifest. `root_digest` covers everything that decides a training token, and no time, path or host.
 
-    `files` are all other files of the folder; `rxt_dist.data.spare.finish_dataset` fills it in.
+    `files` are all other files of the folder; `rxt_dist.data.sealing.finish_dataset` fills it in.
     """
 
     seq_len: int

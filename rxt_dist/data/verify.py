@@ -37,7 +37,7 @@ from rxt_dist.data.manifest import (
     tokenizer_fingerprint,
 )
 from rxt_dist.data.origin import mending
-from rxt_dist.data.spare import SPARE_FILE, hash_bytes, is_sealed, read_spare, small_files, spare_bytes
+from rxt_dist.data.sealing import SPARE_FILE, hash_bytes, is_sealed, read_spare, small_files, spare_bytes
 from rxt_dist.data.writer import batch_offsets
 from rxt_dist.errors import DataError
 

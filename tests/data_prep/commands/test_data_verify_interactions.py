@@ -15,7 +15,7 @@ from data_prep.corpora import Document
 from data_prep.interactions.build import InteractionRequest, build_interactions
 from data_prep.tokenizing.tokenizer import save_tokenizer, train_tokenizer
 from rxt_dist.data.dialogues import DialogueDataset, load_dialogue_manifest
-from rxt_dist.data.spare import SPARE_FILE, sealed_json
+from rxt_dist.data.sealing import SPARE_FILE, sealed_json
 from rxt_dist.data.verify import verify_full, verify_quick
 from rxt_dist.errors import ConfigError, DataError
 

@@ -1,4 +1,4 @@
-"""The last files of a dataset: its manifest, and a spare copy of every small file.
+"""Sealing a dataset: its manifest, written last, and a spare copy of every small file.
 
 Shards can be built again from their inputs, row checksums from their shards. The small files (tokenizer, plan,
 manifests of units, reports) are not worth that risk: `spare.zip` holds a second copy of each, uncompressed and with

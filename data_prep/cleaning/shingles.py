@@ -1,6 +1,6 @@
-"""Hashes of words and of runs of words, for whole batches of texts at once.
+"""Hashes of words and of shingles (runs of neighbouring words), for whole batches of texts at once.
 
-Both filters and near-duplicates compare runs of words. Hashing them word by word in Python costs more than tokenising
+Both filters and near-duplicates compare shingles. Hashing them word by word in Python costs more than tokenising
 does, so a batch of texts is one array of bytes: the hash of a word is a polynomial over its bytes modulo 2^64, read off
 a running sum in a few numpy operations. The hashes are the same in every process, on every machine and for ever:
 duplicates found in one job of an array must be found in all.
@@ -81,13 +81,13 @@ def _hash_together(texts: Sequence[str]) -> tuple[Hashes, npt.NDArray[np.int64]]
     return hashes, np.searchsorted(before, ends)
 
 
-def hash_runs(words: Hashes, length: int) -> Hashes:
+def hash_shingles(words: Hashes, length: int) -> Hashes:
     """Hashes of all runs of `length` neighbouring words; none if there are fewer."""
     if len(words) < length:
         return words[:0]
     if len(words) > _PIECE:
         step = _PIECE - length + 1
-        return np.concatenate([hash_runs(words[at : at + _PIECE], length) for at in range(0, len(words), step)])
+        return np.concatenate([hash_shingles(words[at : at + _PIECE], length) for at in range(0, len(words), step)])
     up, down = _powers()
     running = np.zeros(len(words) + 1, dtype=np.uint64)
     np.cumsum(words * up[: len(words)], out=running[1:])
