@@ -36,14 +36,14 @@ ROUNDS = 5
 def write_many_shards(root: Path, shards: int) -> DatasetManifest:
     """A dataset of this many equal shards in one source."""
     spec = ShardSpec(SEQ_LEN, VOCABULARY, "0" * 64, PACKING_VERSION, "0" * 64)
-    usual, shard_writer.BATCH_ROWS = shard_writer.BATCH_ROWS, BATCH_ROWS
+    usual, shard_writer.RECORD_BATCH_ROWS = shard_writer.RECORD_BATCH_ROWS, BATCH_ROWS
     try:
         writer = ShardWriter(root, "en/train", "u00000", spec)
         rows = BATCH_ROWS * BATCHES
         writer.add(pack(documents_of([SEQ_LEN - 2] * rows, 0), list(range(rows)), SEQ_LEN))
         (first,) = writer.finish()
     finally:
-        shard_writer.BATCH_ROWS = usual
+        shard_writer.RECORD_BATCH_ROWS = usual
     infos = [first]
     for number in range(1, shards):
         info = replace(first, file=f"en/train/u{number:05d}-000.arrow", first_document=number * 100_000)

@@ -112,7 +112,7 @@ class Totals:
         return Totals(**{name: mine[name] + theirs[name] for name in mine})
 
 
-class BatchInfo(NamedTuple):
+class RecordBatchInfo(NamedTuple):
     """Where one record batch lies in its file: byte offsets of the buffers that a reader slices.
 
     A list column has two buffers, int64 list offsets [rows + 1] and the values. In JSON it is a list of these numbers:
@@ -142,11 +142,11 @@ class ShardInfo:
     blake3: str
     row_sums_blake3: str
     first_document: int
-    batches: tuple[BatchInfo, ...]
+    batches: tuple[RecordBatchInfo, ...]
 
     @staticmethod
     def from_dict(value: Mapping[str, Any]) -> ShardInfo:
-        batches = tuple(BatchInfo(*batch) for batch in value["batches"])
+        batches = tuple(RecordBatchInfo(*batch) for batch in value["batches"])
         return ShardInfo(**{**value, "batches": batches})
 
 
@@ -167,7 +167,7 @@ class SplitInfo:
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """One source: the unit of the mixture and of per-language evaluation."""
+    """One source: what a mixture weighs and an evaluation reports by itself."""
 
     name: str
     language: str

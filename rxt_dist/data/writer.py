@@ -22,7 +22,7 @@ from rxt_dist.data.manifest import (
     FORMAT_NAME,
     FORMAT_VERSION,
     SHARD_SUFFIX,
-    BatchInfo,
+    RecordBatchInfo,
     ShardInfo,
     blake3_file,
     canonical_json,
@@ -41,7 +41,7 @@ from rxt_dist.data.rows import (
 from rxt_dist.errors import ConfigError
 from rxt_dist.files import fsync_dir, temporary_path
 
-BATCH_ROWS = 4096
+RECORD_BATCH_ROWS = 4096
 SHARD_ROWS = 65_536
 
 
@@ -106,7 +106,7 @@ class ShardWriter:
         self._root, self._directory, self._stem, self._spec, self._check = root, directory, stem, spec, check
         self._schema = spec.schema()
         # One record batch of rows, filled in place; the system gives memory only to what is touched.
-        self._tokens_RT = np.empty((BATCH_ROWS, spec.seq_len), dtype=np.uint16)
+        self._tokens_RT = np.empty((RECORD_BATCH_ROWS, spec.seq_len), dtype=np.uint16)
         self._held_rows = 0
         self._segments: list[tuple[npt.NDArray[Any], ...]] = []  # seg_count_R, seg_len_S, seg_doc_S, seg_off_S
         self._shards: list[ShardInfo] = []
@@ -121,12 +121,12 @@ class ShardWriter:
         self._check(rows, self._spec.vocab_size)
         at = 0
         while at < rows.rows:
-            part = rows.slice(at, min(at + BATCH_ROWS - self._held_rows, rows.rows))
+            part = rows.slice(at, min(at + RECORD_BATCH_ROWS - self._held_rows, rows.rows))
             self._tokens_RT[self._held_rows : self._held_rows + part.rows] = part.tokens_RT
             self._segments.append((part.seg_count_R, part.seg_len_S, part.seg_doc_S, part.seg_off_S))
             self._held_rows += part.rows
             at += part.rows
-            if self._held_rows == BATCH_ROWS:
+            if self._held_rows == RECORD_BATCH_ROWS:
                 self._write_batch()
 
     def finish(self) -> tuple[ShardInfo, ...]:
@@ -185,7 +185,7 @@ class ShardWriter:
             blake3=blake3_file(temporary_path(shard)),
             row_sums_blake3=blake3_file(temporary_path(sums)),
             first_document=self._first_document,
-            batches=batch_offsets(temporary_path(shard)),
+            batches=record_batch_offsets(temporary_path(shard)),
         )
         # The shard last: where it stands, its checksums stand.
         for path in (sums, shard):
@@ -195,7 +195,7 @@ class ShardWriter:
         self._writer, self._file, self._shard_rows, self._sums = None, None, 0, []
 
 
-def batch_offsets(path: Path) -> tuple[BatchInfo, ...]:
+def record_batch_offsets(path: Path) -> tuple[RecordBatchInfo, ...]:
     """The byte offsets of every record batch's buffers in an Arrow file, from the addresses in a memory map of it."""
     whole = pa.memory_map(str(path)).read_buffer()
     reader = pa.ipc.open_file(pa.BufferReader(whole))
@@ -206,5 +206,5 @@ def batch_offsets(path: Path) -> tuple[BatchInfo, ...]:
         for column in range(1, 4):
             _, list_offsets, _, values = batch.column(column).buffers()
             offsets += [list_offsets.address - whole.address, values.address - whole.address]
-        found.append(BatchInfo(batch.num_rows, *offsets))
+        found.append(RecordBatchInfo(batch.num_rows, *offsets))
     return tuple(found)

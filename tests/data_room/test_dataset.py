@@ -105,7 +105,7 @@ def test_a_flipped_bit_is_found_before_its_row_is_used(dataset_dir: Path) -> Non
 
 def write_many_shards(root: Path, shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dataset of equal shards with 16 record batches each, as many as 400 billion tokens have at 745."""
-    monkeypatch.setattr("rxt_dist.data.writer.BATCH_ROWS", 2)
+    monkeypatch.setattr("rxt_dist.data.writer.RECORD_BATCH_ROWS", 2)
     writer = ShardWriter(root, "en/train", "u00000", ShardSpec(32, 65_536, "ab" * 32, PACKING_VERSION, "cd"))
     writer.add(pack([np.full(30, 100 + n, dtype=np.uint16) for n in range(32)], list(range(32)), 32))
     (first,) = writer.finish()

@@ -43,7 +43,7 @@ def test_any_arrow_reader_opens_a_shard(tmp_path: Path) -> None:
 
 
 def test_shards_rotate_and_offsets_find_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rxt_dist.data.writer.BATCH_ROWS", 8)
+    monkeypatch.setattr("rxt_dist.data.writer.RECORD_BATCH_ROWS", 8)
     monkeypatch.setattr("rxt_dist.data.writer.SHARD_ROWS", 16)
     writer = ShardWriter(tmp_path, "en/train", "u00000", _spec())
     parts = [pack([np.full(14, 100 + n, dtype=np.uint16)], [n], 16) for n in range(42)]
