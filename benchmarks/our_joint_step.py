@@ -18,8 +18,8 @@ import torch
 
 from rxt_dist.config.load import load_model
 from rxt_dist.config.run import OptimizerConfig, StageConfig, TrainConfig
-from rxt_dist.data.format import SPECIAL_COUNT
 from rxt_dist.data.loader import Batch, host_batch
+from rxt_dist.data.rows import SPECIAL_COUNT
 from rxt_dist.engine.build import choose_device
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.model.init import initialise

@@ -13,6 +13,7 @@ import torch
 
 from rxt_dist.config.model import AttentionConfig, ModelConfig
 from rxt_dist.config.run import RunConfig
+from rxt_dist.config.schedules import count_steps
 from rxt_dist.model.count import (
     Count,
     count_parameters,
@@ -21,7 +22,6 @@ from rxt_dist.model.count import (
     moe_parameters,
 )
 from rxt_dist.stages.base import build_network, stage_class
-from rxt_dist.train.schedule import count_steps
 
 _FLOAT32_BYTES = 4
 _SECONDS_PER_DAY = 86400

@@ -13,11 +13,9 @@ from data_prep.building.folder import opened
 from data_prep.corpora import Document
 from data_prep.shards.rows import scan, starts_of
 from data_prep.tokenizing.tokenizer import train_tokenizer
-from rxt_dist.data.format import (
+from rxt_dist.data.manifest import (
     SPLITS,
     DatasetManifest,
-    ShardSpec,
-    ShardWriter,
     SourceInfo,
     SplitInfo,
     Totals,
@@ -26,7 +24,8 @@ from rxt_dist.data.format import (
     tokenizer_fingerprint,
 )
 from rxt_dist.data.packing import PACKING_VERSION, WINDOW_DOCUMENTS, pack
-from rxt_dist.data.spare import finish_dataset
+from rxt_dist.data.sealing import finish_dataset
+from rxt_dist.data.writer import ShardSpec, ShardWriter
 
 # {unit: {source: {split: {ordinal: ids}}}}
 Corpus = dict[str, dict[str, dict[str, dict[int, npt.NDArray[np.uint16]]]]]

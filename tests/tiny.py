@@ -12,8 +12,8 @@ from rxt_dist.config.load import load_model
 from rxt_dist.config.model import ModelConfig
 from rxt_dist.config.run import OptimizerConfig, ParallelConfig, RunConfig, TrainConfig
 from rxt_dist.config.stages import JointConfig
-from rxt_dist.data.format import SPECIAL_COUNT
 from rxt_dist.data.loader import TokenBatch, token_batch
+from rxt_dist.data.rows import SPECIAL_COUNT
 from rxt_dist.model.init import initialise
 from rxt_dist.stages.base import Stage, build_network, stage_class
 

@@ -7,17 +7,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rxt_dist.data.format import (
-    DATASET_FILE,
-    SPECIAL_COUNT,
-    DatasetManifest,
-    ShardSpec,
-    ShardWriter,
-    SourceInfo,
-    SplitInfo,
-    Totals,
-)
+from rxt_dist.data.manifest import DATASET_FILE, DatasetManifest, SourceInfo, SplitInfo, Totals
 from rxt_dist.data.packing import PACKING_VERSION, WINDOW_DOCUMENTS, pack
+from rxt_dist.data.rows import SPECIAL_COUNT
+from rxt_dist.data.writer import ShardSpec, ShardWriter
 from rxt_dist.files import write_json_atomic
 
 VOCABULARY = 65_536

@@ -24,7 +24,6 @@ from typing import Any
 from blake3 import blake3
 
 from data_prep.building.encode import Choice, choose_backend
-from data_prep.building.locks import Lock, locked
 from data_prep.building.merge import merge
 from data_prep.building.recheck import require_same_texts
 from data_prep.building.unit import UNITS_FOLDER, UnitJob
@@ -43,18 +42,13 @@ from data_prep.units import Plan, Unit, make_plan, reading_problem
 from rxt_dist.config.clean import CleanConfig
 from rxt_dist.config.corpus import BuildConfig
 from rxt_dist.config.run import DataConfig
-from rxt_dist.data.format import (
-    FORMAT_VERSION,
-    MAX_VOCABULARY,
-    TOKENIZER_FILE,
-    DatasetManifest,
-    ShardSpec,
-    digest_json,
-    tokenizer_fingerprint,
-)
+from rxt_dist.data.manifest import FORMAT_VERSION, TOKENIZER_FILE, DatasetManifest, digest_json, tokenizer_fingerprint
 from rxt_dist.data.packing import PACKING_VERSION, WINDOW_DOCUMENTS
+from rxt_dist.data.rows import MAX_VOCABULARY
+from rxt_dist.data.writer import ShardSpec
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import access_errors, require_folder, require_free_space, write_atomic, write_json_atomic
+from rxt_dist.locks import Lock, locked
 
 SPEC_FILE, PLAN_FILE = "build.json", "plan.json"
 EVAL_FRACTION = 0.02

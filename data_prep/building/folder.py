@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_prep.building.locks import Lock, locked
-from rxt_dist.data.format import SPLITS, TOKENIZER_FILE, digest_json, sums_file
+from rxt_dist.data.manifest import SPLITS, TOKENIZER_FILE, digest_json, sums_file
 from rxt_dist.errors import DataError
 from rxt_dist.files import require_folder, write_atomic, write_json_atomic
+from rxt_dist.locks import Lock, locked
 
 SPEC_FILE = "build.json"
 

@@ -10,9 +10,10 @@ from data_prep.building.unit import UNITS_FOLDER, finished_unit
 from data_prep.cleaning.deduplicate import discard_surveys
 from data_prep.corpora import ReadCounts
 from data_prep.units import Plan
-from rxt_dist.data.format import DatasetManifest, ShardSpec, SourceInfo
 from rxt_dist.data.inputs import InputFile
-from rxt_dist.data.spare import finish_dataset
+from rxt_dist.data.manifest import DatasetManifest, SourceInfo
+from rxt_dist.data.sealing import finish_dataset
+from rxt_dist.data.writer import ShardSpec
 from rxt_dist.errors import DataError
 from rxt_dist.files import write_json_atomic
 

@@ -18,7 +18,7 @@ from data_prep.building.unit import hash_text, unit_path
 from data_prep.building.workers import Progress, Report, Show, run_units
 from data_prep.corpora import ReadCounts, read_unit
 from data_prep.units import Plan, Unit
-from rxt_dist.data.format import DATASET_FILE
+from rxt_dist.data.manifest import DATASET_FILE
 from rxt_dist.errors import DataError
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,20 +24,12 @@ from data_prep.building.rowstream import HeldOut, Ids, RowStream
 from data_prep.corpora import ReadCounts, read_unit
 from data_prep.units import Unit
 from rxt_dist.config.clean import CleanConfig
-from rxt_dist.data.format import (
-    SPECIAL_TOKENS,
-    SPLITS,
-    TOKENIZER_FILE,
-    ShardSpec,
-    ShardWriter,
-    SourceInfo,
-    Totals,
-    sums_file,
-)
+from rxt_dist.data.manifest import SPLITS, TOKENIZER_FILE, SourceInfo, Totals, sums_file
+from rxt_dist.data.rows import SPECIAL_TOKENS
+from rxt_dist.data.writer import ShardSpec, ShardWriter
 from rxt_dist.files import write_json_atomic
 
 if TYPE_CHECKING:
-    from data_prep.building.workers import Report
     from data_prep.cleaning.clean import Cleaner
 
 UNITS_FOLDER = "units"
@@ -114,7 +106,7 @@ class UnitBuilder:
         self._job = job
         self._backend = open_backend(job.backend, job.out / TOKENIZER_FILE, job.threads)
 
-    def __call__(self, unit: Unit, report: Report) -> None:
+    def __call__(self, unit: Unit, report: Callable[[int, int], None]) -> None:
         """Write the unit's shards, then its manifest. `report` is told (bytes of text passed, tokens made) so far.
 
         Raises:

@@ -30,22 +30,21 @@ from rxt_dist.data.dialogues import (
     DialogueWriter,
     dialogue_metadata,
 )
-from rxt_dist.data.format import (
+from rxt_dist.data.inputs import InputFile
+from rxt_dist.data.interactions import check_interaction_rows
+from rxt_dist.data.manifest import (
     FORMAT_VERSION,
-    INTERACTION_BOUNDARIES,
     SPLITS,
     DatasetManifest,
-    ShardSpec,
-    ShardWriter,
     SourceInfo,
     SplitInfo,
     blake3_file,
     tokenizer_fingerprint,
 )
-from rxt_dist.data.inputs import InputFile
-from rxt_dist.data.interactions import check_interaction_rows
 from rxt_dist.data.packing import PACKING_VERSION
-from rxt_dist.data.spare import finish_dataset
+from rxt_dist.data.rows import INTERACTION_BOUNDARIES
+from rxt_dist.data.sealing import finish_dataset
+from rxt_dist.data.writer import ShardSpec, ShardWriter
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import require_folder, require_free_space, write_json_atomic
 

@@ -23,22 +23,12 @@ from data_prep.megatron.description import description_file, read_description
 from data_prep.tokenizing.tokenizer import load_tokenizer
 from data_prep.units import fingerprint_file
 from rxt_dist.config.corpus import source_name_problem
-from rxt_dist.data.format import (
-    BOS_ID,
-    EOS_ID,
-    FORMAT_VERSION,
-    SPECIAL_COUNT,
-    SPECIAL_TOKENS,
-    SPLITS,
-    DatasetManifest,
-    ShardSpec,
-    ShardWriter,
-    SourceInfo,
-    tokenizer_fingerprint,
-)
 from rxt_dist.data.inputs import InputFile
+from rxt_dist.data.manifest import FORMAT_VERSION, SPLITS, DatasetManifest, SourceInfo, tokenizer_fingerprint
 from rxt_dist.data.packing import PACKING_VERSION
-from rxt_dist.data.spare import finish_dataset
+from rxt_dist.data.rows import BOS_ID, EOS_ID, SPECIAL_COUNT, SPECIAL_TOKENS
+from rxt_dist.data.sealing import finish_dataset
+from rxt_dist.data.writer import ShardSpec, ShardWriter
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import require_folder, require_free_space
 

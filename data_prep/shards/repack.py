@@ -20,20 +20,15 @@ import numpy.typing as npt
 from data_prep.building.folder import SPEC_FILE, UnitFolder, opened
 from data_prep.building.unit import UNITS_FOLDER
 from data_prep.building.workers import Progress, Report, Show, run_units
-from data_prep.shards.access import dataset_errors
 from data_prep.shards.rows import gather, pieces_of
+from data_prep.shards.system_errors import dataset_errors
 from data_prep.units import Unit
-from rxt_dist.data.format import (
-    BOS_ID,
-    BOUNDARY_POLICY,
-    EOS_ID,
+from rxt_dist.data.manifest import (
     FORMAT_VERSION,
     SPLITS,
     TOKENIZER_FILE,
     DatasetManifest,
     ShardInfo,
-    ShardSpec,
-    ShardWriter,
     SourceInfo,
     SplitInfo,
     Totals,
@@ -41,8 +36,10 @@ from rxt_dist.data.format import (
     load_manifest,
 )
 from rxt_dist.data.packing import PACKING_VERSION, WINDOW_DOCUMENTS, pack
-from rxt_dist.data.spare import finish_dataset
+from rxt_dist.data.rows import BOS_ID, BOUNDARY_POLICY, EOS_ID
+from rxt_dist.data.sealing import finish_dataset
 from rxt_dist.data.verify import require_sound, shard_problem, verify_quick
+from rxt_dist.data.writer import ShardSpec, ShardWriter
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import require_folder, require_free_space, write_atomic, write_json_atomic
 

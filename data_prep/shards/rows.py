@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rxt_dist.data.dialogues import DialogueShard
-from rxt_dist.data.format import DatasetManifest, PackedRows, ShardInfo, row_sums, sums_file
+from rxt_dist.data.manifest import DatasetManifest, ShardInfo, sums_file
+from rxt_dist.data.rows import PackedRows, row_sums
 from rxt_dist.errors import DataError
 
 Int32Array = npt.NDArray[np.int32]

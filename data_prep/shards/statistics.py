@@ -23,18 +23,8 @@ import numpy.typing as npt
 import xxhash
 
 from data_prep.shards.rows import read_rows, starts_of, unit_name
-from rxt_dist.data.format import (
-    EOS_ID,
-    MAX_VOCABULARY,
-    PAD_ID,
-    SPECIAL_COUNT,
-    SPLITS,
-    UNK_ID,
-    DatasetManifest,
-    PackedRows,
-    ShardInfo,
-    SourceInfo,
-)
+from rxt_dist.data.manifest import SPLITS, DatasetManifest, ShardInfo, SourceInfo
+from rxt_dist.data.rows import EOS_ID, MAX_VOCABULARY, PAD_ID, SPECIAL_COUNT, UNK_ID, PackedRows
 
 # Above this many tokens only a sample is scanned unless the whole is asked for.
 WHOLE_TOKENS = 2_000_000_000

@@ -24,7 +24,8 @@ from data_prep.shards.repack import ORIGIN_FILE, PLAN_FILE
 from data_prep.shards.rows import gather, pieces_of, read_unchecked, unit_name
 from data_prep.units import Plan, Unit, fingerprint_file
 from rxt_dist.config.clean import CleanConfig
-from rxt_dist.data.format import BOS_ID, EOS_ID, SPLITS, TOKENIZER_FILE, DatasetManifest, ShardInfo
+from rxt_dist.data.manifest import SPLITS, TOKENIZER_FILE, DatasetManifest, ShardInfo
+from rxt_dist.data.rows import BOS_ID, EOS_ID
 from rxt_dist.data.verify import shard_problem
 from rxt_dist.errors import DataError
 

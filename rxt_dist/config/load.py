@@ -23,8 +23,8 @@ from pydantic import BaseModel, ValidationError
 from rxt_dist.config.base import Config
 from rxt_dist.config.model import ModelConfig
 from rxt_dist.config.run import DataConfig, RunConfig, run_class
-from rxt_dist.config.source import KeyPath, Tree, dotted
 from rxt_dist.config.stages import DEFAULT_STAGE, STAGES
+from rxt_dist.config.tree import KeyPath, Tree, dotted
 from rxt_dist.errors import ConfigError, nearest
 
 JOINED = ("model", "data", "cluster")

@@ -24,16 +24,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rxt_dist.data.format import (
-    BatchInfo,
+from rxt_dist.data.manifest import (
     DatasetManifest,
+    RecordBatchInfo,
     ShardInfo,
     SourceInfo,
     load_manifest,
     require_tokenizer,
-    row_sum,
     sums_file,
 )
+from rxt_dist.data.rows import row_sum
 from rxt_dist.data.sampler import OrderSource
 from rxt_dist.data.verify import SUM_BYTES, size_problem, sums_problem
 from rxt_dist.errors import ConfigError, DataError
@@ -62,7 +62,7 @@ class Segment:
     offset: int
 
 
-class _Batch:
+class _RecordBatch:
     """Views of one record batch's buffers in the shard's memory map.
 
     The views of segments reach to the next buffer: how many segments there are is itself read from the file, and is
@@ -71,7 +71,7 @@ class _Batch:
 
     __slots__ = ("bounds", "seg_doc", "seg_len", "seg_off", "tokens")
 
-    def __init__(self, whole: npt.NDArray[np.uint8], info: BatchInfo, seq_len: int) -> None:
+    def __init__(self, whole: npt.NDArray[np.uint8], info: RecordBatchInfo, seq_len: int) -> None:
         def view(offset: int, dtype: str, count: int) -> npt.NDArray[Any]:
             return np.frombuffer(whole, dtype=dtype, count=count, offset=offset)
 
@@ -106,15 +106,15 @@ class _Shard:
         # A map too, without an open file: the checksums of a large dataset are hundreds of megabytes.
         with pa.memory_map(str(sums)) as source:
             self._sums = memoryview(source.read_buffer()).cast("Q")
-        self._batches: list[_Batch | None] = [None] * len(info.batches)
+        self._batches: list[_RecordBatch | None] = [None] * len(info.batches)
         self._ends = list(accumulate(batch.rows for batch in info.batches))
 
-    def locate(self, row: int) -> tuple[_Batch, int]:
+    def locate(self, row: int) -> tuple[_RecordBatch, int]:
         """The record batch of a row, and the row's number in it."""
         index = bisect_right(self._ends, row)
         batch = self._batches[index]
         if batch is None:
-            batch = self._batches[index] = _Batch(self._whole, self._info.batches[index], self._seq_len)
+            batch = self._batches[index] = _RecordBatch(self._whole, self._info.batches[index], self._seq_len)
         return batch, row - self._ends[index - 1] if index else row
 
     def read(self, row: int, room: memoryview) -> bytes:

@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rxt_dist.data.format import (
+from rxt_dist.data.inputs import InputFile
+from rxt_dist.data.interactions import answer_labels, check_interactions
+from rxt_dist.data.manifest import (
     DATASET_FILE,
-    PAD_ID,
-    SPECIAL_TOKENS,
     TOKENIZER_FILE,
     DatasetManifest,
     FileInfo,
@@ -33,9 +33,8 @@ from rxt_dist.data.format import (
     read_manifest,
     require_tokenizer,
 )
-from rxt_dist.data.inputs import InputFile
-from rxt_dist.data.interactions import answer_labels, check_interactions
 from rxt_dist.data.origin import DIALOGUES_FORMAT
+from rxt_dist.data.rows import PAD_ID, SPECIAL_TOKENS
 from rxt_dist.errors import ConfigError, DataError, nearest
 from rxt_dist.files import fsync_dir, temporary_path
 
@@ -120,7 +119,7 @@ class DialogueSource:
 class DialogueManifest:
     """The top manifest; `seq_len` is the most tokens that a turn has.
 
-    `files` are all other files of the folder; `rxt_dist.data.spare.finish_dataset` fills it in.
+    `files` are all other files of the folder; `rxt_dist.data.sealing.finish_dataset` fills it in.
     """
 
     seq_len: int

@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from rxt_dist.data.format import BOS_ID, EOS_ID, SPECIAL_COUNT, SPECIAL_TOKENS, PackedRows
+from rxt_dist.data.rows import BOS_ID, EOS_ID, SPECIAL_COUNT, SPECIAL_TOKENS, PackedRows
 
 QUERY_ID, ANSWER_ID, THINK_ID, CALL_ID, RESULT_ID, INTERNAL_ID = (
     SPECIAL_TOKENS[token] for token in ("[Q]", "[A]", "[T]", "[C]", "[U]", "[I]")

@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 
 from rxt_dist.data.dataset import TokenDataset
-from rxt_dist.data.format import PAD_ID
 from rxt_dist.data.masking import IGNORED_LABEL
+from rxt_dist.data.rows import PAD_ID
 
 Int64Array = npt.NDArray[np.int64]
 WantedT = TypeVar("WantedT")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rxt_dist.data.format import BOS_ID, EOS_ID, PackedRows
+from rxt_dist.data.rows import BOS_ID, EOS_ID, PackedRows
 
 PACKING_VERSION = 1
 WINDOW_DOCUMENTS = 4096
@@ -22,7 +22,7 @@ Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class RowPlan:
+class RowLayout:
     """R rows of S pieces in all, in row order and, within a row, in the order in which they stand.
 
     Piece s is `length_S[s]` tokens of the window's document `document_S[s]`, from token `offset_S[s]` on (BOS is token
@@ -35,7 +35,7 @@ class RowPlan:
     count_R: Int64Array
 
 
-def plan_rows(lengths: Sequence[int] | Int64Array, seq_len: int) -> RowPlan:
+def lay_out_rows(lengths: Sequence[int] | Int64Array, seq_len: int) -> RowLayout:
     """Assign documents of these lengths (BOS and EOS included, so at least 1) to rows of `seq_len` tokens.
 
     Full rows cut from long documents come first, in document order; then best-fit decreasing: the longest piece goes
@@ -53,7 +53,7 @@ def plan_rows(lengths: Sequence[int] | Int64Array, seq_len: int) -> RowPlan:
     row_of_rest = _best_fit(rest_D[rest], seq_len) + rows
     by_row = np.argsort(row_of_rest, kind="stable")
     rest = rest[by_row]
-    return RowPlan(
+    return RowLayout(
         document_S=np.concatenate([full_document, rest]),
         offset_S=np.concatenate([full_offset, (full_D * seq_len)[rest]]),
         length_S=np.concatenate([np.full(rows, seq_len), rest_D[rest]]),
@@ -117,8 +117,8 @@ def pack(documents: Sequence[npt.NDArray[np.uint16]], ordinals: Sequence[int], s
     `ordinals` are the documents' numbers in their unit, stored with every segment. Returns R rows of `seq_len`.
     """
     text_D = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
-    plan = plan_rows(text_D + 2, seq_len)
-    document_S, offset_S, length_S, count_R = plan.document_S, plan.offset_S, plan.length_S, plan.count_R
+    layout = lay_out_rows(text_D + 2, seq_len)
+    document_S, offset_S, length_S, count_R = layout.document_S, layout.offset_S, layout.length_S, layout.count_R
     tokens_RT = np.zeros((len(count_R), seq_len), dtype=np.uint16)  # PAD is 0
     flat = tokens_RT.reshape(-1)
     # Each row's pieces stand one after the other: where all would stand without padding, plus the padding before.

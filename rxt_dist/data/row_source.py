@@ -10,9 +10,10 @@ import numpy as np
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.validate import DataFacts
 from rxt_dist.data.dataset import TokenDataset
-from rxt_dist.data.format import BOUNDARY_POLICY, SourceInfo, tokenizer_fingerprint
 from rxt_dist.data.loader import BatchReader, Int64Array, TokenBatch, eval_reader
+from rxt_dist.data.manifest import SourceInfo, tokenizer_fingerprint
 from rxt_dist.data.mixture import planned_order
+from rxt_dist.data.rows import BOUNDARY_POLICY
 from rxt_dist.data.sampler import GlobalOrder
 from rxt_dist.errors import DataError
 

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rxt_dist.config.phases import BLOCK
-from rxt_dist.data.format import digest_json
+from rxt_dist.data.manifest import digest_json
 from rxt_dist.errors import ConfigError, DataError
 
 WEIGHT_ONE = 1 << 32

@@ -17,6 +17,7 @@ from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.state import save_state
 from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.config.run import RunConfig
+from rxt_dist.config.schedules import Step, learning_rate, steps
 from rxt_dist.data.loader import Prefetcher, prefetch
 from rxt_dist.data.sampler import DataState
 from rxt_dist.engine.interface import Engine, StepResult
@@ -26,7 +27,6 @@ from rxt_dist.train.evaluate import Evaluation, evaluate, sources_without_evalua
 from rxt_dist.train.interval import Interval
 from rxt_dist.train.reporter import Reporter
 from rxt_dist.train.resume import Position
-from rxt_dist.train.schedule import Step, learning_rate, steps
 from rxt_dist.train.signals import StopRequest
 
 

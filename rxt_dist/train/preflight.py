@@ -7,13 +7,13 @@ import torch
 from rxt_dist.checkpoint.start import check_start
 from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.config.run import RunConfig
+from rxt_dist.config.schedules import steps
 from rxt_dist.config.validate import validate_run
 from rxt_dist.data.sampler import GlobalOrder
 from rxt_dist.engine.optimizer import parameter_groups
 from rxt_dist.files import require_folder, require_free_space
 from rxt_dist.stages.base import DataSource, build_network, stage_class
 from rxt_dist.train.run_dir import RunDirectory
-from rxt_dist.train.schedule import steps
 
 # Weights, and two moments, in float32.
 _WEIGHT_BYTES, _MOMENT_BYTES = 4, 8

@@ -19,12 +19,12 @@ from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.build import build_engine, choose_device, describe_kernels, joined_ranks
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.errors import ExitCode
+from rxt_dist.ranks import Ranks
 from rxt_dist.stages.base import DataSource, build_network, stage_class
 from rxt_dist.train.loop import Training, run_loop
 from rxt_dist.train.metrics import MetricsWriter
 from rxt_dist.train.preflight import order_lines, preflight
 from rxt_dist.train.progress import Progress
-from rxt_dist.train.ranks import Ranks
 from rxt_dist.train.reporter import Reporter
 from rxt_dist.train.resume import Position, find_checkpoint, position_of, set_weights
 from rxt_dist.train.run_dir import RunDirectory

@@ -14,7 +14,6 @@ A run is opened by the same name again and again; it continues only with the tra
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -34,6 +33,7 @@ import rxt_dist
 from rxt_dist.config.load import RESUMABLE
 from rxt_dist.errors import ConfigError
 from rxt_dist.files import write_atomic, write_json_atomic
+from rxt_dist.locks import Lock, locked
 from rxt_dist.train.events import EventLog
 
 _HEADER = re.compile(r"# rxt-dist run, training hash (\S+)")
@@ -56,21 +56,31 @@ class RunDirectory:
         self.changes: list[str] = []
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[Lock]:
         """Hold the run for this process; rank 0 does, for all.
+
+        Where the file system knows no locks the run goes on, which is said: to refuse would be to train nowhere on that
+        disk, and a second launch is a mistake that few make.
 
         Raises:
             ConfigError: another process trains it. Two of them would delete each other's checkpoints.
+            OSError: whatever else the system says; a crash, after which a launcher starts again.
         """
-        with open(self.path / ".lock", "w", encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+        with locked(self.path / ".lock") as lock:
+            if lock is Lock.BUSY:
                 raise ConfigError(
                     f"{self.path} is being trained by another process. Wait until it has ended, stop it (create "
                     f"{self.stop_file}), or give this run another name (name=...)."
-                ) from error
-            yield
+                )
+            if lock is Lock.UNSUPPORTED:
+                print(
+                    f"warning: the file system of {self.path} knows no locks (Lustre mounted without `flock`, NFS "
+                    f"without its lock service), so that nothing keeps a second launch out of this run. Two would "
+                    f"delete each other's checkpoints: start it once at a time, or put the run on another disk.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            yield lock
 
     def log_file(self, rank: int) -> Path:
         """Where a rank other than the first writes what it prints."""

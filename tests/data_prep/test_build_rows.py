@@ -21,8 +21,10 @@ from data_prep.building.unit import UnitBuilder, UnitJob, _Item, _SourceBuilder
 from data_prep.corpora import Document, ReadCounts
 from data_prep.shards.rows import scan
 from data_prep.units import Unit
-from rxt_dist.data.format import BOS_ID, EOS_ID, SPECIAL_COUNT, ShardSpec, SourceInfo, SplitInfo
+from rxt_dist.data.manifest import SourceInfo, SplitInfo
+from rxt_dist.data.rows import BOS_ID, EOS_ID, SPECIAL_COUNT
 from rxt_dist.data.sampler import GlobalOrder, OrderSource, Phase
+from rxt_dist.data.writer import ShardSpec
 
 UNIT = Unit("u00000", (), 1)
 

@@ -22,8 +22,8 @@ from data_prep.megatron.exporting import export_megatron
 from data_prep.megatron.importing import ImportRequest, import_megatron
 from data_prep.tokenizing.tokenizer import save_tokenizer, train_tokenizer
 from rxt_dist.data.dataset import TokenDataset
-from rxt_dist.data.format import load_manifest
-from rxt_dist.data.spare import sealed_json
+from rxt_dist.data.manifest import load_manifest
+from rxt_dist.data.sealing import sealed_json
 from rxt_dist.errors import ConfigError, DataError
 
 BOS, EOS = 2, 3

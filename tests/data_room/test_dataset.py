@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rxt_dist.data import format as fmt
 from rxt_dist.data.dataset import TokenDataset
+from rxt_dist.data.manifest import DatasetManifest, SourceInfo, SplitInfo, Totals, load_manifest, sums_file
 from rxt_dist.data.packing import PACKING_VERSION, pack
+from rxt_dist.data.writer import ShardSpec, ShardWriter
 from rxt_dist.errors import ConfigError, DataError
 
 
@@ -90,7 +91,7 @@ def test_a_missing_or_truncated_shard_is_refused_at_opening(dataset_dir: Path) -
 
 
 def test_a_flipped_bit_is_found_before_its_row_is_used(dataset_dir: Path) -> None:
-    shard = fmt.load_manifest(dataset_dir).sources[1].train.shards[0]
+    shard = load_manifest(dataset_dir).sources[1].train.shards[0]
     _flip_bit(dataset_dir / shard.file, shard.batches[0].tokens + 3 * 2 * 32 + 17)
     dataset = TokenDataset(dataset_dir)
     rows = np.arange(dataset.rows(1, "train"))
@@ -104,16 +105,16 @@ def test_a_flipped_bit_is_found_before_its_row_is_used(dataset_dir: Path) -> Non
 
 def write_many_shards(root: Path, shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dataset of equal shards with 16 record batches each, as many as 400 billion tokens have at 745."""
-    monkeypatch.setattr(fmt, "BATCH_ROWS", 2)
-    writer = fmt.ShardWriter(root, "en/train", "u00000", fmt.ShardSpec(32, 65_536, "ab" * 32, PACKING_VERSION, "cd"))
+    monkeypatch.setattr("rxt_dist.data.writer.RECORD_BATCH_ROWS", 2)
+    writer = ShardWriter(root, "en/train", "u00000", ShardSpec(32, 65_536, "ab" * 32, PACKING_VERSION, "cd"))
     writer.add(pack([np.full(30, 100 + n, dtype=np.uint16) for n in range(32)], list(range(32)), 32))
     (first,) = writer.finish()
     infos = [dataclasses.replace(first, file=f"en/train/u{n:05d}-000.arrow") for n in range(shards)]
     for info in infos[1:]:
         shutil.copyfile(root / first.file, root / info.file)
-        shutil.copyfile(root / fmt.sums_file(first.file), root / fmt.sums_file(info.file))
-    source = fmt.SourceInfo("en", "en", fmt.SplitInfo(fmt.Totals(rows=32 * shards), tuple(infos)))
-    manifest = fmt.DatasetManifest(32, 65_536, "ab" * 32, "cd", PACKING_VERSION, (), (source,))
+        shutil.copyfile(root / sums_file(first.file), root / sums_file(info.file))
+    source = SourceInfo("en", "en", SplitInfo(Totals(rows=32 * shards), tuple(infos)))
+    manifest = DatasetManifest(32, 65_536, "ab" * 32, "cd", PACKING_VERSION, (), (source,))
     (root / "dataset.json").write_text(json.dumps(manifest.to_dict()))
 
 

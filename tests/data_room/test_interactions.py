@@ -21,9 +21,9 @@ from rxt_dist.data.dialogues import (
     DialogueWriter,
     dialogue_metadata,
 )
-from rxt_dist.data.format import MASK_ID, SPECIAL_TOKENS, UNK_ID, PackedRows
 from rxt_dist.data.interactions import answer_labels, check_interaction_rows
 from rxt_dist.data.packing import pack
+from rxt_dist.data.rows import MASK_ID, SPECIAL_TOKENS, UNK_ID, PackedRows
 from rxt_dist.errors import ConfigError, DataError
 
 PAD, BOS, EOS = 0, 2, 3

@@ -15,9 +15,10 @@ import pyarrow as pa
 
 from rxt_dist.data.dataset import TokenDataset
 from rxt_dist.data.dialogues import DialogueWriter, dialogue_metadata
-from rxt_dist.data.format import INTERACTION_BOUNDARIES, ShardSpec, ShardWriter
 from rxt_dist.data.interactions import ANSWER_ID, QUERY_ID, check_interaction_rows
 from rxt_dist.data.packing import pack
+from rxt_dist.data.rows import INTERACTION_BOUNDARIES
+from rxt_dist.data.writer import ShardSpec, ShardWriter
 
 
 def _load(shard: Path, cache: Path) -> Any:
