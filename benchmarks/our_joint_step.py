@@ -32,8 +32,8 @@ LEARNING_RATE = 3e-4
 
 def random_batch(generator: np.random.Generator, vocabulary: int, rows: int, length: int, step: int) -> Batch:
     """Rows of random ordinary tokens, each row one document."""
-    tokens_NT = generator.integers(SPECIAL_COUNT, vocabulary, (rows, length)).astype(np.uint16)
-    narrow = torch.from_numpy(tokens_NT.view(np.int16))
+    tokens_RT = generator.integers(SPECIAL_COUNT, vocabulary, (rows, length)).astype(np.uint16)
+    narrow = torch.from_numpy(tokens_RT.view(np.int16))
     samples = np.arange(rows) + step * rows
     read = host_batch(narrow, np.full(rows, 1), np.full(rows, length), np.zeros(rows, np.int64), samples)
     return read.to(torch.device("cpu"))

@@ -111,7 +111,7 @@ def _put_pieces(root: Path, shard: object, seq_len: int, documents: dict[int, ob
     for rows in scan(root, (shard,), seq_len):
         flat = rows.tokens_RT.reshape(-1)
         for start, length, document, offset in zip(
-            starts_of(rows), rows.seg_len_S, rows.seg_doc_S.tolist(), rows.seg_off_S.tolist(), strict=True
+            starts_of(rows), rows.seg_len_I, rows.seg_doc_I.tolist(), rows.seg_off_I.tolist(), strict=True
         ):
             pieces = documents.setdefault(document, {})
             assert offset not in pieces, "a piece stands twice"

@@ -61,6 +61,6 @@ def _write(root: Path, directory: str, spec: ShardSpec, wanted: int, seed: int) 
         packed = packed.slice(0, min(packed.rows, wanted - rows))
         writer.add(packed)
         rows += packed.rows
-        tokens += int(packed.seg_len_S.sum(dtype=np.int64))
+        tokens += int(packed.seg_len_I.sum(dtype=np.int64))
         documents += len(lengths)
     return SplitInfo(Totals(documents, tokens, rows, rows * spec.seq_len - tokens), writer.finish())

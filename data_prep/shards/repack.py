@@ -284,16 +284,16 @@ def documents_by_window(
     """
     columns = pieces_of(root, shards, seq_len)
     order = np.lexsort((columns[4], columns[3]))
-    row_P, start_P, length_P, document_P, offset_P = (column[order] for column in columns)
-    ordinals, firsts = np.unique(document_P, return_index=True)
-    edges = np.append(firsts, len(document_P))
-    before_P = np.cumsum(length_P) - length_P
-    lengths = np.add.reduceat(length_P, firsts, dtype=np.int64) if len(firsts) else firsts
-    if not np.array_equal(before_P - np.repeat(before_P[firsts], np.diff(edges)), offset_P):
+    row_I, start_I, length_I, document_I, offset_I = (column[order] for column in columns)
+    ordinals, firsts = np.unique(document_I, return_index=True)
+    edges = np.append(firsts, len(document_I))
+    before_I = np.cumsum(length_I) - length_I
+    lengths = np.add.reduceat(length_I, firsts, dtype=np.int64) if len(firsts) else firsts
+    if not np.array_equal(before_I - np.repeat(before_I[firsts], np.diff(edges)), offset_I):
         raise DataError(f"The pieces in {[shard.file for shard in shards]} do not make whole documents: damaged data.")
     for first, last in _windows(lengths):
         here = slice(int(edges[first]), int(edges[last]))
-        tokens = gather(root, shards, seq_len, row_P[here], start_P[here], length_P[here])
+        tokens = gather(root, shards, seq_len, row_I[here], start_I[here], length_I[here])
         ends = np.cumsum(lengths[first:last])
         if not ((tokens[ends - 1] == EOS_ID).all() and (tokens[ends - lengths[first:last]] == BOS_ID).all()):
             raise DataError(f"A document in {[shard.file for shard in shards]} is not whole: damaged data.")

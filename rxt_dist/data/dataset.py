@@ -46,11 +46,11 @@ _OTHER_FILES = 512
 
 @dataclass(frozen=True)
 class RawRows:
-    """N rows as stored: `tokens_NT` uint16 [N, T], `seg_count_N` int64 [N], `seg_len_S` int64 [S] in row order."""
+    """R rows as stored: `tokens_RT` uint16 [R, T], `seg_count_R` int64 [R], `seg_len_I` int64 [I] in row order."""
 
-    tokens_NT: npt.NDArray[np.uint16]
-    seg_count_N: npt.NDArray[np.int64]
-    seg_len_S: npt.NDArray[np.int64]
+    tokens_RT: npt.NDArray[np.uint16]
+    seg_count_R: npt.NDArray[np.int64]
+    seg_len_I: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -247,25 +247,25 @@ class TokenDataset:
     def read(
         self,
         split: str,
-        source_N: npt.NDArray[np.int64],
-        row_N: npt.NDArray[np.int64],
+        source_R: npt.NDArray[np.int64],
+        row_R: npt.NDArray[np.int64],
         into: npt.NDArray[np.uint16] | None = None,
     ) -> RawRows:
         """Copy N rows out of the shards and check each: about 4 us a row of 8,192 tokens from a cached file.
 
-        `into` is memory for the tokens, uint16 [N, T] and contiguous; without it they are given new memory.
+        `into` is memory for the tokens, uint16 [R, T] and contiguous; without it they are given new memory.
 
         Raises:
             DataError: a row is damaged; the message names its shard.
         """
-        tokens_NT = np.empty((len(row_N), self.seq_len), dtype=np.uint16) if into is None else into
-        room, size, lengths = tokens_NT.data.cast("B"), self.seq_len * _TOKEN_BYTES, []
-        for at, (source, row) in enumerate(zip(source_N.tolist(), row_N.tolist(), strict=True)):
+        tokens_RT = np.empty((len(row_R), self.seq_len), dtype=np.uint16) if into is None else into
+        room, size, lengths = tokens_RT.data.cast("B"), self.seq_len * _TOKEN_BYTES, []
+        for at, (source, row) in enumerate(zip(source_R.tolist(), row_R.tolist(), strict=True)):
             shard, local = self._splits[source, split].locate(row)
             lengths.append(shard.read(local, room[at * size : (at + 1) * size]))
-        seg_count_N = np.array([len(seg_len) // 2 for seg_len in lengths], dtype=np.int64)
-        seg_len_S = np.frombuffer(b"".join(lengths), dtype="<u2").astype(np.int64)
-        return RawRows(tokens_NT, seg_count_N, seg_len_S)
+        seg_count_R = np.array([len(seg_len) // 2 for seg_len in lengths], dtype=np.int64)
+        seg_len_I = np.frombuffer(b"".join(lengths), dtype="<u2").astype(np.int64)
+        return RawRows(tokens_RT, seg_count_R, seg_len_I)
 
     def segments(self, split: str, source: int, row: int) -> list[Segment]:
         """The document pieces of one row, in order.

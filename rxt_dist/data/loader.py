@@ -32,7 +32,7 @@ class Order(Protocol):
     """Anything that says which row stands at a position: `GlobalOrder` for training, `FileOrder` for evaluation."""
 
     def rows(self, positions: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """Source index and row of each position, int64 [N] each."""
+        """Source index and row of each position, int64 [R] each."""
         ...
 
 
@@ -153,7 +153,7 @@ class TokenRows:
 def token_batch(
     tokens_BT: torch.Tensor,
     seg_count_B: Int64Array,
-    seg_len_S: Int64Array,
+    seg_len_I: Int64Array,
     source_B: Int64Array,
     samples_B: Int64Array,
 ) -> TokenBatch:
@@ -161,24 +161,24 @@ def token_batch(
 
     Args:
         tokens_BT: int16 [B, T], as in `TokenBatch`.
-        seg_count_B, seg_len_S: segments in each row, and the lengths of all in row order.
+        seg_count_B, seg_len_I: segments in each row, and the lengths of all in row order.
     """
     rows, width = tokens_BT.shape
     last_B = seg_count_B.cumsum()
     first_B = last_B - seg_count_B
-    ends = np.concatenate(([0], seg_len_S.cumsum()))
+    ends = np.concatenate(([0], seg_len_I.cumsum()))
     used_B = ends[last_B] - ends[first_B]
     row_ends_B = np.arange(1, rows + 1) * width
     is_padded_B = used_B < width
     # Segment s of row b stands after s segments and the tails of the padded rows before b.
     tails_before_B = is_padded_B.cumsum() - is_padded_B
-    at_S = np.arange(len(seg_len_S)) + tails_before_B.repeat(seg_count_B)
+    at_I = np.arange(len(seg_len_I)) + tails_before_B.repeat(seg_count_B)
     tail_at = (last_B + tails_before_B)[is_padded_B]
-    cu_seqlens = np.zeros(len(at_S) + len(tail_at) + 1, dtype=np.int32)
-    cu_seqlens[1 + at_S] = ends[1:] + (row_ends_B - width - ends[first_B]).repeat(seg_count_B)
+    cu_seqlens = np.zeros(len(at_I) + len(tail_at) + 1, dtype=np.int32)
+    cu_seqlens[1 + at_I] = ends[1:] + (row_ends_B - width - ends[first_B]).repeat(seg_count_B)
     cu_seqlens[1 + tail_at] = row_ends_B[is_padded_B]
     numbers_N = np.full(len(cu_seqlens) - 1, -1, dtype=np.int32)
-    numbers_N[at_S] = np.arange(len(seg_len_S)) - first_B.repeat(seg_count_B)
+    numbers_N[at_I] = np.arange(len(seg_len_I)) - first_B.repeat(seg_count_B)
     return TokenBatch(
         tokens_BT=tokens_BT,
         cu_seqlens=torch.from_numpy(cu_seqlens),
@@ -203,7 +203,7 @@ class BatchReader:
         source_B, row_B = self._order.rows(positions)
         tokens_BT = torch.empty((len(positions), self._dataset.seq_len), dtype=torch.int16)
         raw = self._dataset.read(self._split, source_B, row_B, into=tokens_BT.numpy().view(np.uint16))
-        return token_batch(tokens_BT, raw.seg_count_N, raw.seg_len_S, source_B, positions)
+        return token_batch(tokens_BT, raw.seg_count_R, raw.seg_len_I, source_B, positions)
 
 
 def eval_reader(dataset: TokenDataset, source: int) -> BatchReader:

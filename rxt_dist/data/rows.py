@@ -26,18 +26,18 @@ SPECIAL_COUNT = len(SPECIAL_TOKENS)
 
 @dataclass(frozen=True)
 class PackedRows:
-    """R packed rows with S segments in all.
+    """R packed rows with I segments in all.
 
     `tokens_RT` uint16 [R, T], padded with PAD at the end of a row; `seg_count_R` int64 [R], segments in each row;
-    `seg_len_S` uint16, `seg_doc_S` uint32 (document ordinal in the unit) and `seg_off_S` uint32 (offset of the piece in
+    `seg_len_I` uint16, `seg_doc_I` uint32 (document ordinal in the unit) and `seg_off_I` uint32 (offset of the piece in
     its document, in tokens, 0 unless the document was cut), each in row order.
     """
 
     tokens_RT: npt.NDArray[np.uint16]
     seg_count_R: npt.NDArray[np.int64]
-    seg_len_S: npt.NDArray[np.uint16]
-    seg_doc_S: npt.NDArray[np.uint32]
-    seg_off_S: npt.NDArray[np.uint32]
+    seg_len_I: npt.NDArray[np.uint16]
+    seg_doc_I: npt.NDArray[np.uint32]
+    seg_off_I: npt.NDArray[np.uint32]
 
     @property
     def rows(self) -> int:
@@ -50,9 +50,9 @@ class PackedRows:
         return PackedRows(
             self.tokens_RT[start:stop],
             self.seg_count_R[start:stop],
-            self.seg_len_S[segments],
-            self.seg_doc_S[segments],
-            self.seg_off_S[segments],
+            self.seg_len_I[segments],
+            self.seg_doc_I[segments],
+            self.seg_off_I[segments],
         )
 
 
@@ -65,7 +65,7 @@ def check_rows(rows: PackedRows, vocab_size: int) -> None:
     """
     tokens_RT, seq_len = rows.tokens_RT, rows.tokens_RT.shape[1]
     assert int(tokens_RT.max(initial=0)) < vocab_size, f"token id {tokens_RT.max()} >= vocabulary {vocab_size}"
-    seg_len = rows.seg_len_S.astype(np.int64)
+    seg_len = rows.seg_len_I.astype(np.int64)
     row_of = np.repeat(np.arange(rows.rows), rows.seg_count_R)
     used_R = np.bincount(row_of, weights=seg_len, minlength=rows.rows).astype(np.int64)
     assert bool((seg_len > 0).all()), "an empty segment"
@@ -77,10 +77,10 @@ def check_rows(rows: PackedRows, vocab_size: int) -> None:
     special = (tokens_RT < SPECIAL_COUNT).reshape(-1)
     assert not bool(tokens_RT[is_padding].any()), "a token other than PAD after the last segment"
     special[is_padding.reshape(-1)] = False
-    special[starts[(flat[starts] == BOS_ID) & (rows.seg_off_S == 0)]] = False
+    special[starts[(flat[starts] == BOS_ID) & (rows.seg_off_I == 0)]] = False
     special[ends[flat[ends - 1] == EOS_ID] - 1] = False
     assert not bool(special.any()), "a special id inside a segment"
-    assert bool(((flat[starts] == BOS_ID) == (rows.seg_off_S == 0)).all()), "BOS must open exactly the first pieces"
+    assert bool(((flat[starts] == BOS_ID) == (rows.seg_off_I == 0)).all()), "BOS must open exactly the first pieces"
 
 
 def row_sum(tokens: memoryview, seg_len: memoryview | bytes) -> int:
@@ -93,5 +93,5 @@ def row_sum(tokens: memoryview, seg_len: memoryview | bytes) -> int:
 def row_sums(rows: PackedRows) -> npt.NDArray[np.uint64]:
     """`row_sum` of every row, "<u8" [R]."""
     bounds = np.concatenate(([0], np.cumsum(rows.seg_count_R))).tolist()
-    sums = [row_sum(rows.tokens_RT[r].data, rows.seg_len_S[bounds[r] : bounds[r + 1]].data) for r in range(rows.rows)]
+    sums = [row_sum(rows.tokens_RT[r].data, rows.seg_len_I[bounds[r] : bounds[r + 1]].data) for r in range(rows.rows)]
     return np.array(sums, dtype="<u8")

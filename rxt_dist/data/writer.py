@@ -108,7 +108,7 @@ class ShardWriter:
         # One record batch of rows, filled in place; the system gives memory only to what is touched.
         self._tokens_RT = np.empty((RECORD_BATCH_ROWS, spec.seq_len), dtype=np.uint16)
         self._held_rows = 0
-        self._segments: list[tuple[npt.NDArray[Any], ...]] = []  # seg_count_R, seg_len_S, seg_doc_S, seg_off_S
+        self._segments: list[tuple[npt.NDArray[Any], ...]] = []  # seg_count_R, seg_len_I, seg_doc_I, seg_off_I
         self._shards: list[ShardInfo] = []
         self._file: pa.OSFile | None = None
         self._writer: pa.ipc.RecordBatchFileWriter | None = None
@@ -123,7 +123,7 @@ class ShardWriter:
         while at < rows.rows:
             part = rows.slice(at, min(at + RECORD_BATCH_ROWS - self._held_rows, rows.rows))
             self._tokens_RT[self._held_rows : self._held_rows + part.rows] = part.tokens_RT
-            self._segments.append((part.seg_count_R, part.seg_len_S, part.seg_doc_S, part.seg_off_S))
+            self._segments.append((part.seg_count_R, part.seg_len_I, part.seg_doc_I, part.seg_off_I))
             self._held_rows += part.rows
             at += part.rows
             if self._held_rows == RECORD_BATCH_ROWS:
@@ -147,12 +147,12 @@ class ShardWriter:
             self._final.parent.mkdir(parents=True, exist_ok=True)
             self._file = pa.OSFile(str(temporary_path(self._final)), "wb")
             self._writer = pa.ipc.new_file(self._file, self._schema)
-            self._first_document = int(rows.seg_doc_S[: int(rows.seg_count_R[0])].min())
+            self._first_document = int(rows.seg_doc_I[: int(rows.seg_count_R[0])].min())
         bounds = pa.array(np.concatenate(([0], np.cumsum(rows.seg_count_R))), pa.int64())
         tokens = pa.FixedSizeListArray.from_arrays(pa.array(rows.tokens_RT.reshape(-1)), self._spec.seq_len)
         lists = [
             pa.LargeListArray.from_arrays(bounds, pa.array(values))
-            for values in (rows.seg_len_S, rows.seg_doc_S, rows.seg_off_S)
+            for values in (rows.seg_len_I, rows.seg_doc_I, rows.seg_off_I)
         ]
         self._writer.write_batch(pa.record_batch([tokens, *lists], schema=self._schema))
         self._sums.append(row_sums(rows))

@@ -52,7 +52,7 @@ def _texts(dataset: TokenDataset, split: str) -> Counter[str]:
         row = 0
         for shard in source.split(split).shards:
             for _ in range(shard.rows):
-                tokens = dataset.read(split, np.array([index]), np.array([row])).tokens_NT[0].tolist()
+                tokens = dataset.read(split, np.array([index]), np.array([row])).tokens_RT[0].tolist()
                 at = 0
                 for segment in dataset.segments(split, index, row):
                     # A document's ordinal counts within its unit, which the shard's name begins with.

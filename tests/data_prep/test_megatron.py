@@ -117,7 +117,7 @@ def test_text_bytes_and_training_rows_are_those_of_the_text(
     assert 0.05 < source.eval.totals.documents / len(documents) < 0.4
     rows = source.train.totals.rows
     read = TokenDataset(tmp_path / "out").read("train", np.zeros(rows, np.int64), np.arange(rows))
-    assert read.tokens_NT.max() < 600
+    assert read.tokens_RT.max() < 600
     both = export_megatron(tmp_path / "out", tmp_path / "back")
     assert [corpus.split for corpus in both] == ["train", "eval"]
     exported = [ids for corpus in both for ids in _read_back(corpus.prefix)]

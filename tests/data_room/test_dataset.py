@@ -33,7 +33,7 @@ def _all_documents(dataset: TokenDataset, source: int, split: str) -> dict[int, 
     for row in rows.tolist():
         at = 0
         for segment in dataset.segments(split, source, row):
-            piece = raw.tokens_NT[row, at : at + segment.length].tolist()
+            piece = raw.tokens_RT[row, at : at + segment.length].tolist()
             assert found.setdefault(segment.document, {}).setdefault(segment.offset, piece) is piece
             at += segment.length
     return {document: [t for offset in sorted(by) for t in by[offset]] for document, by in found.items()}
@@ -52,8 +52,8 @@ def test_the_last_id_of_16_bits_survives(tmp_path: Path, writer: Callable[..., A
     ids = np.array([65_535, 11, 32_768, 65_535], dtype=np.uint16)
     writer(tmp_path, {"en": {"train": [ids], "eval": [ids]}})
     raw = TokenDataset(tmp_path).read("train", np.array([0]), np.array([0]))
-    assert raw.tokens_NT[0, :6].tolist() == [2, 65_535, 11, 32_768, 65_535, 3]
-    assert raw.tokens_NT.dtype == np.uint16
+    assert raw.tokens_RT[0, :6].tolist() == [2, 65_535, 11, 32_768, 65_535, 3]
+    assert raw.tokens_RT.dtype == np.uint16
 
 
 def test_rows_come_in_the_order_asked(dataset_dir: Path) -> None:
@@ -63,9 +63,9 @@ def test_rows_come_in_the_order_asked(dataset_dir: Path) -> None:
     at = 0
     for n, (s, r) in enumerate(zip(source, row, strict=True)):
         one = dataset.read("train", np.array([s]), np.array([r]))
-        assert np.array_equal(raw.tokens_NT[n], one.tokens_NT[0])
-        assert raw.seg_len_S[at : at + raw.seg_count_N[n]].tolist() == one.seg_len_S.tolist()
-        at += int(raw.seg_count_N[n])
+        assert np.array_equal(raw.tokens_RT[n], one.tokens_RT[0])
+        assert raw.seg_len_I[at : at + raw.seg_count_R[n]].tolist() == one.seg_len_I.tolist()
+        at += int(raw.seg_count_R[n])
 
 
 def test_what_the_caller_expects_is_checked(dataset_dir: Path) -> None:
@@ -131,7 +131,7 @@ def test_of_745_shards_only_those_are_opened_that_are_read(tmp_path: Path, monke
     rows = np.append(np.random.default_rng(0).integers(0, 745 * 32, 7), 744 * 32)
     raw = dataset.read("train", np.zeros_like(rows), rows)
     assert mapped() == {f"u{row // 32:05d}-000.arrow" for row in rows.tolist()}
-    assert raw.tokens_NT[:, 1].tolist() == (100 + rows % 32).tolist()
+    assert raw.tokens_RT[:, 1].tolist() == (100 + rows % 32).tolist()
     (tmp_path / "en/train/u00700-000.sums").unlink()
     with pytest.raises(DataError, match=r"u00700-000\.sums is missing.*--repair"):
         TokenDataset(tmp_path)
@@ -145,7 +145,7 @@ def test_more_shards_than_files_may_be_open(tmp_path: Path, monkeypatch: pytest.
         "import numpy as np; from pathlib import Path; from rxt_dist.data.dataset import TokenDataset;"
         "d = TokenDataset(Path(sys.argv[1])); rows = np.tile(np.arange(0, 150 * 32, 8), 2);"
         "raw = d.read('train', np.zeros_like(rows), rows);"
-        "assert raw.tokens_NT[:, 1].tolist() == (100 + rows % 32).tolist();"
+        "assert raw.tokens_RT[:, 1].tolist() == (100 + rows % 32).tolist();"
         "assert 88 <= len(os.listdir('/proc/self/fd')) <= 100, os.listdir('/proc/self/fd')"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

@@ -25,7 +25,7 @@ def read_all(root: Path, rows: int) -> list[tuple[bytes, list[int]] | None]:
     for row in range(rows):
         try:
             raw = dataset.read("train", np.array([0]), np.array([row]))
-            found.append((raw.tokens_NT.tobytes(), raw.seg_len_S.tolist()))
+            found.append((raw.tokens_RT.tobytes(), raw.seg_len_I.tolist()))
         except DataError:
             found.append(None)
     return found

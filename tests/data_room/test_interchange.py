@@ -28,7 +28,7 @@ def _load(shard: Path, cache: Path) -> Any:
 def test_datasets_and_pyarrow_read_the_rows_that_training_reads(dataset_dir: Path, tmp_path: Path) -> None:
     opened = TokenDataset(dataset_dir)
     shard = opened.manifest.sources[0].train.shards[0]
-    tokens = opened.read("train", np.zeros(3, np.int64), np.arange(3)).tokens_NT
+    tokens = opened.read("train", np.zeros(3, np.int64), np.arange(3)).tokens_RT
     of_datasets = _load(dataset_dir / shard.file, tmp_path)
     assert of_datasets[:3]["tokens"] == tokens.tolist()
     assert of_datasets.column_names == ["tokens", "seg_len", "seg_doc", "seg_off"]

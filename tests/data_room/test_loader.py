@@ -98,7 +98,7 @@ def test_evaluation_reads_every_held_out_row_once(dataset: TokenDataset) -> None
     rows = dataset.rows(1, "eval")
     batches = [held_out.read(np.array([row])) for row in range(rows)]
     tokens = torch.cat([batch.unpack().tokens_BT for batch in batches])
-    stored = dataset.read("eval", np.ones(rows, dtype=np.int64), np.arange(rows)).tokens_NT
+    stored = dataset.read("eval", np.ones(rows, dtype=np.int64), np.arange(rows)).tokens_RT
     assert np.array_equal(tokens.numpy(), stored)
     assert all(set(batch.source_B.tolist()) == {1} for batch in batches)
 

@@ -17,7 +17,7 @@ def _rebuild(rows: PackedRows) -> dict[int, list[int]]:
     for row in range(rows.rows):
         start = 0
         for _ in range(int(rows.seg_count_R[row])):
-            length, document, offset = (int(c[at]) for c in (rows.seg_len_S, rows.seg_doc_S, rows.seg_off_S))
+            length, document, offset = (int(c[at]) for c in (rows.seg_len_I, rows.seg_doc_I, rows.seg_off_I))
             of_document = pieces.setdefault(document, {})
             assert offset not in of_document
             of_document[offset] = rows.tokens_RT[row, start : start + length].tolist()
@@ -48,9 +48,9 @@ def test_every_token_of_every_document_exactly_once(lengths: list[int], seq_len:
 def test_only_documents_longer_than_a_row_are_cut(lengths: list[int], seq_len: int) -> None:
     layout = lay_out_rows(lengths, seq_len)
     row_of = np.repeat(np.arange(len(layout.count_R)), layout.count_R)
-    assert (np.bincount(row_of, weights=layout.length_S) <= seq_len).all()
-    whole = np.array(lengths, dtype=np.int64)[layout.document_S]
-    assert ((layout.length_S == whole) | (whole > seq_len)).all()
+    assert (np.bincount(row_of, weights=layout.length_I) <= seq_len).all()
+    whole = np.array(lengths, dtype=np.int64)[layout.document_I]
+    assert ((layout.length_I == whole) | (whole > seq_len)).all()
 
 
 def test_windows_of_web_like_documents_fill_their_rows() -> None:
@@ -59,22 +59,22 @@ def test_windows_of_web_like_documents_fill_their_rows() -> None:
     for seed in range(6):
         lengths = np.random.default_rng(seed).lognormal(6.3, 1.1, WINDOW_DOCUMENTS).astype(int) + 2
         layout = lay_out_rows(lengths, 8192)
-        whole = lengths[layout.document_S]
-        assert (whole[layout.length_S < whole] > 8192).all()
-        assert layout.length_S.sum() == lengths.sum()
+        whole = lengths[layout.document_I]
+        assert (whole[layout.length_I < whole] > 8192).all()
+        assert layout.length_I.sum() == lengths.sum()
         tokens, rows = tokens + lengths.sum(), rows + len(layout.count_R)
     assert 1 - tokens / (rows * 8192) <= 0.002
 
 
 def test_a_segment_may_fill_the_longest_row() -> None:
     rows = pack([np.full(70_000, 9999, dtype=np.uint16)], [4], MAX_SEQ_LEN)
-    assert rows.seg_len_S.tolist() == [65_535, 70_002 - 65_535]
-    assert rows.seg_off_S.tolist() == [0, 65_535]
+    assert rows.seg_len_I.tolist() == [65_535, 70_002 - 65_535]
+    assert rows.seg_off_I.tolist() == [0, 65_535]
 
 
 def test_packing_is_deterministic_and_takes_the_tightest_space() -> None:
     layout = lay_out_rows([6, 5, 4, 3], 10)
-    assert (layout.document_S.tolist(), layout.count_R.tolist()) == ([0, 2, 1, 3], [2, 2])
+    assert (layout.document_I.tolist(), layout.count_R.tolist()) == ([0, 2, 1, 3], [2, 2])
 
 
 def test_the_rows_of_packing_version_1_never_change() -> None:
@@ -91,7 +91,7 @@ def test_the_rows_of_packing_version_1_never_change() -> None:
         documents = [(np.arange(length) * 7 + n).astype(np.uint16) for n, length in enumerate(lengths.tolist())]
         rows = pack(documents, [3 * n for n in range(len(documents))], seq_len)
         digest = hashlib.sha256()
-        for column in (rows.tokens_RT, rows.seg_count_R, rows.seg_len_S, rows.seg_doc_S, rows.seg_off_S):
+        for column in (rows.tokens_RT, rows.seg_count_R, rows.seg_len_I, rows.seg_doc_I, rows.seg_off_I):
             digest.update(f"{column.dtype.str}{column.shape}".encode())
             digest.update(column.tobytes())
         assert digest.hexdigest()[:32] == wanted

@@ -34,7 +34,7 @@ def test_any_arrow_reader_opens_a_shard(tmp_path: Path) -> None:
         pa.uint32(),
     ]
     assert table["tokens"].to_pylist() == rows.tokens_RT.tolist()
-    assert [n for row in table["seg_doc"].to_pylist() for n in row] == rows.seg_doc_S.tolist()
+    assert [n for row in table["seg_doc"].to_pylist() for n in row] == rows.seg_doc_I.tolist()
     metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
     assert metadata["rxt.seq_len"] == "16"
     assert json.loads(metadata["rxt.special_tokens"])["[I]"] == 10
