@@ -40,5 +40,5 @@ def mean_over_layers(routing: RoutingTerms) -> tuple[Tensor, Tensor]:
 def load_fractions(counts_ME: Tensor) -> Tensor:
     """Each layer's token fractions (float32, rows sum to 1); uniform for a layer that routed nothing yet."""
     totals_M1 = counts_ME.sum(-1, keepdim=True)
-    uniform = 1.0 / counts_ME.shape[-1]
+    uniform = 1.0 / max(1, counts_ME.shape[-1])
     return torch.where(totals_M1 > 0, counts_ME / totals_M1.clamp_min(1), uniform).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from rxt_dist.config.load import load_model
 from rxt_dist.config.model import ModelConfig
 from rxt_dist.config.run import OptimizerConfig, ParallelConfig, RunConfig, TrainConfig
-from rxt_dist.config.stages import JointConfig
+from rxt_dist.config.stages import DEFAULT_STAGE, STAGES
 from rxt_dist.data.loader import TokenBatch, token_batch
 from rxt_dist.data.rows import SPECIAL_COUNT
 from rxt_dist.model.init import initialise
@@ -55,7 +56,7 @@ def model_config(*overrides: str) -> ModelConfig:
     return load_model(DEMO, [*small, *overrides])
 
 
-def run_config(*, model: ModelConfig | None = None, stage: Any = JointConfig, **changes: Any) -> RunConfig:
+def run_config(*, model: ModelConfig | None = None, stage: str = DEFAULT_STAGE, **changes: Any) -> RunConfig:
     """A run of the tiny model; `changes` are fields of its train, optimizer, parallel and stage sections."""
 
     def section(kind: Any, **defaults: Any) -> Any:
@@ -66,7 +67,7 @@ def run_config(*, model: ModelConfig | None = None, stage: Any = JointConfig, **
         "parallel": section(ParallelConfig),
         "optimizer": section(OptimizerConfig),
         "train": section(TrainConfig, **TRAIN),
-        "stage": section(stage),
+        "stage": section(STAGES[stage].config),
     }
     assert not changes, f"no section has {list(changes)}"
     return RunConfig.model_construct(model=model or model_config(), seed=0, **parts)
@@ -77,6 +78,11 @@ def make_stage(config: RunConfig) -> Stage:
     model = build_network(config)
     initialise(model, config.seed)
     return stage_class(config)(model, config)
+
+
+def batch_for(config: RunConfig, step: int = 0) -> Any:
+    """Batch number `step` of what the run's stage reads."""
+    return BATCHES[config.stage.kind](step)
 
 
 def packed_batch(step: int = 0, lengths: tuple[tuple[int, ...], ...] = LENGTHS) -> TokenBatch:
@@ -98,3 +104,7 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """max |a - b| / max |b|."""
     worst = (actual.double() - expected.double()).abs().max().item()
     return worst / max(expected.double().abs().max().item(), 1e-30)
+
+
+# What each stage reads.
+BATCHES: dict[str, Callable[[int], Any]] = {"joint": packed_batch, "lm": packed_batch, "encoder": packed_batch}

@@ -26,7 +26,10 @@ class _Piece:
 
 
 class SavedPieces:
-    """All pieces of a checkpoint. names: the parameters that it holds."""
+    """All pieces of a checkpoint.
+
+    places: (kind, parameter) of all that it holds; names: the parameters.
+    """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
@@ -42,7 +45,8 @@ class SavedPieces:
                 length = file.get_slice(key).get_shape()[0]
                 pieces[kind, name].append(_Piece(int(start), length, path, key))
         self._pieces = {place: sorted(found, key=lambda piece: piece.start) for place, found in pieces.items()}
-        self.names = {name for _, name in self._pieces}
+        self.places = set(self._pieces)
+        self.names = {name for _, name in self.places}
 
     def fill(self, kind: str, name: str, start: int, target: Tensor) -> None:
         """Copy elements [start, start + n) of a parameter's weight or moment into `target` [n].

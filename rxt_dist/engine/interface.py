@@ -13,7 +13,7 @@ from torch import Tensor
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.stages.base import MicroBatch
 
-WEIGHT, FIRST_MOMENT, SECOND_MOMENT = "weight", "exp_avg", "exp_avg_sq"
+WEIGHT, FIRST_MOMENT, SECOND_MOMENT = KINDS = "weight", "exp_avg", "exp_avg_sq"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from harness import RankContext
 from scenarios import LR, release
-from tiny import make_stage, packed_batch, run_config
+from tiny import batch_for, make_stage, run_config
 
 from rxt_dist.checkpoint.frozen import FrozenWeights, load_frozen
 from rxt_dist.checkpoint.state import load_state, save_state, state_checksum
@@ -85,10 +85,11 @@ def _engine(
 def _steps(context: RankContext, engine: Any, stage: Any, config: Any, steps: range) -> list[list[float]]:
     records = []
     for step in steps:
-        parts = packed_batch(step).micro_batches(config.train.micro_batch_rows)
+        parts = batch_for(config, step).micro_batches(config.train.micro_batch_rows)
         share = len(parts) // context.world_size
         mine = parts[context.rank * share : (context.rank + 1) * share]
-        result = engine.train_step([stage.prepare(part, step * 256) for part in mine], {"all": LR})
+        rates = {group: LR * factor for group, factor in stage.rates(step * 256).items()}
+        result = engine.train_step([stage.prepare(part, step * 256) for part in mine], rates)
         assert result.applied
         records.append([*(result.totals.sums_J / result.totals.counts_J).tolist(), result.grad_norm])
     return records

@@ -6,10 +6,12 @@ import gc
 import math
 from typing import Any
 
+import deepspeed
+import extended  # noqa: F401  (stages that only tests have)
 import megatron.core.transformer.moe.moe_utils  # noqa: F401  (imported once, before ranks are forked)
 import torch
 from harness import RankContext
-from tiny import ROWS, TOKENS, make_stage, packed_batch, relative, run_config
+from tiny import ROWS, TOKENS, batch_for, make_stage, relative, run_config
 from torch import Tensor
 
 import rxt_dist.engine.deepspeed  # noqa: F401
@@ -41,6 +43,7 @@ def _train(
     accumulation: int = 1,
     one_place: bool = False,
     poison: tuple[int, int] | None = None,
+    reading: bool = False,
     **changes: Any,
 ) -> dict[str, Any]:
     """Five steps of one topology.
@@ -49,23 +52,31 @@ def _train(
         accumulation: micro-batches per step.
         one_place: routing biases send every token to the last two experts.
         poison: (step, rank) at which a gradient is NaN on that rank only.
+        reading: before each step a part of the model is called without gradients, out of its usual order.
         changes: see `run_config`.
     """
     changes = {"eps": EPS} | changes
     config = run_config(micro_batch_rows=ROWS // context.world_size // accumulation, **changes)
     stage = make_stage(config)
     shapes = {name: list(p.shape) for name, p in stage.model.named_parameters() if p.requires_grad}
+    frozen = {name: p.detach().clone() for name, p in stage.model.named_parameters() if not p.requires_grad}
     engine = build_engine(stage, config, torch.device("cpu"))
     if one_place:
         engine.routing.bias_ME[:, -2:] = 100.0
-    poisoned = Poison(stage)
+    poisoned = Poison(stage) if poison is not None else None
     records = []
     for step in range(STEPS):
         micros = rank_share(context, stage, config.train.micro_batch_rows, step)
         struck = poison is not None and step == poison[0]
         before = local_copy(engine) if struck else []
-        poisoned.active = struck and poison is not None and context.rank == poison[1]
-        record = _record(engine.train_step(micros, {"all": LR}))
+        if poisoned is not None and poison is not None:
+            poisoned.active = struck and context.rank == poison[1]
+        if reading:
+            with engine.reading():
+                read = stage.model.decoder(stage.model.embedding(micros[0].tokens_BT), micros[0].positions_BT, None)
+                assert not read.hidden_BTD.requires_grad
+        rates = {group: LR * factor for group, factor in stage.rates(step * ROWS * TOKENS).items()}
+        record = _record(engine.train_step(micros, rates))
         if struck:
             changed = not all(map(torch.equal, before, local_copy(engine)))
             record["unchanged"] = not engine.ranks.any(changed)
@@ -77,6 +88,7 @@ def _train(
         "evaluated": evaluated.sums_J / evaluated.counts_J,
         "state": state,
         "fragments": wrong,
+        "frozen": whole(engine, frozen),
         "routing": {name: tensor.clone() for name, tensor in engine.routing_state().items()},
         "agreed": len(set(engine.ranks.gather(str(records)))) == 1,
     }
@@ -91,7 +103,7 @@ def _join(context: RankContext, distributed: bool = True) -> None:
 
 def rank_share(context: RankContext, stage: Stage, micro_rows: int, step: int) -> list[MicroBatch]:
     """This rank's micro-batches of global batch `step`."""
-    parts = packed_batch(step).micro_batches(micro_rows)
+    parts = batch_for(stage.run, step).micro_batches(micro_rows)
     share = len(parts) // context.world_size
     mine = parts[context.rank * share : (context.rank + 1) * share]
     return [stage.prepare(part, step * ROWS * TOKENS) for part in mine]
@@ -154,6 +166,16 @@ def canonical(engine: Engine, shapes: dict[str, list[int]]) -> tuple[dict[str, T
         if not bool((count == 1).all() if owned else (count >= 1).all()):
             wrong.append(f"{key}, owned={owned}: given {count.unique().tolist()} times")
     return state, wrong
+
+
+def whole(engine: Engine, named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """These parameters as they are in the engine's module now, gathered under ZeRO-3."""
+    found = {}
+    for name, parameter in engine.stage.model.named_parameters():
+        if name in named:
+            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+                found[name] = parameter.detach().clone()
+    return found
 
 
 def local_copy(engine: Engine) -> list[Tensor]:
