@@ -14,8 +14,7 @@ from rxt_dist.errors import ConfigError
 
 if TYPE_CHECKING:
     from rxt_dist.config.run import RunConfig
-
-_MOST_STEPS = 100_000_000
+    from rxt_dist.config.schedules import Step
 
 
 def show(
@@ -94,37 +93,35 @@ def _position(
         raise ConfigError("--step needs --run with a run file: the size of a step is the run's.")
     if rank >= ranks:
         raise ConfigError(f"--rank is {rank}, but there are {ranks} ranks, counted from 0 (--ranks).")
-    for number, first, rows in _steps(run, seq_len):
+    for number, taken in _steps(run, seq_len):
         if number == step:
-            if rows % ranks:
-                raise ConfigError(f"Step {step} has {rows} rows, which {ranks} ranks cannot share equally.")
-            return first + rank * (rows // ranks)
+            if taken.rows % ranks:
+                raise ConfigError(f"Step {step} has {taken.rows} rows, which {ranks} ranks cannot share equally.")
+            return taken.first + rank * (taken.rows // ranks)
     raise ConfigError(f"--step is {step}, but the run ends before it (train.total_tokens {run.train.total_tokens:,}).")
 
 
-def _steps(run: RunConfig, seq_len: int) -> Iterator[tuple[int, int, int]]:
-    """Number (from 1), first position and rows of every step, as the training loop takes them."""
-    from rxt_dist.engine.schedule import batch_rows
+def _steps(run: RunConfig, seq_len: int) -> Iterator[tuple[int, Step]]:
+    """Every step with its number, from 1."""
+    from rxt_dist.config.schedules import steps
 
-    rows_at, last_row = batch_rows(run.train, seq_len), run.train.total_tokens // seq_len
-    first, number = 0, 1
-    while first < last_row and number < _MOST_STEPS:
-        rows = rows_at(first)
-        yield number, first, rows
-        first, number = first + rows, number + 1
+    return enumerate(steps(run.train, seq_len), start=1)
 
 
 def _step_of(position: int, run: RunConfig, seq_len: int) -> int | None:
     """The step that read a position; None for one beyond the end of the run."""
-    return next((number for number, first, rows in _steps(run, seq_len) if position < first + rows), None)
+    return next((number for number, taken in _steps(run, seq_len) if position < taken.end), None)
 
 
 def _masked(tokens: list[int], position: int, run: RunConfig | None) -> list[int]:
     if run is None:
         raise ConfigError("--mlm needs --run with a run file: the share of masked tokens is the run's.")
+    probability = getattr(run.stage, "mlm_probability", None)
+    if probability is None:
+        raise ConfigError(f"--mlm: stage '{run.stage.kind}' masks no tokens. Leave it out.")
     from rxt_dist.data.masking import masked_row
 
-    return masked_row(tokens, position, run.seed, run.stage.mlm_probability)
+    return masked_row(tokens, position, run.seed, probability)
 
 
 def _inputs(dataset: Path, unit: str) -> list[str]:

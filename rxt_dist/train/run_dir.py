@@ -14,6 +14,7 @@ A run is opened by the same name again and again; it continues only with the tra
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -33,6 +34,7 @@ from rxt_dist.config.load import RESUMABLE
 from rxt_dist.errors import ConfigError
 from rxt_dist.files import write_atomic, write_json_atomic
 from rxt_dist.locks import Lock, locked
+from rxt_dist.train.events import EventLog
 
 _HEADER = re.compile(r"# rxt-dist run, training hash (\S+)")
 _DIFFERENCES_SHOWN = 5
@@ -47,7 +49,7 @@ class RunDirectory:
         self.config = path / "config.resolved.yaml"
         self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
-        self.events = path / "events.jsonl"
+        self.events = EventLog(path / "events.jsonl")
         self.logs = path / "logs"
         self.checkpoints = path / "checkpoints"
         self.stop_file = path / "STOP"
@@ -107,6 +109,11 @@ class RunDirectory:
             write_atomic(run.config, f"# rxt-dist run, training hash {training_hash}\n{resolved_yaml}")
             write_json_atomic(run.environment, environment())
         return run
+
+    def record_origin(self, origin: Mapping[str, Any]) -> None:
+        """Add to the environment of this life where the run's first weights came from."""
+        known = json.loads(self.environment.read_text(encoding="utf-8"))
+        write_json_atomic(self.environment, {**known, "origin": dict(origin)})
 
 
 def environment() -> dict[str, Any]:

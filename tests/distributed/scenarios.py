@@ -9,15 +9,15 @@ from typing import Any
 import megatron.core.transformer.moe.moe_utils  # noqa: F401  (imported once, before ranks are forked)
 import torch
 from harness import RankContext
-from tiny import ROWS, TOKENS, make_stage, model_config, packed_batch, relative, run_config
+from tiny import ROWS, TOKENS, make_stage, packed_batch, relative, run_config
 from torch import Tensor
 
 import rxt_dist.engine.deepspeed  # noqa: F401
 from rxt_dist.engine.build import build_engine
 from rxt_dist.engine.interface import Engine, StepResult
-from rxt_dist.engine.steps import moe_blocks
+from rxt_dist.engine.routing import routed_blocks
 from rxt_dist.model.moe import RoutedExperts
-from rxt_dist.stages.joint import JointBatch, JointStage
+from rxt_dist.stages.base import MicroBatch, Stage
 
 LR = 1e-2
 # Large enough that a gradient of rounding noise does not become a whole Adam step.
@@ -41,7 +41,6 @@ def _train(
     accumulation: int = 1,
     one_place: bool = False,
     poison: tuple[int, int] | None = None,
-    memory_attention: bool = False,
     **changes: Any,
 ) -> dict[str, Any]:
     """Five steps of one topology.
@@ -50,15 +49,13 @@ def _train(
         accumulation: micro-batches per step.
         one_place: routing biases send every token to the last two experts.
         poison: (step, rank) at which a gradient is NaN on that rank only.
-        memory_attention: whether the model has the part that this stage does not train.
         changes: see `run_config`.
     """
-    model = model_config() if memory_attention else model_config("memory_attention=null")
     changes = {"eps": EPS} | changes
-    config = run_config(model=model, micro_batch_rows=ROWS // context.world_size // accumulation, **changes)
+    config = run_config(micro_batch_rows=ROWS // context.world_size // accumulation, **changes)
     stage = make_stage(config)
     shapes = {name: list(p.shape) for name, p in stage.model.named_parameters() if p.requires_grad}
-    engine = build_engine(stage, stage.model, config, torch.device("cpu"))
+    engine = build_engine(stage, config, torch.device("cpu"))
     if one_place:
         engine.routing.bias_ME[:, -2:] = 100.0
     poisoned = Poison(stage)
@@ -68,7 +65,7 @@ def _train(
         struck = poison is not None and step == poison[0]
         before = local_copy(engine) if struck else []
         poisoned.active = struck and poison is not None and context.rank == poison[1]
-        record = _record(engine.train_step(micros, LR))
+        record = _record(engine.train_step(micros, {"all": LR}))
         if struck:
             changed = not all(map(torch.equal, before, local_copy(engine)))
             record["unchanged"] = not engine.ranks.any(changed)
@@ -77,7 +74,7 @@ def _train(
     state, wrong = canonical(engine, shapes)
     result = {
         "steps": records,
-        "evaluated": evaluated.sums_T / evaluated.counts_T,
+        "evaluated": evaluated.sums_J / evaluated.counts_J,
         "state": state,
         "fragments": wrong,
         "routing": {name: tensor.clone() for name, tensor in engine.routing_state().items()},
@@ -92,7 +89,7 @@ def _join(context: RankContext, distributed: bool = True) -> None:
         torch.distributed.init_process_group("gloo")
 
 
-def rank_share(context: RankContext, stage: JointStage, micro_rows: int, step: int) -> list[JointBatch]:
+def rank_share(context: RankContext, stage: Stage, micro_rows: int, step: int) -> list[MicroBatch]:
     """This rank's micro-batches of global batch `step`."""
     parts = packed_batch(step).micro_batches(micro_rows)
     share = len(parts) // context.world_size
@@ -103,10 +100,10 @@ def rank_share(context: RankContext, stage: JointStage, micro_rows: int, step: i
 def _record(result: StepResult) -> dict[str, Any]:
     totals = result.totals
     return {
-        "losses": totals.sums_T / totals.counts_T,
-        "sums": totals.sums_T.tolist(),
-        "counts": totals.counts_T,
-        "hits": totals.hits_T,
+        "losses": totals.sums_J / totals.counts_J,
+        "sums": totals.sums_J.tolist(),
+        "counts": totals.counts_J,
+        "hits": totals.hits_J,
         "grad_norm": result.grad_norm,
         "experts": result.expert_counts_ME.clone(),
         "applied": result.applied,
@@ -117,7 +114,7 @@ def _record(result: StepResult) -> dict[str, Any]:
 class Poison:
     """While active, the gradient of one attention weight of the last decoder layer is NaN on this rank."""
 
-    def __init__(self, stage: JointStage) -> None:
+    def __init__(self, stage: Stage) -> None:
         self.active = False
         stage.model.decoder.layers[-1].attention.register_forward_hook(self._hook)
 
@@ -167,7 +164,7 @@ def local_copy(engine: Engine) -> list[Tensor]:
 def routed_block(context: RankContext, expert_parallel: int, bias: bool) -> dict[str, float]:
     """Largest relative differences between our routed block and AutoEP's on the same weights and input."""
     _join(context)
-    config = run_config(model=model_config("memory_attention=null"), zero=0, expert_parallel=expert_parallel)
+    config = run_config(zero=0, expert_parallel=expert_parallel)
     generator = torch.Generator().manual_seed(context.rank)
     x_BTD = torch.randn(2, 16, config.model.dim, generator=generator)
     weight_BTD = torch.randn(2, 16, config.model.dim, generator=generator)
@@ -176,8 +173,8 @@ def routed_block(context: RankContext, expert_parallel: int, bias: bool) -> dict
     for parallel in (False, True):
         stage = make_stage(config)
         if parallel:
-            build_engine(stage, stage.model, config, torch.device("cpu"))
-        block = moe_blocks(stage.model)[-1]
+            build_engine(stage, config, torch.device("cpu"))
+        block = routed_blocks(stage.model)[-1]
         assert isinstance(block, RoutedExperts) is not parallel
         block.expert_bias = bias_E
         x = x_BTD.clone().requires_grad_()

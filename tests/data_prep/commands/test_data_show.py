@@ -9,10 +9,9 @@ from data_verbs import as_json, run
 from shard_folder import random_corpus, write_folder
 
 from rxt_dist.config.load import load_run
-from rxt_dist.data.loader import BatchReader
+from rxt_dist.config.schedules import steps
 from rxt_dist.data.manifest import load_manifest
 from rxt_dist.data.masking import mask_for_mlm
-from rxt_dist.engine.schedule import batch_rows
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.train.preflight import preflight
 
@@ -51,17 +50,17 @@ checkpoint: {{every_tokens: 6400}}
 
 def test_it_is_the_row_that_training_reads(dataset: Path, run_file: Path) -> None:
     config = load_run(run_file)
-    opened, order = preflight(config, 1)
+    source = preflight(config, 1)
     sources = set()
     for position in (0, 1, 399, 4096, 5000):
-        batch = BatchReader(opened, order).read(np.array([position]))
+        batch = source.read(np.array([position]), slice(0, 1))
         shown = as_json("show", dataset, "--position", position, "--run", run_file, "--ids")
         ids = [token for document in shown["documents"] for token in document["ids"]]
-        assert ids + [0] * shown["padding"] == batch.tokens_BT[0].tolist()
-        assert opened.sources[int(batch.source_B[0])].name == shown["source"]
+        assert ids + [0] * shown["padding"] == batch.unpack().tokens_BT[0].tolist()
+        assert source.sources[int(batch.source_B[0])].name == shown["source"]
         lengths = [document["length"] for document in shown["documents"]]
         assert lengths + [shown["padding"]] * (shown["padding"] > 0) == np.diff(batch.cu_seqlens).tolist()
-        masked, _ = mask_for_mlm(batch.tokens_BT, batch.samples_B, 77, config.stage.mlm_probability)
+        masked, _ = mask_for_mlm(batch.unpack().tokens_BT, batch.samples_B, 77, config.stage.mlm_probability)
         seen = as_json("show", dataset, "--position", position, "--run", run_file, "--ids", "--mlm")
         ids = [token for document in seen["documents"] for token in document["ids"]]
         assert ids == masked[0].tolist()[: len(ids)]
@@ -73,16 +72,15 @@ def test_it_is_the_row_that_training_reads(dataset: Path, run_file: Path) -> Non
 
 def test_a_step_of_a_run_begins_where_training_begins_it(dataset: Path, run_file: Path) -> None:
     config = load_run(run_file)
-    rows_at = batch_rows(config.train, 32)
     position = 0
-    for step in range(1, 13):
+    for step, taken in zip(range(1, 13), steps(config.train, 32), strict=False):
         shown = as_json("show", dataset, "--run", run_file, "--step", step)
         assert (shown["position"], shown["step"]) == (position, step)
-        rows = rows_at(position)
+        rows = taken.rows
         second = as_json("show", dataset, "--run", run_file, "--step", step, "--rank", 1, "--ranks", 2)
         assert (second["position"], second["step"]) == (position + rows // 2, step)
         position += rows
-    assert rows_at(0) == 8 < rows_at(position) == 16
+    assert next(steps(config.train, 32)).rows == 8 < rows == 16
     assert as_json("show", dataset, "--run", run_file, "--position", 10_000)["step"] is None
 
 

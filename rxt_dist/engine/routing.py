@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from rxt_dist.config.run import TrainConfig
 from rxt_dist.losses import load_fractions
+from rxt_dist.model.moe import MoEFeedForward
 
 
 class RoutingState:
@@ -23,6 +26,20 @@ class RoutingState:
         self.counts_ME = torch.zeros(layers, experts, dtype=torch.int64, device=device)
         self.bias_ME = None if bias_rate is None else torch.zeros(layers, experts, device=device)
         self.load_ME = load_fractions(self.counts_ME)
+
+    @classmethod
+    def of(cls, model: nn.Module, train: TrainConfig, device: torch.device) -> Self:
+        """For the routed blocks of `model`, ours or an engine's, which add their row of the biases to their choice.
+
+        A model without routed blocks has none of all this: M and E are 0.
+        """
+        blocks = routed_blocks(model)
+        bias_rate = train.bias_rate if train.balancing == "bias" else None
+        state = cls(len(blocks), blocks[0].num_experts if blocks else 0, device, bias_rate)
+        for layer, block in enumerate(blocks):
+            # A view: updates in place reach it.
+            block.expert_bias = None if state.bias_ME is None else state.bias_ME[layer]
+        return state
 
     def update(self, counts_ME: Tensor) -> None:
         """Take over the counts of a global batch whose update was applied.
@@ -49,3 +66,8 @@ class RoutingState:
         self.load_ME = load_fractions(self.counts_ME)
         if self.bias_ME is not None and "expert_bias" in state:
             self.bias_ME.copy_(state["expert_bias"])
+
+
+def routed_blocks(model: nn.Module) -> list[Any]:
+    """The routed blocks of all MoE layers, in order; ours or the engine's replacement."""
+    return [module.routed for module in model.modules() if isinstance(module, MoEFeedForward)]

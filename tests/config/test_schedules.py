@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import time
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
 
 from rxt_dist.config.run import RampConfig, ScheduleConfig, TrainConfig
-from rxt_dist.engine.schedule import batch_rows, learning_rate
+from rxt_dist.config.schedules import count_steps, learning_rate, steps
 
 PEAK, TOTAL = 2e-3, 10_000
 COSINE = ScheduleConfig(kind="cosine", warmup_tokens=1000, min_ratio=0.1)
@@ -68,33 +66,48 @@ RAMP = TrainConfig(
 )
 
 
+def rows_at(train: TrainConfig, position: int) -> int:
+    return next(steps(train, 64, position)).rows
+
+
 def test_the_batch_grows_at_exact_positions_and_stays() -> None:
-    rows = batch_rows(RAMP, 64)
     # Three enlargements over 300 rows: after 100, 200 and 300.
-    for position, wanted in ((0, 8), (99, 8), (100, 16), (199, 16), (200, 24), (299, 24), (300, 32), (10**9, 32)):
-        assert rows(position) == wanted, position
-    sizes = [rows(position) for position in range(400)]
+    for position, wanted in ((0, 8), (99, 8), (100, 16), (199, 16), (200, 24), (299, 24), (300, 32), (10**4, 32)):
+        assert rows_at(RAMP, position) == wanted, position
+    sizes = [rows_at(RAMP, position) for position in range(400)]
     assert sizes == sorted(sizes)
-    assert [rows(position) for position in reversed(range(400))] == sizes[::-1]
+    assert [rows_at(RAMP, position) for position in reversed(range(400))] == sizes[::-1]
 
 
 def test_without_a_ramp_the_batch_is_full_from_the_start() -> None:
-    rows = batch_rows(RAMP.model_copy(update={"ramp": None}), 64)
-    assert {rows(position) for position in (0, 1, 10**9)} == {32}
+    assert {rows_at(RAMP.model_copy(update={"ramp": None}), position) for position in (0, 1, 10**4)} == {32}
 
 
-def test_threads_do_not_mix_their_answers_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop and its prefetching thread ask the same function for different positions."""
-    from megatron.core.num_microbatches_calculator import RampupBatchsizeNumMicroBatchesCalculator as Calculator
+def test_steps_follow_each_other_and_may_be_joined_anywhere() -> None:
+    whole = list(steps(RAMP, 64))
+    assert whole[0].first == 0
+    assert all(step.end == following.first for step, following in pairwise(whole))
+    assert list(steps(RAMP, 64, whole[20].first)) == whole[20:]
+    assert [step.last for step in whole] == [False] * (len(whole) - 1) + [True]
 
-    update = Calculator.update
 
-    def slow_update(self: Calculator, position: int, consistency_check: bool, verbose: bool = False) -> None:
-        update(self, position, consistency_check, verbose)
-        time.sleep(0.001)  # Lets the other threads run between the question and the answer.
+@pytest.mark.parametrize(("rows", "wanted"), [(10, 2), (8, 2), (7, 1), (11, 2), (12, 3)])
+def test_a_batch_beyond_the_budget_is_not_begun(rows: int, wanted: int) -> None:
+    train = TrainConfig(total_tokens=rows * 64 + 5, global_batch_tokens=4 * 64)
+    taken = list(steps(train, 64))
+    assert (len(taken), count_steps(train, 64)) == (wanted, wanted)
+    assert taken[-1].last
+    assert taken[-1].end <= rows
 
-    monkeypatch.setattr(Calculator, "update", slow_update)
-    rows = batch_rows(RAMP, 64)
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(rows, [0, 150, 250, 1000] * 10))
-    assert answers == [8, 16, 24, 32] * 10
+
+def test_steps_of_a_ramp_are_counted_as_they_are_taken() -> None:
+    assert count_steps(RAMP, 64) == len(list(steps(RAMP, 64)))
+
+
+def test_two_iterations_do_not_mix_up_their_sizes() -> None:
+    """The loop and its prefetching thread iterate over the same steps at different places."""
+    alone = list(steps(RAMP, 64))
+    first, second = steps(RAMP, 64), steps(RAMP, 64, alone[-3].first)
+    mixed = [(next(first), next(second)) for _ in range(3)]
+    assert [one for one, _ in mixed] == alone[:3]
+    assert [other for _, other in mixed] == alone[-3:]

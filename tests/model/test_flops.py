@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rxt_dist.config.load import load_model
-from rxt_dist.train.flops import training_flops
+from rxt_dist.model.flops import training_flops
 
 # D 8, H 4 (head size 2), V 10. One dense stateless layer, two stateful MoE layers, two encoder layers.
 TINY = """
