@@ -18,8 +18,8 @@ import torch
 
 from rxt_dist.config.load import load_model
 from rxt_dist.config.run import OptimizerConfig, StageConfig, TrainConfig
-from rxt_dist.data.format import SPECIAL_COUNT
 from rxt_dist.data.loader import Batch, host_batch
+from rxt_dist.data.rows import SPECIAL_COUNT
 from rxt_dist.engine.build import choose_device
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.model.init import initialise
@@ -32,8 +32,8 @@ LEARNING_RATE = 3e-4
 
 def random_batch(generator: np.random.Generator, vocabulary: int, rows: int, length: int, step: int) -> Batch:
     """Rows of random ordinary tokens, each row one document."""
-    tokens_NT = generator.integers(SPECIAL_COUNT, vocabulary, (rows, length)).astype(np.uint16)
-    narrow = torch.from_numpy(tokens_NT.view(np.int16))
+    tokens_RT = generator.integers(SPECIAL_COUNT, vocabulary, (rows, length)).astype(np.uint16)
+    narrow = torch.from_numpy(tokens_RT.view(np.int16))
     samples = np.arange(rows) + step * rows
     read = host_batch(narrow, np.full(rows, 1), np.full(rows, length), np.zeros(rows, np.int64), samples)
     return read.to(torch.device("cpu"))

@@ -22,15 +22,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from data_prep.languages import guess_language, language_of_name, language_tag
 from data_prep.readers import SUFFIXES, extent, records
-from data_prep.readers.base import Input, ReadCounts, Slice
+from data_prep.readers.base import Input, ReadCounts, Slice, Unit
 from rxt_dist.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from data_prep.units import Unit
 
 __all__ = [
     "CorpusFile",

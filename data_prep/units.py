@@ -19,7 +19,7 @@ from blake3 import blake3
 from data_prep.corpora import CorpusFile, Say, find_files, named_language
 from data_prep.languages import language_of_name
 from data_prep.readers import extent
-from data_prep.readers.base import HubDataset, Input, Slice
+from data_prep.readers.base import HubDataset, Input, Slice, Unit
 from rxt_dist.config.corpus import BuildConfig, SourceConfig
 from rxt_dist.errors import ConfigError, DataError
 
@@ -33,23 +33,6 @@ _MIN_UNIT_BYTES, _MAX_UNIT_BYTES, _UNITS_WANTED = 16_000_000, 256_000_000, 64
 _PIECES_PER_UNIT = 16
 _LEAST_PIECE_BYTES = 1000  # smaller parts of a .jsonl mostly hold the beginning of no line
 _PROBES, _PROBE_BYTES = 16, 64 << 10
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Work that is committed as one: slices, in order, of one source (without a specification: of all inputs)."""
-
-    name: str
-    slices: tuple[Slice, ...]
-    text_bytes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "text_bytes": self.text_bytes, "slices": [part.to_dict() for part in self.slices]}
-
-    @staticmethod
-    def from_dict(value: dict[str, Any]) -> Unit:
-        """The inverse of `to_dict`."""
-        return Unit(value["name"], tuple(Slice.from_dict(part) for part in value["slices"]), value["text_bytes"])
 
 
 @dataclass(frozen=True)

@@ -20,26 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from rxt_dist.errors import ExitCode
-from rxt_dist.train.ranks import free_port
+from rxt_dist.errors import ExitCode, may_start_again
+from rxt_dist.ranks import free_port
 
 GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 _REPEAT_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-
-# Starting again cannot mend these: the same configuration, data or divergence would meet the next life.
-_FINAL = frozenset(
-    {
-        ExitCode.DONE,
-        ExitCode.CONFIG,
-        ExitCode.DATA,
-        ExitCode.DISK,
-        ExitCode.DIVERGED,
-        ExitCode.CRASH_LOOP,
-    }
-)
 
 
 @dataclass
@@ -75,7 +63,7 @@ def launch(command: Sequence[str], ranks: int, resume_attempts: int = 0, grace_s
         code = _one_life(command, ranks, grace_seconds, received)
         for attempt in range(1, resume_attempts + 1):
             # Whoever signals the launcher wants the run to stop; a scheduler that stops ranks does not.
-            if code in _FINAL or received.interrupts or received.stop:
+            if not may_start_again(code) or received.interrupts or received.stop:
                 break
             print(f"ranks ended with exit code {code}; starting again ({attempt} of {resume_attempts})", flush=True)
             code = _one_life(command, ranks, grace_seconds, received)
@@ -173,7 +161,7 @@ def _wait(processes: list[subprocess.Popen[bytes]], grace_seconds: float, receiv
     if ExitCode.PREEMPTED in codes:
         return ExitCode.PREEMPTED
     # A rank that says why it ended counts before those that only lost their connection to it.
-    reasons = [code for code in codes if code in _FINAL and code]
+    reasons = [code for code in codes if code and not may_start_again(code)]
     return next((code for code in reasons + codes if code), ExitCode.DONE)
 
 

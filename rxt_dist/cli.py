@@ -1,19 +1,31 @@
-"""The `rxt-dist` command line: verbs are listed here, each lives in a module of rxt_dist/commands.
+"""The `rxt-dist` command line: verbs are listed here, each lives in the `commands` of the room whose verb it is.
 
-Importing this module costs no torch: a verb imports what it needs when it runs, so that `--help` answers at once.
+Importing this module costs no torch: a verb imports what it needs when it runs, so that `--help` answers at once. The
+verbs are named as text, because the package imports nothing of the rooms around it.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from typing import Annotated, NoReturn
 
 import typer
 
 from rxt_dist import __version__
-from rxt_dist.commands import checkpoint, config, data, doctor, launch, plan, train
 from rxt_dist.errors import ConfigError, ExitCode, UserError
+
+# Each is the function of a verb or a group of verbs.
+VERBS = {
+    "train": "rxt_dist.commands.train:train",
+    "plan": "rxt_dist.commands.plan:plan",
+    "doctor": "rxt_dist.commands.doctor:doctor",
+    "data": "data_prep.commands:app",
+    "checkpoint": "rxt_dist.commands.checkpoint:app",
+    "config": "rxt_dist.commands.config:app",
+    "launch": "launch.commands:app",
+}
 
 app = typer.Typer(
     name="rxt-dist",
@@ -23,13 +35,13 @@ app = typer.Typer(
     # An error that is not the user's is a bug, and a bug's traceback is wanted whole.
     pretty_exceptions_enable=False,
 )
-app.add_typer(data.app, name="data")
-app.add_typer(checkpoint.app, name="checkpoint")
-app.add_typer(config.app, name="config")
-app.add_typer(launch.app, name="launch")
-app.command()(train.train)
-app.command()(plan.plan)
-app.command()(doctor.doctor)
+for name, where in VERBS.items():
+    module, attribute = where.split(":")
+    verb = getattr(import_module(module), attribute)
+    if isinstance(verb, typer.Typer):
+        app.add_typer(verb, name=name)
+    else:
+        app.command(name)(verb)
 
 
 def _print_version(wanted: bool) -> None:

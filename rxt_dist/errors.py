@@ -25,6 +25,24 @@ class ExitCode(IntEnum):
     CRASH_LOOP = 93
 
 
+# Starting again cannot mend these: the same configuration, data or divergence would meet the next life.
+_FINAL = frozenset(
+    {
+        ExitCode.DONE,
+        ExitCode.CONFIG,
+        ExitCode.DATA,
+        ExitCode.DISK,
+        ExitCode.DIVERGED,
+        ExitCode.CRASH_LOOP,
+    }
+)
+
+
+def may_start_again(code: int) -> bool:
+    """Whether a training that ended with this exit code may be started again as it is: after a stop and a crash."""
+    return code not in _FINAL
+
+
 class UserError(Exception):
     """Base of every error that is the user's to mend."""
 

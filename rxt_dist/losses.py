@@ -17,19 +17,19 @@ from rxt_dist.model.moe import RoutingTerms
 class StageOutput(NamedTuple):
     """What a stage computes from one micro-batch; the order of terms is the stage's `terms`.
 
-    sums_T: float32, summed losses, differentiable.
-    hits_T: int64, correct predictions per term (0 where a term predicts nothing).
-    expert_counts_ME: int64, choices per MoE layer and expert.
+    sums_J: float32, summed losses, differentiable.
+    hits_J: int64, correct predictions per term (0 where a term predicts nothing).
+    expert_counts_ME: int64, choices per MoE layer and expert; of a stage without experts [0, 0].
     """
 
-    sums_T: Tensor
-    hits_T: Tensor
+    sums_J: Tensor
+    hits_J: Tensor
     expert_counts_ME: Tensor
 
 
-def objective(sums_T: Tensor, counts_T: Tensor, weights_T: Tensor) -> Tensor:
+def objective(sums_J: Tensor, counts_J: Tensor, weights_J: Tensor) -> Tensor:
     """sum of weight * sum / count, with the counts of the whole global batch; a term that counts nothing is 0."""
-    return (weights_T * sums_T / counts_T.clamp_min(1)).sum()
+    return (weights_J * sums_J / counts_J.clamp_min(1)).sum()
 
 
 def mean_over_layers(routing: RoutingTerms) -> tuple[Tensor, Tensor]:
@@ -40,5 +40,5 @@ def mean_over_layers(routing: RoutingTerms) -> tuple[Tensor, Tensor]:
 def load_fractions(counts_ME: Tensor) -> Tensor:
     """Each layer's token fractions (float32, rows sum to 1); uniform for a layer that routed nothing yet."""
     totals_M1 = counts_ME.sum(-1, keepdim=True)
-    uniform = 1.0 / counts_ME.shape[-1]
+    uniform = 1.0 / max(1, counts_ME.shape[-1])
     return torch.where(totals_M1 > 0, counts_ME / totals_M1.clamp_min(1), uniform).float()

@@ -6,20 +6,22 @@ estimates and are called so in every output.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from rxt_dist.config.model import AttentionConfig, ModelConfig
 from rxt_dist.config.run import RunConfig
+from rxt_dist.config.schedules import count_steps
 from rxt_dist.model.count import (
     Count,
     count_parameters,
     count_system,
-    embedding_parameters,
     expert_parameters,
     moe_parameters,
-    routed_parameters,
 )
-from rxt_dist.train.flops import training_flops
+from rxt_dist.stages.base import build_network, stage_class
 
 _FLOAT32_BYTES = 4
 _SECONDS_PER_DAY = 86400
@@ -38,10 +40,12 @@ def plan_model(model: ModelConfig) -> dict[str, Any]:
 def plan_run(config: RunConfig) -> dict[str, Any]:
     """The model's plan, and memory, traffic, operations and time of the run on its cluster."""
     seq_len = config.data.seq_len or config.model.seq_len
+    built = run_parameters(config)
     return {
         "run": config.name,
         **plan_model(config.model),
-        "trained_parameters": dict(zip(("dense", "routed_experts"), trained_parameters(config.model), strict=True)),
+        "trained_parameters": {"dense": built.dense, "routed_experts": built.routed},
+        "frozen_parameters": built.frozen_dense + built.frozen_routed,
         "batch": _batch(config, seq_len),
         "memory_per_gpu_bytes": {f"zero_{stage}": memory_per_gpu(config, stage, seq_len) for stage in ZERO_STAGES},
         "traffic_per_gpu_per_step_bytes": {
@@ -52,15 +56,24 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def trained_parameters(model: ModelConfig) -> tuple[int, int]:
-    """Parameters that joint training moves, as (dense, routed experts).
+@dataclass(frozen=True)
+class Parameters:
+    """Parameters that a run builds, exactly: routed experts, which expert parallelism divides, and all others."""
 
-    Decoder, encoder and MLM head with their embedding counted once; the memory attention is trained by later stages.
-    """
-    counts = count_parameters(model)
-    shared = embedding_parameters(model) if model.encoder else 0
-    routed = routed_parameters(model)
-    return counts["decoder"].total + counts["encoder"].total + counts["mlm_head"].total - shared - routed, routed
+    dense: int
+    routed: int
+    frozen_dense: int
+    frozen_routed: int
+
+
+def run_parameters(config: RunConfig) -> Parameters:
+    """What the run's stage builds, trained and frozen."""
+    with torch.device("meta"):
+        model = build_network(config)
+    counts = dict.fromkeys(((routed, frozen) for routed in (False, True) for frozen in (False, True)), 0)
+    for name, parameter in model.named_parameters():
+        counts[".routed.experts." in name, config.stage.rate_group(name) is None] += parameter.numel()
+    return Parameters(counts[False, False], counts[True, False], counts[False, True], counts[True, True])
 
 
 def memory_per_gpu(config: RunConfig, stage: int, seq_len: int) -> dict[str, Any]:
@@ -68,18 +81,16 @@ def memory_per_gpu(config: RunConfig, stage: int, seq_len: int) -> dict[str, Any
 
     A parameter takes its weight (2 bytes in bfloat16, else 4), a float32 gradient (4), and a float32 master weight with
     two moments (12). Stage 1 divides the 12 over the ranks that hold copies, stage 2 also the gradient, stage 3 also
-    the weight. Dense parameters have a copy on every rank; of the routed experts a rank holds 1 / expert_parallel,
-    with ranks / expert_parallel copies of it.
+    the weight; a frozen parameter takes its weight alone. Dense parameters have a copy on every rank; of the routed
+    experts a rank holds 1 / expert_parallel, with ranks / expert_parallel copies of it.
 
     `activations_estimate` counts the tensors that the backward pass needs for one micro-batch, and
     `gathered_estimate` the whole weights of two layers, which stage 3 holds while it computes.
     """
-    ranks, experts_over = config.cluster.ranks, config.parallel.expert_parallel
-    dense, routed = trained_parameters(config.model)
     element = _element_bytes(config)
     states = {"weights": 0.0, "gradients": 0.0, "optimizer": 0.0}
-    for parameters, copies in ((dense, ranks), (routed // experts_over, max(1, ranks // experts_over))):
-        states["weights"] += parameters * element / (copies if stage >= 3 else 1)
+    for parameters, frozen, copies in _by_copies(config):
+        states["weights"] += (parameters + frozen) * element / (copies if stage >= 3 else 1)
         states["gradients"] += parameters * _FLOAT32_BYTES / (copies if stage >= 2 else 1)
         states["optimizer"] += parameters * 3 * _FLOAT32_BYTES / (copies if stage >= 1 else 1)
     memory: dict[str, Any] = {name: round(value) for name, value in states.items()}
@@ -88,6 +99,17 @@ def memory_per_gpu(config: RunConfig, stage: int, seq_len: int) -> dict[str, Any
     memory["total_estimate"] = sum(memory.values())
     memory["fits_estimate"] = memory["total_estimate"] <= config.cluster.gpu_memory_gb * 1e9
     return memory
+
+
+def _by_copies(config: RunConfig) -> list[tuple[int, int, int]]:
+    """(trained, frozen, copies) of what one GPU holds: dense parameters, and its share of the routed experts."""
+    ranks, experts_over = config.cluster.ranks, config.parallel.expert_parallel
+    built = run_parameters(config)
+    copies = max(1, ranks // experts_over)
+    return [
+        (built.dense, built.frozen_dense, ranks),
+        (built.routed // experts_over, built.frozen_routed // experts_over, copies),
+    ]
 
 
 def _element_bytes(config: RunConfig) -> int:
@@ -106,16 +128,19 @@ def activation_bytes(config: RunConfig, seq_len: int) -> int:
 
     Every layer stores the tensors that its matrix products and products of tensors read; with recomputation only its
     input, and one layer at a time the rest. Beside the layers: the encoder's outputs as the decoder's memory (clean and
-    noised), and float32 logits with their gradient for one chunk of positions.
+    noised) where both are built, and float32 logits with their gradient for one chunk of positions.
     """
-    model, train = config.model, config.train
-    layers = [_decoder_layer_width(model, stateful=True)] * model.layers
-    layers += [_decoder_layer_width(model, stateful=False)] * (model.decoder_layers - model.layers)
-    if model.encoder is not None:
+    model, train, parts = config.model, config.train, config.stage.parts()
+    layers = []
+    if "decoder" in parts:
+        layers += [_decoder_layer_width(model, stateful=True)] * model.layers
+        layers += [_decoder_layer_width(model, stateful=False)] * (model.decoder_layers - model.layers)
+    if model.encoder is not None and "encoder" in parts:
         encoder_layer = _attention_width(model, model.encoder.attention) + 2 * model.dim + 3 * model.encoder.hidden
         layers += [encoder_layer] * model.layers
     width = len(layers) * model.dim + max(layers) if train.recompute else sum(layers)
-    width += 2 * model.layers * model.dim
+    if "encoder" in parts and "decoder" in parts:
+        width += 2 * model.layers * model.dim
     tokens = train.micro_batch_rows * seq_len
     logits = 2 * _FLOAT32_BYTES * min(train.logit_chunk_tokens, tokens) * model.vocab_size
     return tokens * width * _element_bytes(config) + logits
@@ -147,11 +172,12 @@ def traffic_per_step(config: RunConfig, stage: int, seq_len: int) -> dict[str, i
     """
     ranks, experts_over = config.cluster.ranks, config.parallel.expert_parallel
     accumulation = _batch(config, seq_len)["micro_batches_per_step"]
-    dense, routed = trained_parameters(config.model)
     gradients = weights = 0.0
-    for parameters, copies in ((dense, ranks), (routed // experts_over, max(1, ranks // experts_over))):
+    for parameters, frozen, copies in _by_copies(config):
         leaving = parameters * (copies - 1) / copies
         gradients += leaving * _FLOAT32_BYTES * {0: 2, 1: 1, 2: accumulation, 3: accumulation}[stage]
+        if stage == 3:
+            leaving += frozen * (copies - 1) / copies
         weights += leaving * _element_bytes(config) * {0: 0, 1: 1, 2: 1, 3: 2 * accumulation}[stage]
     model = config.model
     crossings = 6 if config.train.recompute else 4
@@ -168,14 +194,15 @@ def _batch(config: RunConfig, seq_len: int) -> dict[str, int]:
         "global_rows": rows,
         "ranks": config.cluster.ranks,
         "micro_batches_per_step": max(1, rows // (config.cluster.ranks * config.train.micro_batch_rows)),
-        "steps": -(-config.train.total_tokens // config.train.global_batch_tokens),
+        "steps": count_steps(config.train, seq_len),
     }
 
 
 def _time(config: RunConfig, seq_len: int) -> dict[str, float]:
     """Operations of a step (each row one document, which is the most that attention can cost) at the assumed MFU."""
     tokens = config.train.global_batch_tokens
-    step = training_flops(config.model, tokens, tokens * seq_len, round(tokens * config.stage.mlm_probability))
+    stage = stage_class(config)
+    step = stage.flops(config, stage.expected_work(config, tokens, seq_len))
     speed = config.cluster.ranks * config.cluster.peak_tflops * 1e12 * config.cluster.mfu
     seconds = step / speed
     return {

@@ -7,7 +7,7 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
-from rxt_dist.commands.data import app
+from data_prep.commands import app
 
 
 def run(*arguments: object) -> Result:

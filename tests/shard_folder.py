@@ -14,12 +14,10 @@ from data_prep.building.folder import SPEC_FILE, UNITS_FOLDER, commit_unit
 from data_prep.corpora import Document
 from data_prep.shards.rows import scan, starts_of
 from data_prep.tokenizing.tokenizer import train_tokenizer
-from rxt_dist.data.format import (
+from rxt_dist.data.manifest import (
     SPLITS,
     TOKENIZER_FILE,
     DatasetManifest,
-    ShardSpec,
-    ShardWriter,
     SourceInfo,
     SplitInfo,
     Totals,
@@ -28,7 +26,8 @@ from rxt_dist.data.format import (
     tokenizer_fingerprint,
 )
 from rxt_dist.data.packing import PACKING_VERSION, WINDOW_DOCUMENTS, pack
-from rxt_dist.data.spare import finish_dataset
+from rxt_dist.data.sealing import finish_dataset
+from rxt_dist.data.writer import ShardSpec, ShardWriter
 from rxt_dist.files import write_atomic, write_json_atomic
 
 # {unit: {source: {split: {ordinal: ids}}}}
@@ -115,7 +114,7 @@ def _put_pieces(root: Path, shard: object, seq_len: int, documents: dict[int, ob
     for rows in scan(root, (shard,), seq_len):
         flat = rows.tokens_RT.reshape(-1)
         for start, length, document, offset in zip(
-            starts_of(rows), rows.seg_len_S, rows.seg_doc_S.tolist(), rows.seg_off_S.tolist(), strict=True
+            starts_of(rows), rows.seg_len_I, rows.seg_doc_I.tolist(), rows.seg_off_I.tolist(), strict=True
         ):
             pieces = documents.setdefault(document, {})
             assert offset not in pieces, "a piece stands twice"

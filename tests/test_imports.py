@@ -1,12 +1,14 @@
-"""The order of the rooms, read from the source: imports run one way.
+"""The order of the rooms, read from the source: imports run one way, and no module imports in a circle.
 
-A room may import what stands before it in `ORDER`, and itself.
+A room may import what stands before it in `ORDER`, and itself. Every import counts, wherever it stands in a file.
 """
 
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,13 +17,15 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "errors",
     "files",
+    "locks",
+    "ranks",
     "config",
     "data",
     "model",
     "losses",
+    "stages",
     "engine",
     "checkpoint",
-    "stages",
     "train",
     "inference",
     "plan",
@@ -30,21 +34,36 @@ ORDER = (
     "cli",
     "__main__",
 )
-# Beside the order: a stage is given to an engine and knows of it only what an engine asks of a stage.
-FORBIDDEN = {"stages": {"engine", "checkpoint"}}
-EXCEPTIONS = {("stages", "rxt_dist.engine.interface")}
 DATA_PREP_MAY = (
     "rxt_dist.config",
     "rxt_dist.data.dialogues",
-    "rxt_dist.data.format",
     "rxt_dist.data.inputs",
     "rxt_dist.data.interactions",
+    "rxt_dist.data.manifest",
     "rxt_dist.data.origin",
     "rxt_dist.data.packing",
-    "rxt_dist.data.spare",
+    "rxt_dist.data.rows",
+    "rxt_dist.data.sealing",
     "rxt_dist.data.verify",
+    "rxt_dist.data.writer",
     "rxt_dist.errors",
     "rxt_dist.files",
+    "rxt_dist.locks",
+)
+# What its verbs may import besides: the order of a run and its steps, and arguments that all verbs share.
+DATA_VERBS_MAY = (
+    "rxt_dist.commands.arguments",
+    "rxt_dist.data.dataset",
+    "rxt_dist.data.masking",
+    "rxt_dist.data.mixture",
+    "rxt_dist.data.sampler",
+)
+LAUNCH_MAY = (
+    "rxt_dist.commands.arguments",
+    "rxt_dist.config",
+    "rxt_dist.errors",
+    "rxt_dist.files",
+    "rxt_dist.ranks",
 )
 # The rooms of data_prep, in the same way.
 DATA_PREP_ORDER = (
@@ -61,6 +80,7 @@ DATA_PREP_ORDER = (
     "shards",
     "interactions",
     "megatron",
+    "commands",
 )
 COLLECTIVE_ROOMS = ("rxt_dist/engine", "rxt_dist/checkpoint", "rxt_dist/doctor.py")
 
@@ -71,12 +91,8 @@ def sources(*folders: str) -> list[Path]:
 
 def imports(path: Path) -> set[str]:
     """Dotted names of all that a file imports, wherever in it; `from a import b` gives `a` and `a.b`."""
-    return imports_in(path.read_text(encoding="utf-8"), path)
-
-
-def imports_in(source: str, path: Path) -> set[str]:
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -93,6 +109,10 @@ def room(module: str) -> str:
     return module.split(".")[1]
 
 
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -104,28 +124,35 @@ def test_rooms_import_one_way(path: Path) -> None:
         assert imports_of(path, "rxt_dist") == []
         return
     assert own in ORDER, f"{path}: a new room; give it a place in ORDER"
-    allowed = set(ORDER[: ORDER.index(own) + 1]) - FORBIDDEN.get(own, set())
+    allowed = set(ORDER[: ORDER.index(own) + 1])
     inside = [name for name in imports_of(path, "rxt_dist") if name.count(".") and room(name) in ORDER]
-    wrong = [name for name in inside if room(name) not in allowed]
-    assert [name for name in wrong if not any(own == o and name.startswith(n) for o, n in EXCEPTIONS)] == []
+    assert [name for name in inside if room(name) not in allowed] == []
 
 
-def test_rooms_of_the_package_import_nothing_around_it_but_the_verbs() -> None:
+def test_the_package_imports_nothing_around_it() -> None:
     wrong = [
         f"{name_of(path)}: {package}"
         for path in sources("rxt_dist")
         for package in ("data_prep", "launch")
-        if imports_of(path, package) and "commands" not in path.parts
+        if imports_of(path, package)
     ]
     assert wrong == []
 
 
+def test_data_preparation_and_launchers_load_no_torch() -> None:
+    """Not by what they import either. A verb may, when it runs: `show --mlm` masks as training does."""
+    modules = [module_of(path) for path in sources("data_prep", "launch")]
+    code = f"import sys, {', '.join(modules)}; assert not {{'torch', 'deepspeed'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 @pytest.mark.parametrize("path", sources("data_prep"), ids=name_of)
 def test_data_preparation_knows_the_shard_format_only(path: Path) -> None:
+    allowed = DATA_PREP_MAY + (DATA_VERBS_MAY if ROOT / "data_prep/commands" in path.parents else ())
     outside = [
         name
         for name in imports_of(path, "rxt_dist")
-        if name not in ("rxt_dist", "rxt_dist.data") and not name.startswith(DATA_PREP_MAY)
+        if name not in ("rxt_dist", "rxt_dist.data") and not name.startswith(allowed)
     ]
     assert outside == []
     assert imports_of(path, "torch") == imports_of(path, "deepspeed") == []
@@ -138,15 +165,74 @@ def test_rooms_of_data_preparation_import_one_way(path: Path) -> None:
         return
     assert own in DATA_PREP_ORDER, f"{path}: a new room; give it a place in DATA_PREP_ORDER"
     allowed = set(DATA_PREP_ORDER[: DATA_PREP_ORDER.index(own) + 1])
-    # What stands under `if TYPE_CHECKING` is not imported.
-    runtime = path.read_text(encoding="utf-8").replace("if TYPE_CHECKING:\n    from data_prep.units import Unit\n", "")
-    found = {name for name in imports_in(runtime, path) if name.startswith("data_prep.")}
-    assert sorted(name for name in found if room(name) not in allowed) == []
+    found = [name for name in imports_of(path, "data_prep") if name.count(".")]
+    assert [name for name in found if room(name) not in allowed] == []
 
 
 @pytest.mark.parametrize("path", sources("launch"), ids=name_of)
-def test_launchers_import_no_torch(path: Path) -> None:
-    assert imports_of(path, "torch") == imports_of(path, "deepspeed") == []
+def test_launchers_know_a_run_by_its_configuration(path: Path) -> None:
+    assert [name for name in imports_of(path, "rxt_dist") if "." in name and not name.startswith(LAUNCH_MAY)] == []
+    assert imports_of(path, "data_prep") == imports_of(path, "torch") == imports_of(path, "deepspeed") == []
+
+
+def graph(files: Sequence[Path]) -> dict[str, set[str]]:
+    """For each module those of `files` that it imports, wherever in it: at the top, in a function, for its types.
+
+    That a module's package is imported before it is no edge: a package that lists its modules would be a circle.
+    """
+    modules = {module_of(path): path for path in files}
+    edges: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        named: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                # A module of a package, or a name in a module.
+                whole = {f"{node.module}.{alias.name}" for alias in node.names}
+                named |= {name if name in modules else str(node.module) for name in whole}
+        edges[module] = {name for name in named if name in modules} - {module}
+    return edges
+
+
+def circles(edges: Mapping[str, set[str]]) -> list[str]:
+    """Walks `a > b > a` through imports; none where there is no circle."""
+    found: list[str] = []
+    finished: set[str] = set()
+
+    def follow(module: str, way: list[str]) -> None:
+        if module in way:
+            found.append(" > ".join([*way[way.index(module) :], module]))
+        elif module not in finished:
+            for name in sorted(edges[module]):
+                follow(name, [*way, module])
+            finished.add(module)
+
+    for module in sorted(edges):
+        follow(module, [])
+    return found
+
+
+def test_no_module_imports_in_a_circle() -> None:
+    assert circles(graph(sources("rxt_dist", "data_prep", "launch"))) == []
+
+
+def test_a_circle_is_found_wherever_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    texts = {
+        "__init__": "from p.top import thing",
+        "top": "import p.middle",
+        "middle": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from p import bottom",
+        "bottom": "def late():\n    from p.top import thing",
+        "beside": "from p.bottom import late",
+    }
+    (tmp_path / "p").mkdir()
+    for name, text in texts.items():
+        (tmp_path / f"p/{name}.py").write_text(text)
+    files = sorted((tmp_path / "p").glob("*.py"))
+    assert circles(graph(files)) == ["p.top > p.middle > p.bottom > p.top"]
+    (tmp_path / "p/bottom.py").write_text("")
+    assert circles(graph(files)) == []
 
 
 def test_only_the_engine_imports_deepspeed() -> None:
@@ -159,12 +245,15 @@ def test_only_engine_and_checkpoint_call_collectives() -> None:
     assert [name for name in importers if not name.startswith(COLLECTIVE_ROOMS)] == []
 
 
-@pytest.mark.parametrize("path", sources("rxt_dist/commands") + [ROOT / "rxt_dist/cli.py"], ids=name_of)
+VERBS = [*sources("rxt_dist/commands", "data_prep/commands"), ROOT / "launch/commands.py", ROOT / "rxt_dist/cli.py"]
+
+
+@pytest.mark.parametrize("path", VERBS, ids=name_of)
 def test_verbs_import_nothing_heavy_at_the_top(path: Path) -> None:
-    light = sys.stdlib_module_names | {"typer", "rxt_dist"}
+    light = sys.stdlib_module_names | {"typer", "rxt_dist", "data_prep"}
     tree = ast.parse(path.read_text(encoding="utf-8"))
     top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     top |= {str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in top} <= light
-    heavy = [name for name in top if name.startswith("rxt_dist.") and room(name) not in ("commands", "errors")]
-    assert heavy == []
+    rooms = {name: room(name) for name in top if name.startswith(("rxt_dist.", "data_prep."))}
+    assert [name for name, own in rooms.items() if own not in ("commands", "errors")] == []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rxt_dist.config.load import load_run
-from rxt_dist.plan import memory_per_gpu, plan_run, traffic_per_step, trained_parameters
+from rxt_dist.plan import memory_per_gpu, plan_run, run_parameters, traffic_per_step
 
 RUNS = Path(__file__).parents[1] / "configs/run"
 BETA = RUNS / "rxt-beta.yaml"
@@ -15,7 +15,9 @@ DENSE, ROUTED = 221_317_120, 2_717_908_992
 
 
 def test_trained_parameters_share_the_embedding_and_leave_out_the_memory_attention() -> None:
-    assert trained_parameters(load_run(BETA).model) == (DENSE, ROUTED)
+    built = run_parameters(load_run(BETA))
+    assert (built.dense, built.routed) == (DENSE, ROUTED)
+    assert (built.frozen_dense, built.frozen_routed) == (0, 0)
     assert DENSE + ROUTED == 2_841_937_920 + 96_958_976 + 33_883_648 - 65_536 * 512
 
 
@@ -66,5 +68,5 @@ def test_time_follows_from_operations_and_utilisation() -> None:
         "global_rows": 512,
         "ranks": 64,
         "micro_batches_per_step": 8,
-        "steps": 95_368,
+        "steps": 95_367,
     }

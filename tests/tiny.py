@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,25 @@ import torch
 
 from rxt_dist.config.load import load_model
 from rxt_dist.config.model import ModelConfig
-from rxt_dist.config.run import OptimizerConfig, ParallelConfig, RunConfig, StageConfig, TrainConfig
-from rxt_dist.data.format import SPECIAL_COUNT
-from rxt_dist.data.loader import Batch, host_batch
+from rxt_dist.config.run import OptimizerConfig, ParallelConfig, RunConfig, TrainConfig
+from rxt_dist.config.stages import DEFAULT_STAGE, STAGES
+from rxt_dist.data.loader import TokenBatch, token_batch
+from rxt_dist.data.rows import SPECIAL_COUNT
 from rxt_dist.model.init import initialise
-from rxt_dist.model.reactive import ReactiveTransformer
-from rxt_dist.stages.joint import JointStage
+from rxt_dist.stages.base import Stage, build_network, stage_class
 
 DEMO = Path(__file__).parents[1] / "configs/model/demo.yaml"
 ROWS, TOKENS = 8, 32
 # Document lengths of eight rows; what is missing to 32 is padding, from none to nearly all of a row.
 LENGTHS = ((20, 9), (32,), (5,), (1, 30, 1), (11, 11), (3, 4, 5, 6), (31,), (16, 16))
+
+
+TRAIN = {
+    "total_tokens": 10**6,
+    "global_batch_tokens": ROWS * TOKENS,
+    "precision": "float32",
+    "logit_chunk_tokens": 16,
+}
 
 
 def model_config(*overrides: str) -> ModelConfig:
@@ -47,7 +56,7 @@ def model_config(*overrides: str) -> ModelConfig:
     return load_model(DEMO, [*small, *overrides])
 
 
-def run_config(*, model: ModelConfig | None = None, **changes: Any) -> RunConfig:
+def run_config(*, model: ModelConfig | None = None, stage: str = DEFAULT_STAGE, **changes: Any) -> RunConfig:
     """A run of the tiny model; `changes` are fields of its train, optimizer, parallel and stage sections."""
 
     def section(kind: Any, **defaults: Any) -> Any:
@@ -57,36 +66,45 @@ def run_config(*, model: ModelConfig | None = None, **changes: Any) -> RunConfig
     parts = {
         "parallel": section(ParallelConfig),
         "optimizer": section(OptimizerConfig),
-        "train": section(TrainConfig, total_tokens=10**6, global_batch_tokens=ROWS * TOKENS, precision="float32"),
-        "stage": section(StageConfig),
+        "train": section(TrainConfig, **TRAIN),
+        "stage": section(STAGES[stage].config),
     }
     assert not changes, f"no section has {list(changes)}"
     return RunConfig.model_construct(model=model or model_config(), seed=0, **parts)
 
 
-def make_stage(config: RunConfig) -> JointStage:
+def make_stage(config: RunConfig) -> Stage:
     """A freshly initialised stage of the run."""
-    model = ReactiveTransformer(config.model)
+    model = build_network(config)
     initialise(model, config.seed)
-    return JointStage(model, config.stage, config.seed, chunk_tokens=16)
+    return stage_class(config)(model, config)
 
 
-def packed_batch(step: int = 0, lengths: tuple[tuple[int, ...], ...] = LENGTHS) -> Batch:
+def batch_for(config: RunConfig, step: int = 0) -> Any:
+    """Batch number `step` of what the run's stage reads."""
+    return BATCHES[config.stage.kind](step)
+
+
+def packed_batch(step: int = 0, lengths: tuple[tuple[int, ...], ...] = LENGTHS) -> TokenBatch:
     """Batch number `step`: rows of packed documents with random ids, and padding."""
     rows = len(lengths)
     tokens = np.random.default_rng(step).integers(SPECIAL_COUNT, 128, (rows, TOKENS)).astype(np.uint16)
     for row, documents in enumerate(lengths):
         tokens[row, sum(documents) :] = 0
-    return host_batch(
+    return token_batch(
         torch.from_numpy(tokens.view(np.int16)),
         np.array([len(documents) for documents in lengths]),
         np.array([length for documents in lengths for length in documents]),
         np.zeros(rows, np.int64),
         np.arange(rows, dtype=np.int64) + step * rows,
-    ).to(torch.device("cpu"))
+    )
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """max |a - b| / max |b|."""
     worst = (actual.double() - expected.double()).abs().max().item()
     return worst / max(expected.double().abs().max().item(), 1e-30)
+
+
+# What each stage reads.
+BATCHES: dict[str, Callable[[int], Any]] = {"joint": packed_batch, "lm": packed_batch, "encoder": packed_batch}

@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 from synthetic import VOCABULARY, documents_of
 
-from rxt_dist.data import format as shard_format
+from rxt_dist.data import writer as shard_writer
 from rxt_dist.data.dataset import TokenDataset
-from rxt_dist.data.format import DatasetManifest, ShardSpec, ShardWriter, SourceInfo, SplitInfo, Totals, sums_file
 from rxt_dist.data.loader import BatchReader
+from rxt_dist.data.manifest import DATASET_FILE, DatasetManifest, SourceInfo, SplitInfo, Totals, sums_file
 from rxt_dist.data.packing import PACKING_VERSION, pack
 from rxt_dist.data.sampler import GlobalOrder, Phase, integer_weights
+from rxt_dist.data.writer import ShardSpec, ShardWriter
 from rxt_dist.files import write_json_atomic
 
 SEQ_LEN, BATCH_ROWS, BATCHES = 64, 4, 16
@@ -35,14 +36,14 @@ ROUNDS = 5
 def write_many_shards(root: Path, shards: int) -> DatasetManifest:
     """A dataset of this many equal shards in one source."""
     spec = ShardSpec(SEQ_LEN, VOCABULARY, "0" * 64, PACKING_VERSION, "0" * 64)
-    usual, shard_format.BATCH_ROWS = shard_format.BATCH_ROWS, BATCH_ROWS
+    usual, shard_writer.RECORD_BATCH_ROWS = shard_writer.RECORD_BATCH_ROWS, BATCH_ROWS
     try:
         writer = ShardWriter(root, "en/train", "u00000", spec)
         rows = BATCH_ROWS * BATCHES
         writer.add(pack(documents_of([SEQ_LEN - 2] * rows, 0), list(range(rows)), SEQ_LEN))
         (first,) = writer.finish()
     finally:
-        shard_format.BATCH_ROWS = usual
+        shard_writer.RECORD_BATCH_ROWS = usual
     infos = [first]
     for number in range(1, shards):
         info = replace(first, file=f"en/train/u{number:05d}-000.arrow", first_document=number * 100_000)
@@ -52,7 +53,7 @@ def write_many_shards(root: Path, shards: int) -> DatasetManifest:
     totals = Totals(rows=shards * rows, tokens=shards * rows * SEQ_LEN)
     source = SourceInfo("en", "en", SplitInfo(totals, tuple(infos)))
     manifest = DatasetManifest(SEQ_LEN, VOCABULARY, "0" * 64, "0" * 64, PACKING_VERSION, (), (source,))
-    write_json_atomic(root / shard_format.DATASET_FILE, manifest.to_dict())
+    write_json_atomic(root / DATASET_FILE, manifest.to_dict())
     return manifest
 
 

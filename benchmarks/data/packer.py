@@ -15,7 +15,7 @@ import time
 
 from synthetic import documents_of, web_lengths
 
-from rxt_dist.data.packing import WINDOW_DOCUMENTS, pack, plan_rows
+from rxt_dist.data.packing import WINDOW_DOCUMENTS, lay_out_rows, pack
 
 
 def measure(windows: int = 8, seq_len: int = 8192, mean: float = 1000) -> dict[str, float]:
@@ -27,7 +27,7 @@ def measure(windows: int = 8, seq_len: int = 8192, mean: float = 1000) -> dict[s
         documents = documents_of(lengths, window)
         framed = [length + 2 for length in lengths]
         times = [time.process_time()]
-        plan_rows(framed, seq_len)
+        lay_out_rows(framed, seq_len)
         times.append(time.process_time())
         packed = pack(documents, range(len(documents)), seq_len)
         times.append(time.process_time())

@@ -7,17 +7,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rxt_dist.data.format import (
-    DATASET_FILE,
-    SPECIAL_COUNT,
-    DatasetManifest,
-    ShardSpec,
-    ShardWriter,
-    SourceInfo,
-    SplitInfo,
-    Totals,
-)
+from rxt_dist.data.manifest import DATASET_FILE, DatasetManifest, SourceInfo, SplitInfo, Totals
 from rxt_dist.data.packing import PACKING_VERSION, WINDOW_DOCUMENTS, pack
+from rxt_dist.data.rows import SPECIAL_COUNT
+from rxt_dist.data.writer import ShardSpec, ShardWriter
 from rxt_dist.files import write_json_atomic
 
 VOCABULARY = 65_536
@@ -68,6 +61,6 @@ def _write(root: Path, directory: str, spec: ShardSpec, wanted: int, seed: int) 
         packed = packed.slice(0, min(packed.rows, wanted - rows))
         writer.add(packed)
         rows += packed.rows
-        tokens += int(packed.seg_len_S.sum(dtype=np.int64))
+        tokens += int(packed.seg_len_I.sum(dtype=np.int64))
         documents += len(lengths)
     return SplitInfo(Totals(documents, tokens, rows, rows * spec.seq_len - tokens), writer.finish())

@@ -35,19 +35,12 @@ from data_prep.building.workers import Progress, Report, Show, run_units
 from data_prep.tokenizing.tokenizer import load_tokenizer
 from data_prep.units import Unit
 from rxt_dist.data.dialogues import AnyManifest, DialogueSource
-from rxt_dist.data.format import (
-    BOUNDARY_POLICY,
-    MAX_VOCABULARY,
-    TOKENIZER_FILE,
-    DatasetManifest,
-    ShardSpec,
-    SourceInfo,
-    digest_json,
-    tokenizer_fingerprint,
-)
 from rxt_dist.data.inputs import InputFile
+from rxt_dist.data.manifest import TOKENIZER_FILE, DatasetManifest, SourceInfo, digest_json, tokenizer_fingerprint
 from rxt_dist.data.packing import PACKING_VERSION
-from rxt_dist.data.spare import finish_dataset
+from rxt_dist.data.rows import BOUNDARY_POLICY, MAX_VOCABULARY
+from rxt_dist.data.sealing import finish_dataset
+from rxt_dist.data.writer import ShardSpec
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import access_errors, require_folder, require_free_space, write_atomic, write_json_atomic
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.building.memory import resident_bytes
-from rxt_dist.data.format import MAX_VOCABULARY, SPECIAL_TOKENS
+from rxt_dist.data.rows import MAX_VOCABULARY, SPECIAL_TOKENS
 from rxt_dist.errors import DataError
 
 BACKENDS = ("tokenizers", "gigatoken")

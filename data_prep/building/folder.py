@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_prep.building.locks import Lock, locked
-from rxt_dist.data.format import SPLITS, TOKENIZER_FILE, sums_file, tokenizer_fingerprint
+from rxt_dist.data.manifest import SPLITS, TOKENIZER_FILE, sums_file, tokenizer_fingerprint
 from rxt_dist.errors import DataError
 from rxt_dist.files import write_json_atomic
+from rxt_dist.locks import Lock, locked
 
 SPEC_FILE, PLAN_FILE = "build.json", "plan.json"
 UNITS_FOLDER = "units"

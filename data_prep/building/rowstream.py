@@ -7,8 +7,9 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from rxt_dist.data.format import ShardWriter, SplitInfo, Totals
+from rxt_dist.data.manifest import SplitInfo, Totals
 from rxt_dist.data.packing import WINDOW_DOCUMENTS, pack
+from rxt_dist.data.writer import ShardWriter
 from rxt_dist.errors import ConfigError
 
 T = TypeVar("T")

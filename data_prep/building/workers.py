@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_prep.building.folder import KEPT, lock_path, remove_leftovers
-from data_prep.building.locks import Lock, locked
 from data_prep.building.memory import free_memory, resident_bytes, return_large_blocks
 from data_prep.units import Unit
 from rxt_dist.errors import DataError, MemoryLimitError, UserError
 from rxt_dist.files import access_errors
+from rxt_dist.locks import Lock, locked
 
 Report = Callable[[int, int], None]
 """Told (bytes of text passed, tokens made) of the unit so far."""

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.cleaning.words import hash_runs, hash_words
+from data_prep.cleaning.shingles import hash_shingles, hash_words
 from data_prep.corpora import Document
 from rxt_dist.config.clean import CleanConfig
 
@@ -84,7 +84,7 @@ def line_repetition(text: str) -> float:
 def ngram_repetition(text: str) -> float:
     """Share of the words that stand in a run of 10 words which began earlier in the text too."""
     words, _ = hash_words([text[:_MEASURED_CHARACTERS]])
-    runs = hash_runs(words, NGRAM_WORDS)
+    runs = hash_shingles(words, NGRAM_WORDS)
     ordered = np.sort(runs)  # several times faster than with the indices, which few texts need
     if not (ordered[1:] == ordered[:-1]).any():
         return 0.0

@@ -37,7 +37,7 @@ from data_prep.cleaning.survey import FOLDER, Survey, bands_and_rows, require_li
 from data_prep.corpora import ReadCounts, read_unit
 from data_prep.units import Unit
 from rxt_dist.config.clean import CleanConfig
-from rxt_dist.data.format import digest_json
+from rxt_dist.data.manifest import digest_json
 from rxt_dist.errors import DataError
 from rxt_dist.files import write_atomic, write_json_atomic
 

@@ -32,11 +32,11 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from data_prep.cleaning.clean import Cleaner
-from data_prep.cleaning.words import Hashes, hash_runs, hash_words
+from data_prep.cleaning.shingles import Hashes, hash_shingles, hash_words
 from data_prep.corpora import Document, ReadCounts, read_unit
 from data_prep.units import Unit
 from rxt_dist.config.clean import CleanConfig, NearDuplicateConfig
-from rxt_dist.data.format import digest_json
+from rxt_dist.data.manifest import digest_json
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import fsync_dir, temporary_path
 
@@ -272,7 +272,7 @@ def shingles(texts: list[str], length: int) -> tuple[Hashes, npt.NDArray[np.uint
         own = words[bounds[index] : bounds[index + 1]]
         if not len(own):
             own = np.frombuffer(blake3(text.encode()).digest()[:8], dtype="<u8")
-        parts.append(hash_runs(own, min(length, len(own))))
+        parts.append(hash_shingles(own, min(length, len(own))))
     return np.concatenate(parts), np.cumsum([0, *map(len, parts)], dtype=np.uint64)
 
 

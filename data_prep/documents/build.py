@@ -36,9 +36,10 @@ from data_prep.units import Plan, Unit, make_plan, reading_problem
 from rxt_dist.config.clean import CleanConfig
 from rxt_dist.config.corpus import BuildConfig
 from rxt_dist.config.run import DataConfig
-from rxt_dist.data.format import FORMAT_VERSION, TOKENIZER_FILE, DatasetManifest, ShardSpec, SourceInfo, digest_json
 from rxt_dist.data.inputs import InputFile
+from rxt_dist.data.manifest import FORMAT_VERSION, TOKENIZER_FILE, DatasetManifest, SourceInfo, digest_json
 from rxt_dist.data.packing import PACKING_VERSION, WINDOW_DOCUMENTS
+from rxt_dist.data.writer import ShardSpec
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import json_bytes, write_json_atomic
 

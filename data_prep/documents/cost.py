@@ -30,8 +30,9 @@ from data_prep.units import Plan, Unit, make_plan, unit_bytes
 from rxt_dist.config.clean import CleanConfig
 from rxt_dist.config.corpus import BuildConfig, SourceConfig
 from rxt_dist.config.run import DataConfig
-from rxt_dist.data.format import SHARD_ROWS, TOKENIZER_FILE, ShardSpec, SourceInfo, Totals, tokenizer_fingerprint
+from rxt_dist.data.manifest import TOKENIZER_FILE, SourceInfo, Totals, tokenizer_fingerprint
 from rxt_dist.data.packing import PACKING_VERSION
+from rxt_dist.data.writer import SHARD_ROWS, ShardSpec
 from rxt_dist.errors import ConfigError, DataError
 
 # Bytes of web text a token of a bilingual vocabulary of 65,536: an assumption, to be replaced by `measure`.

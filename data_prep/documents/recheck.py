@@ -18,7 +18,7 @@ from data_prep.corpora import ReadCounts, read_unit
 from data_prep.documents.inputs import files_of, is_as_recorded, keep_record, require_planned, require_unchanged
 from data_prep.documents.unit import hash_text
 from data_prep.units import Unit
-from rxt_dist.data.format import DATASET_FILE
+from rxt_dist.data.manifest import DATASET_FILE
 from rxt_dist.errors import DataError
 
 

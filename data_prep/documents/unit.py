@@ -23,14 +23,9 @@ from data_prep.corpora import ReadCounts, read_unit
 from data_prep.documents.inputs import keep_record, require_planned, require_unchanged
 from data_prep.units import Unit
 from rxt_dist.config.clean import CleanConfig
-from rxt_dist.data.format import (
-    SPECIAL_TOKENS,
-    SPLITS,
-    TOKENIZER_FILE,
-    ShardWriter,
-    SourceInfo,
-    Totals,
-)
+from rxt_dist.data.manifest import SPLITS, TOKENIZER_FILE, SourceInfo, Totals
+from rxt_dist.data.rows import SPECIAL_TOKENS
+from rxt_dist.data.writer import ShardWriter
 
 if TYPE_CHECKING:
     from data_prep.cleaning.clean import Cleaner

@@ -37,21 +37,20 @@ from rxt_dist.data.dialogues import (
     DialogueWriter,
     dialogue_metadata,
 )
-from rxt_dist.data.format import (
+from rxt_dist.data.inputs import InputFile
+from rxt_dist.data.interactions import check_interaction_rows
+from rxt_dist.data.manifest import (
     FORMAT_VERSION,
-    INTERACTION_BOUNDARIES,
     SPLITS,
     TOKENIZER_FILE,
     DatasetManifest,
-    ShardSpec,
-    ShardWriter,
     SourceInfo,
     SplitInfo,
     blake3_file,
 )
-from rxt_dist.data.inputs import InputFile
-from rxt_dist.data.interactions import check_interaction_rows
 from rxt_dist.data.packing import PACKING_VERSION
+from rxt_dist.data.rows import INTERACTION_BOUNDARIES
+from rxt_dist.data.writer import ShardSpec, ShardWriter
 from rxt_dist.errors import DataError
 from rxt_dist.files import write_json_atomic
 

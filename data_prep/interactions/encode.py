@@ -17,7 +17,6 @@ from blake3 import blake3
 
 from data_prep.building.encode import Backend
 from data_prep.interactions.reader import Interaction, InteractionCounts, Record
-from rxt_dist.data.format import BOS_ID, EOS_ID, SPECIAL_TOKENS, canonical_json
 from rxt_dist.data.interactions import (
     ANSWER_ID,
     CALL_ID,
@@ -26,6 +25,8 @@ from rxt_dist.data.interactions import (
     RESULT_ID,
     THINK_ID,
 )
+from rxt_dist.data.manifest import canonical_json
+from rxt_dist.data.rows import BOS_ID, EOS_ID, SPECIAL_TOKENS
 
 MIN_QUERY_TOKENS = 16
 _PARTS = (

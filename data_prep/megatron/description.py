@@ -13,7 +13,7 @@ from pathlib import Path
 from data_prep.languages import UNKNOWN, language_of_name
 from data_prep.megatron.corpus import pair_of, plain_prefix
 from data_prep.units import fingerprint_file
-from rxt_dist.data.spare import is_sealed, sealed_json
+from rxt_dist.data.sealing import is_sealed, sealed_json
 from rxt_dist.errors import DataError
 
 DESCRIPTION_SUFFIX = ".rxt.json"

@@ -14,15 +14,8 @@ import numpy.typing as npt
 from data_prep.megatron.corpus import library, pair_of
 from data_prep.megatron.description import Description, description_file, description_of
 from data_prep.shards.rows import scan, starts_of, unit_name
-from rxt_dist.data.format import (
-    BOS_ID,
-    EOS_ID,
-    SPLITS,
-    DatasetManifest,
-    ShardInfo,
-    blake3_file,
-    load_manifest,
-)
+from rxt_dist.data.manifest import SPLITS, DatasetManifest, ShardInfo, blake3_file, load_manifest
+from rxt_dist.data.rows import BOS_ID, EOS_ID
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import fsync_dir, require_file_place, require_free_space, temporary_path
 
@@ -139,9 +132,9 @@ def _documents(
     flat = np.concatenate([part.tokens_RT.reshape(-1) for part in parts])
     sizes = np.cumsum([0] + [part.tokens_RT.size for part in parts])
     starts = np.concatenate([starts_of(part) + base for part, base in zip(parts, sizes[:-1], strict=True)])
-    lengths = np.concatenate([part.seg_len_S for part in parts]).astype(np.int64)
-    documents = np.concatenate([part.seg_doc_S for part in parts])
-    offsets = np.concatenate([part.seg_off_S for part in parts]).astype(np.int64)
+    lengths = np.concatenate([part.seg_len_I for part in parts]).astype(np.int64)
+    documents = np.concatenate([part.seg_doc_I for part in parts])
+    offsets = np.concatenate([part.seg_off_I for part in parts]).astype(np.int64)
     order = np.lexsort((offsets, documents))
     starts, lengths, documents, offsets = (values[order] for values in (starts, lengths, documents, offsets))
     is_first = np.concatenate(([True], documents[1:] != documents[:-1]))

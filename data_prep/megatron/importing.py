@@ -27,22 +27,18 @@ from data_prep.readers.base import Input, Slice
 from data_prep.tokenizing.tokenizer import load_tokenizer
 from data_prep.units import Unit, fingerprint_file
 from rxt_dist.config.corpus import source_name_problem
-from rxt_dist.data.format import (
-    BOS_ID,
-    EOS_ID,
+from rxt_dist.data.inputs import InputFile
+from rxt_dist.data.manifest import (
     FORMAT_VERSION,
-    SPECIAL_COUNT,
-    SPECIAL_TOKENS,
     SPLITS,
     TOKENIZER_FILE,
     DatasetManifest,
-    ShardSpec,
-    ShardWriter,
     SourceInfo,
     tokenizer_fingerprint,
 )
-from rxt_dist.data.inputs import InputFile
 from rxt_dist.data.packing import PACKING_VERSION
+from rxt_dist.data.rows import BOS_ID, EOS_ID, SPECIAL_COUNT, SPECIAL_TOKENS
+from rxt_dist.data.writer import ShardSpec, ShardWriter
 from rxt_dist.errors import ConfigError, DataError
 
 _UNIT_BYTES = 256 << 20

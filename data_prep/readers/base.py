@@ -1,4 +1,4 @@
-"""What every reader is given and gives back: inputs, the slices of them that can be read by themselves, raw records."""
+"""What every reader is given and gives back: inputs, slices of them, units of slices, raw records."""
 
 from __future__ import annotations
 
@@ -90,6 +90,23 @@ class Slice:
         """
         made = from_fields(Slice, value)
         return Slice(Input.from_dict(value["input"]), made.start, made.stop, made.text_bytes)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Work that is committed as one: slices, in order, of one source (without a specification: of all inputs)."""
+
+    name: str
+    slices: tuple[Slice, ...]
+    text_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "text_bytes": self.text_bytes, "slices": [part.to_dict() for part in self.slices]}
+
+    @staticmethod
+    def from_dict(value: dict[str, Any]) -> Unit:
+        """The inverse of `to_dict`."""
+        return Unit(value["name"], tuple(Slice.from_dict(part) for part in value["slices"]), value["text_bytes"])
 
 
 @dataclass

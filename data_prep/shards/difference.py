@@ -9,7 +9,8 @@ from pathlib import Path
 
 from data_prep.shards.rows import unit_name
 from rxt_dist.data.dialogues import AnyManifest, DialogueManifest, DialogueShard, DialogueSplit
-from rxt_dist.data.format import INTERACTION_BOUNDARIES, SPLITS, SplitInfo
+from rxt_dist.data.manifest import SPLITS, SplitInfo
+from rxt_dist.data.rows import INTERACTION_BOUNDARIES
 
 _NAMED = 5
 _Shard = tuple[str, int, str]

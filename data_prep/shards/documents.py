@@ -16,7 +16,7 @@ from data_prep.shards.repack import documents_by_window
 from data_prep.shards.rows import unit_name
 from data_prep.shards.trace import read_json
 from rxt_dist.data.dialogues import AnyManifest
-from rxt_dist.data.format import SPLITS, DatasetManifest, ShardInfo, digest_json
+from rxt_dist.data.manifest import SPLITS, DatasetManifest, ShardInfo, digest_json
 from rxt_dist.data.origin import REPACK, maker
 from rxt_dist.errors import DataError
 

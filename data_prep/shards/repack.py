@@ -18,27 +18,24 @@ import numpy.typing as npt
 from data_prep.building.builder import Built, Job, Sharing, UnitWork, build, merged_sources, rows_manifest
 from data_prep.building.folder import PLAN_FILE, SPEC_FILE, UNITS_FOLDER, Say
 from data_prep.building.workers import Report, Show
-from data_prep.shards.access import dataset_errors
 from data_prep.shards.rows import gather, pieces_of
+from data_prep.shards.system_errors import dataset_errors
 from data_prep.units import Unit
-from rxt_dist.data.format import (
-    BOS_ID,
-    BOUNDARY_POLICY,
-    EOS_ID,
+from rxt_dist.data.manifest import (
     FORMAT_VERSION,
     SPLITS,
     TOKENIZER_FILE,
     DatasetManifest,
     ShardInfo,
-    ShardSpec,
-    ShardWriter,
     SourceInfo,
     SplitInfo,
     Totals,
     load_manifest,
 )
 from rxt_dist.data.packing import PACKING_VERSION, WINDOW_DOCUMENTS, pack
+from rxt_dist.data.rows import BOS_ID, BOUNDARY_POLICY, EOS_ID
 from rxt_dist.data.verify import require_sound, shard_problem, verify_quick
+from rxt_dist.data.writer import ShardSpec, ShardWriter
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import json_bytes
 
@@ -244,16 +241,16 @@ def documents_by_window(
     """
     columns = pieces_of(root, shards, seq_len)
     order = np.lexsort((columns[4], columns[3]))
-    row_P, start_P, length_P, document_P, offset_P = (column[order] for column in columns)
-    ordinals, firsts = np.unique(document_P, return_index=True)
-    edges = np.append(firsts, len(document_P))
-    before_P = np.cumsum(length_P) - length_P
-    lengths = np.add.reduceat(length_P, firsts, dtype=np.int64) if len(firsts) else firsts
-    if not np.array_equal(before_P - np.repeat(before_P[firsts], np.diff(edges)), offset_P):
+    row_I, start_I, length_I, document_I, offset_I = (column[order] for column in columns)
+    ordinals, firsts = np.unique(document_I, return_index=True)
+    edges = np.append(firsts, len(document_I))
+    before_I = np.cumsum(length_I) - length_I
+    lengths = np.add.reduceat(length_I, firsts, dtype=np.int64) if len(firsts) else firsts
+    if not np.array_equal(before_I - np.repeat(before_I[firsts], np.diff(edges)), offset_I):
         raise DataError(f"The pieces in {[shard.file for shard in shards]} do not make whole documents: damaged data.")
     for first, last in _windows(lengths):
         here = slice(int(edges[first]), int(edges[last]))
-        tokens = gather(root, shards, seq_len, row_P[here], start_P[here], length_P[here])
+        tokens = gather(root, shards, seq_len, row_I[here], start_I[here], length_I[here])
         ends = np.cumsum(lengths[first:last])
         if not ((tokens[ends - 1] == EOS_ID).all() and (tokens[ends - lengths[first:last]] == BOS_ID).all()):
             raise DataError(f"A document in {[shard.file for shard in shards]} is not whole: damaged data.")

@@ -15,32 +15,32 @@ import numpy as np
 
 from data_prep.building.builder import UnitWork
 from data_prep.building.folder import SPEC_FILE, UNITS_FOLDER
-from data_prep.building.locks import Lock, locked
 from data_prep.building.workers import Progress, run_units
 from data_prep.documents.unit import DocumentWork
-from data_prep.shards.access import dataset_errors
 from data_prep.shards.repack import ORIGIN_FILE, RepackWork
 from data_prep.shards.rows import read_unchecked, unit_name
+from data_prep.shards.system_errors import dataset_errors
 from data_prep.shards.trace import build_settings, clean_settings, input_problem, read_json, stored_plan, stored_unit
 from data_prep.units import Unit, reading_problem
 from rxt_dist.data.dialogues import AnyManifest, DialogueManifest, load_any_manifest
-from rxt_dist.data.format import (
+from rxt_dist.data.manifest import (
     DATASET_FILE,
     TOKENIZER_FILE,
     DatasetManifest,
     ShardInfo,
-    ShardSpec,
     blake3_file,
     digest_json,
     load_manifest,
-    row_sums,
     sums_file,
 )
 from rxt_dist.data.origin import maker
-from rxt_dist.data.spare import SPARE_FILE, hash_bytes, is_sealed, read_spare
+from rxt_dist.data.rows import row_sums
+from rxt_dist.data.sealing import SPARE_FILE, hash_bytes, is_sealed, read_spare
 from rxt_dist.data.verify import AnyShard, Finding, Report, expected_spare
+from rxt_dist.data.writer import ShardSpec
 from rxt_dist.errors import DataError, UserError
 from rxt_dist.files import fsync_dir, require_free_space, write_atomic
+from rxt_dist.locks import Lock, locked
 
 _SCRATCH = ".repair"
 _DUPLICATES = "duplicates"

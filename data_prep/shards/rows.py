@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rxt_dist.data.dialogues import DialogueShard
-from rxt_dist.data.format import DatasetManifest, PackedRows, ShardInfo, row_sums, sums_file
+from rxt_dist.data.manifest import DatasetManifest, ShardInfo, sums_file
+from rxt_dist.data.rows import PackedRows, row_sums
 from rxt_dist.errors import DataError
 
 Int32Array = npt.NDArray[np.int32]
@@ -96,9 +97,9 @@ def scan(root: Path, shards: tuple[ShardInfo, ...], seq_len: int) -> Iterator[Pa
 
 
 def starts_of(rows: PackedRows) -> Int64Array:
-    """Where each segment begins in the flattened tokens, int64 [S]."""
+    """Where each segment begins in the flattened tokens, int64 [I]."""
     seq_len = rows.tokens_RT.shape[1]
-    lengths = rows.seg_len_S.astype(np.int64)
+    lengths = rows.seg_len_I.astype(np.int64)
     row_of = np.repeat(np.arange(rows.rows), rows.seg_count_R)
     before = np.cumsum(lengths) - lengths
     used_R = np.bincount(row_of, weights=lengths, minlength=rows.rows).astype(np.int64)
@@ -115,7 +116,7 @@ def locate(manifest: DatasetManifest, source: int, split: str, row: int) -> tupl
 
 
 def pieces_of(root: Path, shards: tuple[ShardInfo, ...], seq_len: int) -> tuple[Int32Array, ...]:
-    """Row, start within the row, length, document and offset of every piece, int32 [P] each."""
+    """Row, start within the row, length, document and offset of every piece, int32 [I] each."""
     columns: list[list[npt.NDArray[Any]]] = [[np.empty(0, dtype=np.int32)] for _ in range(5)]
     first = 0
     for shard in shards:
@@ -125,9 +126,9 @@ def pieces_of(root: Path, shards: tuple[ShardInfo, ...], seq_len: int) -> tuple[
             parts: list[npt.NDArray[Any]] = [
                 row_of + first,
                 starts_of(rows) - row_of * seq_len,
-                rows.seg_len_S,
-                rows.seg_doc_S,
-                rows.seg_off_S,
+                rows.seg_len_I,
+                rows.seg_doc_I,
+                rows.seg_off_I,
             ]
             for column, part in zip(columns, parts, strict=True):
                 column.append(part.astype(np.int32))
@@ -139,12 +140,12 @@ def gather(
     root: Path,
     shards: tuple[ShardInfo, ...],
     seq_len: int,
-    row_P: Int32Array,
-    start_P: Int32Array,
-    length_P: Int32Array,
+    row_I: Int32Array,
+    start_I: Int32Array,
+    length_I: Int32Array,
 ) -> npt.NDArray[np.uint16]:
     """The tokens of these pieces, one after another; only the rows that hold them are read."""
-    wanted = np.unique(row_P)
+    wanted = np.unique(row_I)
     parts, first = [], 0
     for shard in shards:
         for number, batch in enumerate(shard.batches):
@@ -155,6 +156,6 @@ def gather(
                 parts.append(rows.tokens_RT.reshape(-1))
             first += batch.rows
     flat = np.concatenate(parts)
-    source = np.searchsorted(wanted, row_P) * seq_len + start_P
-    before = np.cumsum(length_P) - length_P
-    return np.asarray(flat[np.repeat(source - before, length_P) + np.arange(int(length_P.sum()))])
+    source = np.searchsorted(wanted, row_I) * seq_len + start_I
+    before = np.cumsum(length_I) - length_I
+    return np.asarray(flat[np.repeat(source - before, length_I) + np.arange(int(length_I.sum()))])

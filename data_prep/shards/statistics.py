@@ -23,18 +23,8 @@ import numpy.typing as npt
 import xxhash
 
 from data_prep.shards.rows import read_rows, starts_of, unit_name
-from rxt_dist.data.format import (
-    EOS_ID,
-    MAX_VOCABULARY,
-    PAD_ID,
-    SPECIAL_COUNT,
-    SPLITS,
-    UNK_ID,
-    DatasetManifest,
-    PackedRows,
-    ShardInfo,
-    SourceInfo,
-)
+from rxt_dist.data.manifest import SPLITS, DatasetManifest, ShardInfo, SourceInfo
+from rxt_dist.data.rows import EOS_ID, MAX_VOCABULARY, PAD_ID, SPECIAL_COUNT, UNK_ID, PackedRows
 
 # Above this many tokens only a sample is scanned unless the whole is asked for.
 WHOLE_TOKENS = 2_000_000_000
@@ -116,11 +106,11 @@ class Scan:
 
 def scan_rows(rows: PackedRows) -> Scan:
     """Figures of R rows in memory."""
-    lengths = rows.seg_len_S.astype(np.int64)
+    lengths = rows.seg_len_I.astype(np.int64)
     starts = starts_of(rows)
     ends = starts + lengths
     flat = rows.tokens_RT.reshape(-1)
-    offsets = rows.seg_off_S.astype(np.int64)
+    offsets = rows.seg_off_I.astype(np.int64)
     last = flat[ends - 1] == EOS_ID
     ids = _no_ids()
     for start in range(0, len(flat), _COUNT_AT_ONCE):
@@ -133,7 +123,7 @@ def scan_rows(rows: PackedRows) -> Scan:
     hashes = np.array([hash_of(view[start:end]) for start, end in pairs], dtype=np.uint64)
     whole = last & (offsets == 0)
     cut = np.flatnonzero(~whole)
-    columns = (rows.seg_doc_S, rows.seg_off_S, rows.seg_len_S, hashes, last)
+    columns = (rows.seg_doc_I, rows.seg_off_I, rows.seg_len_I, hashes, last)
     pieces = np.stack([column[cut].astype(np.uint64) for column in columns], axis=1)
     ended = (offsets + lengths)[last].astype(np.uint32)
     return Scan(rows.rows, int(lengths.sum()), padding, ids, ended, hashes[whole], pieces)

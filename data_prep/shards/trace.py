@@ -24,7 +24,8 @@ from data_prep.shards.repack import ORIGIN_FILE
 from data_prep.shards.rows import gather, pieces_of, read_unchecked, unit_name
 from data_prep.units import Plan, Unit, fingerprint_file
 from rxt_dist.config.clean import CleanConfig
-from rxt_dist.data.format import BOS_ID, EOS_ID, SPLITS, TOKENIZER_FILE, DatasetManifest, ShardInfo
+from rxt_dist.data.manifest import SPLITS, TOKENIZER_FILE, DatasetManifest, ShardInfo
+from rxt_dist.data.rows import BOS_ID, EOS_ID
 from rxt_dist.data.verify import shard_problem
 from rxt_dist.errors import DataError
 
@@ -278,7 +279,7 @@ def _choose(dataset: Path, manifest: DatasetManifest, count: int, seed: int) -> 
 def _documents_of_row(dataset: Path, shard: ShardInfo, seq_len: int, row: int) -> set[int]:
     for index, batch in enumerate(shard.batches):
         if row < batch.rows:
-            return set(read_unchecked(dataset, shard, index, seq_len, row, row + 1).seg_doc_S.tolist())
+            return set(read_unchecked(dataset, shard, index, seq_len, row, row + 1).seg_doc_I.tolist())
         row -= batch.rows
     raise IndexError(row)
 
@@ -303,10 +304,10 @@ def _require_sound(dataset: Path, shards: list[ShardInfo], on_bytes: Callable[[i
 
 def _stored(dataset: Path, seq_len: int, sample: _Sample) -> dict[int, npt.NDArray[np.uint16]]:
     """The tokens of each document of a sample, as the shards hold them."""
-    row_P, start_P, length_P, document_P, offset_P = pieces_of(dataset, sample.shards, seq_len)
+    row_I, start_I, length_I, document_I, offset_I = pieces_of(dataset, sample.shards, seq_len)
     result = {}
     for number in sample.documents:
-        here = np.flatnonzero(document_P == number)
-        here = here[np.argsort(offset_P[here])]
-        result[number] = gather(dataset, sample.shards, seq_len, row_P[here], start_P[here], length_P[here])
+        here = np.flatnonzero(document_I == number)
+        here = here[np.argsort(offset_I[here])]
+        result[number] = gather(dataset, sample.shards, seq_len, row_I[here], start_I[here], length_I[here])
     return result

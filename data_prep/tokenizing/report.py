@@ -26,7 +26,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from data_prep.corpora import Document
-from rxt_dist.data.format import SPECIAL_COUNT
+from rxt_dist.data.rows import SPECIAL_COUNT
 from rxt_dist.errors import DataError
 from rxt_dist.files import write_json_atomic
 

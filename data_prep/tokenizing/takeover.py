@@ -17,7 +17,8 @@ from typing import Any
 from tokenizers import Tokenizer, pre_tokenizers
 
 from data_prep.tokenizing.report import planes
-from rxt_dist.data.format import MAX_VOCABULARY, SPECIAL_COUNT, SPECIAL_TOKENS, tokenizer_fingerprint
+from rxt_dist.data.manifest import tokenizer_fingerprint
+from rxt_dist.data.rows import MAX_VOCABULARY, SPECIAL_COUNT, SPECIAL_TOKENS
 from rxt_dist.errors import DataError
 from rxt_dist.files import write_atomic
 

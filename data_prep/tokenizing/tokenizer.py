@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from data_prep.corpora import Document
 from data_prep.tokenizing.heartbeat import heartbeat
 from data_prep.tokenizing.sample import TrainingSample
-from rxt_dist.data.format import MAX_VOCABULARY, SPECIAL_COUNT, SPECIAL_TOKENS, tokenizer_fingerprint
+from rxt_dist.data.manifest import tokenizer_fingerprint
+from rxt_dist.data.rows import MAX_VOCABULARY, SPECIAL_COUNT, SPECIAL_TOKENS
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import write_atomic
 

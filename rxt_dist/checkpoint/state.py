@@ -13,30 +13,29 @@ from __future__ import annotations
 
 import errno
 import zlib
-from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
+from rxt_dist.checkpoint.frozen import FrozenWeights
+from rxt_dist.checkpoint.pieces import ROUTING_FILE, SavedPieces
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore, FileRecord
-from rxt_dist.engine.interface import Engine
+from rxt_dist.engine.interface import Engine, Fragment
 from rxt_dist.errors import CheckpointError, DiskError, UserError
 
 T = TypeVar("T")
-_ROUTING_FILE = "routing.safetensors"
 # Elements of a piece that are checksummed at once; bounds the temporary memory to a few tens of megabytes.
 _CHECKSUM_ELEMENTS = 1 << 20
 
 
-def save_state(engine: Engine, store: CheckpointStore, step: int, meta: Mapping[str, Any]) -> Path:
-    """Write and commit a checkpoint; all ranks together.
+def save_state(
+    engine: Engine, frozen: FrozenWeights, store: CheckpointStore, step: int, meta: Mapping[str, Any]
+) -> Path:
+    """Write and commit a checkpoint of all parts, trained and frozen; all ranks together.
 
     Args:
         meta: what else a load needs (JSON values); `checksum` is added here.
@@ -45,12 +44,12 @@ def save_state(engine: Engine, store: CheckpointStore, step: int, meta: Mapping[
         DiskError, CheckpointError: on all ranks when any rank failed; nothing is committed then.
     """
     ranks = engine.ranks
-    fragments = list(engine.fragments(owned=True))
-    local_bytes = sum(t.numel() * t.element_size() for fragment in fragments for t in fragment.tensors.values())
+    owned = _owned(engine, frozen)
+    local_bytes = sum(t.numel() * t.element_size() for fragment in owned for t in fragment.tensors.values())
     needed = sum(ranks.gather(local_bytes))
     _together(engine, lambda: _begin(store, step, needed) if ranks.rank == 0 else None)
-    records = _together(engine, lambda: _write(engine, store, step))
-    checksum = state_checksum(engine)
+    records = _together(engine, lambda: _write(engine, frozen, store, step))
+    checksum = state_checksum(engine, frozen)
     files = [record for of_rank in records for record in of_rank]
     committed = _together(
         engine, lambda: store.commit(step, files, {**meta, "checksum": checksum}) if ranks.rank == 0 else None
@@ -59,15 +58,15 @@ def save_state(engine: Engine, store: CheckpointStore, step: int, meta: Mapping[
     return committed[0]
 
 
-def load_state(engine: Engine, checkpoint: Checkpoint, optimizer_steps: int) -> None:
-    """Fill the engine with a verified checkpoint; all ranks together.
+def load_state(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint, optimizer_steps: int) -> None:
+    """Fill the engine with a verified checkpoint, of which `frozen` was loaded before; all ranks together.
 
     Raises:
         CheckpointError: a parameter or a part of one is missing, the checkpoint has parameters that the model lacks,
             or the loaded state is not the saved one.
     """
-    saved = _SavedPieces(checkpoint)
-    wanted: set[str] = set()
+    saved = SavedPieces(checkpoint)
+    wanted = set(frozen.names)
     with torch.no_grad():
         for fragment in engine.fragments(owned=False):
             wanted.add(fragment.name)
@@ -78,21 +77,21 @@ def load_state(engine: Engine, checkpoint: Checkpoint, optimizer_steps: int) -> 
     if surplus:
         raise CheckpointError(
             f"Checkpoint {checkpoint.path} holds '{surplus[0]}' and {len(surplus) - 1} more parameters that model and "
-            "stage of this run do not train. Resume it with the configuration that it was written with."
+            "stage of this run do not have. Resume it with the configuration that it was written with."
         )
-    with safe_open(checkpoint.path / _ROUTING_FILE, "pt") as file:
+    with safe_open(checkpoint.path / ROUTING_FILE, "pt") as file:
         engine.finish_load(optimizer_steps, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    if (found := state_checksum(engine)) != checkpoint.meta["checksum"]:
+    if (found := state_checksum(engine, frozen)) != checkpoint.meta["checksum"]:
         raise CheckpointError(
             f"The state loaded from {checkpoint.path} has checksum {found}, but {checkpoint.meta['checksum']} was "
             "saved: weights or moments went to the wrong place. This is a fault of the program; please report it."
         )
 
 
-def state_checksum(engine: Engine) -> int:
+def state_checksum(engine: Engine, frozen: FrozenWeights) -> int:
     """Sum over all weights and moments of bits * place, modulo 2^64: equal for equal state on any topology."""
     total = torch.zeros((), dtype=torch.int64, device=engine.device)
-    for fragment in engine.fragments(owned=True):
+    for fragment in _owned(engine, frozen):
         for kind, tensor in fragment.tensors.items():
             key = zlib.crc32(f"{kind}|{fragment.name}".encode()) | 1
             for first in range(0, tensor.numel(), _CHECKSUM_ELEMENTS):
@@ -100,8 +99,14 @@ def state_checksum(engine: Engine) -> int:
                 start = fragment.start + first
                 place = torch.arange(start, start + bits.numel(), dtype=torch.int64, device=bits.device)
                 # int64 products and sums wrap around, which is what a checksum wants.
-                total += (bits * (place * 2 + 1)).sum() * key
+                total += ((bits * (place * 2 + 1)).sum() * key).to(total.device)
     return int(engine.ranks.sum(total).item())
+
+
+def _owned(engine: Engine, frozen: FrozenWeights) -> Iterator[Fragment]:
+    """Everything that this rank saves."""
+    yield from engine.fragments(owned=True)
+    yield from frozen.fragments()
 
 
 def _begin(store: CheckpointStore, step: int, needed: int) -> None:
@@ -109,18 +114,18 @@ def _begin(store: CheckpointStore, step: int, needed: int) -> None:
     store.require_space(needed + needed // 20)
 
 
-def _write(engine: Engine, store: CheckpointStore, step: int) -> list[FileRecord]:
+def _write(engine: Engine, frozen: FrozenWeights, store: CheckpointStore, step: int) -> list[FileRecord]:
     folder = store.unfinished_folder(step)
     tensors = {
         f"{kind}|{fragment.name}|{fragment.start}": tensor.detach().to("cpu", copy=True)
-        for fragment in engine.fragments(owned=True)
+        for fragment in _owned(engine, frozen)
         for kind, tensor in fragment.tensors.items()
     }
     path = folder / f"rank-{engine.ranks.rank:05d}.safetensors"
     save_file(tensors, path)
     records = [store.record(path)]
     if engine.ranks.rank == 0:
-        routing = folder / _ROUTING_FILE
+        routing = folder / ROUTING_FILE
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in engine.routing_state().items()}, routing
         )
@@ -143,48 +148,3 @@ def _together(engine: Engine, action: Callable[[], T]) -> list[T]:
             raise (DiskError if full else CheckpointError)(f"{text} Earlier checkpoints are untouched.") from error
 
     return engine.ranks.together(write)
-
-
-@dataclass(frozen=True)
-class _Piece:
-    start: int
-    length: int
-    path: Path
-    key: str
-
-
-class _SavedPieces:
-    """All pieces of a checkpoint, found by place."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-        self._files: dict[Path, Any] = {}
-        pieces: dict[tuple[str, str], list[_Piece]] = defaultdict(list)
-        for record in checkpoint.files:
-            path = checkpoint.path / record.name
-            if record.name == _ROUTING_FILE:
-                continue
-            file = self._files[path] = safe_open(path, "pt")
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                kind, name, start = key.split("|")
-                length = file.get_slice(key).get_shape()[0]
-                pieces[kind, name].append(_Piece(int(start), length, path, key))
-        self._pieces = {place: sorted(found, key=lambda piece: piece.start) for place, found in pieces.items()}
-        self.names = {name for _, name in self._pieces}
-
-    def fill(self, kind: str, name: str, start: int, target: Tensor) -> None:
-        """Copy elements [start, start + n) of a parameter's weight or moment into `target` [n]."""
-        pieces = self._pieces.get((kind, name), [])
-        at, end = start, start + target.numel()
-        index = bisect_right(pieces, at, key=lambda piece: piece.start) - 1
-        while at < end:
-            piece = pieces[index] if 0 <= index < len(pieces) else None
-            if piece is None or not piece.start <= at < piece.start + piece.length:
-                raise CheckpointError(
-                    f"Checkpoint {self._checkpoint.path} lacks elements {at} to {end} of '{name}' ({kind}). It was "
-                    "written by a run with another model or stage; resume it with the configuration it has."
-                )
-            stop = min(end, piece.start + piece.length)
-            part = self._files[piece.path].get_slice(piece.key)[at - piece.start : stop - piece.start]
-            target[at - start : stop - start].copy_(part)
-            at, index = stop, index + 1

@@ -48,12 +48,13 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint as its manifest describes it."""
+    """A committed checkpoint as its manifest describes it; `digest` is the manifest's own."""
 
     step: int
     path: Path
     meta: dict[str, Any]
     files: tuple[FileRecord, ...]
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -299,7 +300,7 @@ def _read_manifest(folder: Path) -> Checkpoint:
     named = _FINAL.fullmatch(folder.name)
     if named and int(named[1]) != body["step"]:
         raise _ManifestError(f"describes step {body['step']}, not the step in the folder's name")
-    return Checkpoint(body["step"], folder, body["meta"], tuple(FileRecord(**file) for file in body["files"]))
+    return Checkpoint(body["step"], folder, body["meta"], tuple(FileRecord(**file) for file in body["files"]), digest)
 
 
 def _examine(folder: Path, full: bool) -> tuple[Checkpoint | None, list[str]]:

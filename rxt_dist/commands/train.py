@@ -18,7 +18,7 @@ def train(
     """Train. Start one process per rank, with torchrun, srun or `rxt-dist launch local`; alone it is the only rank."""
     from rxt_dist.config.load import load_run, resolved_yaml
     from rxt_dist.config.validate import settle_topology, validate_run
-    from rxt_dist.train.ranks import export_ranks, read_ranks
+    from rxt_dist.ranks import export_ranks, read_ranks
 
     config = load_run(run, overrides or [])
     ranks = read_ranks(os.environ)

@@ -22,8 +22,9 @@ from pydantic import BaseModel, ValidationError
 
 from rxt_dist.config.base import Config
 from rxt_dist.config.model import ModelConfig
-from rxt_dist.config.run import DataConfig, RunConfig
-from rxt_dist.config.source import KeyPath, Tree, dotted
+from rxt_dist.config.run import DataConfig, RunConfig, run_class
+from rxt_dist.config.stages import DEFAULT_STAGE, STAGES
+from rxt_dist.config.tree import KeyPath, Tree, dotted
 from rxt_dist.errors import ConfigError, nearest
 
 JOINED = ("model", "data", "cluster")
@@ -37,8 +38,11 @@ RESUMABLE = (
     "log",
     "checkpoint",
     "eval",
-    # The data is compared by content: by its digest, and the consumed part of its order by the plan's hash.
+    # The data is compared by content: by its digest, and the consumed part of its order by the plan's hash; the origin
+    # of the weights is named in every checkpoint.
     "data.path",
+    "start.run",
+    "start.export",
     "data.tokenizer",
     "data.mixture",
     "data.max_epochs",
@@ -67,7 +71,20 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
             tree.join(key, path.parent)
     for override in overrides:
         tree.override(override, joined=JOINED)
-    return _validated(RunConfig, tree)
+    return _validated(run_class(_stage_kind(tree)), tree)
+
+
+def _stage_kind(tree: Tree) -> str:
+    """The kind of stage, which decides how the rest is read."""
+    stage = tree.values.get("stage") if isinstance(tree.values, dict) else None
+    kind = stage.get("kind", DEFAULT_STAGE) if isinstance(stage, dict) else DEFAULT_STAGE
+    if kind not in STAGES:
+        known = ", ".join(STAGES)
+        raise ConfigError(
+            f"{tree.place(('stage', 'kind'))}: 'stage.kind' is {json.dumps(kind, default=str)}, but the stages are "
+            f"{known}.{nearest(str(kind), STAGES)}"
+        )
+    return str(kind)
 
 
 def load_model(path: Path, overrides: Sequence[str] = ()) -> ModelConfig:
@@ -111,10 +128,13 @@ def training_hash(config: RunConfig) -> str:
     values = config.model_dump(mode="json")
     for name in RESUMABLE:
         *parents, last = name.split(".")
-        parent = values
+        parent: Any = values
         for key in parents:
-            parent = parent[key]
-        del parent[last]
+            parent = parent[key] or {}
+        parent.pop(last, None)
+    if values["start"] is None:
+        # A run from nothing has the hash that it had before runs could begin from another.
+        del values["start"]
     return _hash(values)
 
 

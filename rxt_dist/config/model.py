@@ -11,6 +11,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rxt_dist.config.base import Config
 
+# The parts of a Reactive Transformer, as its network names them. Encoder and decoder share the embedding.
+PartName = Literal["embedding", "decoder", "lm_head", "encoder", "mlm_head", "memory_attention"]
+
 
 class AttentionConfig(Config):
     """Sparse query attention (SQA): fewer query heads than `heads`, each of size dim / heads."""

@@ -6,6 +6,7 @@ Everything a person thinks of in tokens is given in tokens; rows follow from the
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -15,15 +16,17 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializeAsAny,
+    create_model,
     field_validator,
     model_validator,
 )
 
 from rxt_dist.config.base import Config
 from rxt_dist.config.corpus import BuildConfig
-from rxt_dist.config.model import ModelConfig
+from rxt_dist.config.model import ModelConfig, PartName
+from rxt_dist.config.stages import DEFAULT_STAGE, STAGES, Probability, StageConfig
 
-Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -73,48 +76,19 @@ class DataConfig(Config):
     build: BuildConfig | None = Field(None, description="How `rxt-dist data build` makes it; training ignores this.")
 
 
-class LinearSchedule(Config):
-    """A value that moves linearly with the tokens trained, then stays."""
+class StartConfig(Config):
+    """Weights that a run begins with: those of another run's newest valid checkpoint, or of an export."""
 
-    start: NonNegativeFloat = Field(description="Value at the beginning.")
-    end: NonNegativeFloat = Field(description="Value after `tokens` trained tokens, and from then on.")
-    tokens: NonNegativeInt = Field(0, description="Tokens over which start becomes end; 0: `end` from the beginning.")
-
-    def at(self, tokens: int) -> float:
-        """The value after `tokens` trained tokens."""
-        if tokens >= self.tokens:
-            return self.end
-        return self.start + (self.end - self.start) * tokens / self.tokens
-
-
-class LossWeights(Config):
-    """Weights of the terms of the joint loss."""
-
-    ar: NonNegativeFloat = Field(1.0, description="Next-token cross-entropy of the decoder.")
-    mlm: NonNegativeFloat = Field(1.0, description="Masked-token cross-entropy of the encoder.")
-    balance: NonNegativeFloat = Field(0.01, description="Switch balance loss of the routers.")
-    z: NonNegativeFloat = Field(0.001, description="Router z-loss.")
-
-
-class StageConfig(Config):
-    """Joint pre-training with cheated context (docs/training.md)."""
-
-    kind: Literal["joint"] = Field("joint", description="Which stage; this version has joint pre-training.")
-    mlm_probability: Probability = Field(0.15, description="Share of ordinary tokens the encoder sees as [MASK].")
-    memory_noise: LinearSchedule = Field(
-        LinearSchedule(start=0.5, end=0.5), description="Standard deviation of the noise on the decoder's memory."
+    run: Path | None = Field(None, description="Run directory to begin from.")
+    export: Path | None = Field(None, description="Instead: folder of .safetensors files with our parameter names.")
+    parts: tuple[PartName, ...] = Field(
+        min_length=1, description="Parts of the network to take; those that are not named begin afresh."
     )
-    memory_masking: LinearSchedule = Field(
-        LinearSchedule(start=0.15, end=0.15), description="Probability that a memory position is zeroed."
-    )
-    weights: LossWeights = LossWeights()
 
     @model_validator(mode="after")
-    def _probabilities(self) -> Self:
-        for name in ("start", "end"):
-            value = getattr(self.memory_masking, name)
-            if value > 1:
-                raise ValueError(f"memory_masking.{name} ({value}) is a probability and must not exceed 1")
+    def _one_origin(self) -> Self:
+        if (self.run is None) == (self.export is None):
+            raise ValueError("start needs one of run and export")
         return self
 
 
@@ -244,7 +218,8 @@ class RunConfig(Config):
     model: ModelConfig
     data: DataConfig
     cluster: ClusterConfig = ClusterConfig()
-    stage: StageConfig = StageConfig()
+    stage: SerializeAsAny[StageConfig]
+    start: StartConfig | None = Field(None, description="Where the weights come from; null: all begin afresh.")
     train: TrainConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -257,3 +232,12 @@ class RunConfig(Config):
     def directory(self) -> Path:
         """The run directory."""
         return self.output / self.name
+
+
+@cache
+def run_class(kind: str) -> type[RunConfig]:
+    """`RunConfig` with the configuration of this kind of stage, so that a mistake in it is told by its own path."""
+    config = STAGES[kind].config
+    # Without a `stage` a run is of the default one, if that needs no settings.
+    default = config.model_validate({"kind": kind}) if kind == DEFAULT_STAGE else ...
+    return create_model("RunConfig", __base__=RunConfig, __doc__=RunConfig.__doc__, stage=(config, default))

@@ -17,9 +17,13 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a data set states about itself in its manifest, as far as a run must fit it."""
+    """What a dataset states about itself in its manifest, as far as a run must fit it.
+
+    row_tokens: what a row counts for in the budget and in the global batch.
+    """
 
     seq_len: int
+    row_tokens: int
     vocab_size: int
     sources: tuple[str, ...]
     tokenizer_sha: str
@@ -28,13 +32,13 @@ class DataFacts:
 def settle_topology(config: RunConfig, world_size: int) -> RunConfig:
     """Replace expert_parallel 0 by the largest number of ranks of one node that divides experts and world size.
 
-    Experts with biases of their own, and engine 'plain', get 1: they cannot be split.
+    Experts with biases of their own, engine 'plain' and stages without experts get 1: there is nothing to split.
     """
     if config.parallel.expert_parallel:
         return config
     moe, ranks = config.model.decoder.moe, min(world_size, config.cluster.gpus_per_node)
     sizes = [size for size in divisors(moe.experts) if size <= ranks and world_size % size == 0]
-    if moe.bias == "local" or config.parallel.engine == "plain":
+    if moe.bias == "local" or config.parallel.engine == "plain" or not _routes(config):
         sizes = [1]
     parallel = config.parallel.model_copy(update={"expert_parallel": max(sizes)})
     return config.model_copy(update={"parallel": parallel})
@@ -49,20 +53,26 @@ def validate_run(config: RunConfig, world_size: int, facts: DataFacts | None) ->
     config = settle_topology(config, world_size)
     _check_engine(config, world_size)
     _check_experts(config, world_size)
-    _check_stage(config)
+    config.stage.check(config.model)
+    _check_start(config)
     _check_schedule(config)
     _check_mixture(config, facts)
     if facts is not None:
         _check_data(config, facts)
     seq_len = config.data.seq_len or (facts.seq_len if facts else None)
     if seq_len is not None:
-        _check_batch(config, world_size, seq_len)
+        _check_batch(config, world_size, seq_len, facts.row_tokens if facts else seq_len)
 
 
 def _check_experts(config: RunConfig, world_size: int) -> None:
     moe, ranks = config.model.decoder.moe, config.parallel.expert_parallel
     if ranks == 1:
         return
+    if not _routes(config):
+        raise ConfigError(
+            f"expert_parallel is {ranks}, but stage '{config.stage.kind}' builds no experts: set "
+            f"parallel.expert_parallel=1."
+        )
     if moe.experts % ranks:
         raise ConfigError(
             f"expert_parallel {ranks} does not divide {moe.experts} experts: use {_one_of(divisors(moe.experts))}."
@@ -78,6 +88,11 @@ def _check_experts(config: RunConfig, world_size: int) -> None:
             f"expert_parallel {ranks} needs experts without biases of their own, but model.decoder.moe.bias is "
             f"'local': set parallel.expert_parallel=1, or train a model with bias 'global' or 'none'."
         )
+
+
+def _routes(config: RunConfig) -> bool:
+    """Whether the stage builds the decoder, where the routed experts are."""
+    return "decoder" in config.stage.parts() and config.model.moe_layers > 0
 
 
 def _check_engine(config: RunConfig, world_size: int) -> None:
@@ -100,15 +115,13 @@ def _check_engine(config: RunConfig, world_size: int) -> None:
         )
 
 
-def _check_stage(config: RunConfig) -> None:
-    if config.model.encoder is None:
-        raise ConfigError(
-            f"stage 'joint' trains decoder and encoder together, but model '{config.model.name}' has no encoder: "
-            f"add model.encoder or take another model."
-        )
-    weights = config.stage.weights
-    if not weights.ar and not weights.mlm:
-        raise ConfigError("stage.weights.ar and stage.weights.mlm are both 0, so nothing is learnt: make one positive.")
+def _check_start(config: RunConfig) -> None:
+    parts = config.stage.parts()
+    for part in config.start.parts if config.start else ():
+        if part not in parts:
+            raise ConfigError(
+                f"start.parts names '{part}', but stage '{config.stage.kind}' builds {', '.join(parts)}: leave it out."
+            )
 
 
 def _check_schedule(config: RunConfig) -> None:
@@ -156,32 +169,32 @@ def _check_data(config: RunConfig, facts: DataFacts) -> None:
         )
 
 
-def _check_batch(config: RunConfig, world_size: int, seq_len: int) -> None:
+def _check_batch(config: RunConfig, world_size: int, seq_len: int, row_tokens: int) -> None:
     train = config.train
     if seq_len > config.model.seq_len:
         raise ConfigError(
             f"rows of {seq_len} tokens are longer than model.seq_len ({config.model.seq_len}): set "
             f"model.seq_len={seq_len}, or take data with shorter rows."
         )
-    _check_portion("train.global_batch_tokens", train.global_batch_tokens, config, world_size, seq_len)
+    _check_portion("train.global_batch_tokens", train.global_batch_tokens, config, world_size, row_tokens)
     if train.ramp is not None:
-        _check_ramp(config, train.ramp, world_size, seq_len)
+        _check_ramp(config, train.ramp, world_size, row_tokens)
 
 
-def _check_ramp(config: RunConfig, ramp: RampConfig, world_size: int, seq_len: int) -> None:
+def _check_ramp(config: RunConfig, ramp: RampConfig, world_size: int, row_tokens: int) -> None:
     full = config.train.global_batch_tokens
     if ramp.start_tokens >= full:
         raise ConfigError(
             f"train.ramp.start_tokens ({ramp.start_tokens:,}) is not below train.global_batch_tokens ({full:,}): the "
             f"ramp enlarges the batch, so start with less or set train.ramp=null."
         )
-    if ramp.over_tokens < seq_len:
+    if ramp.over_tokens < row_tokens:
         raise ConfigError(
-            f"train.ramp.over_tokens ({ramp.over_tokens:,}) is less than one row of {seq_len} tokens: make it longer, "
-            f"or set train.ramp=null."
+            f"train.ramp.over_tokens ({ramp.over_tokens:,}) is less than one row of {row_tokens} tokens: make it "
+            f"longer, or set train.ramp=null."
         )
-    _check_portion("train.ramp.start_tokens", ramp.start_tokens, config, world_size, seq_len)
-    _check_portion("train.ramp.increment_tokens", ramp.increment_tokens, config, world_size, seq_len)
+    _check_portion("train.ramp.start_tokens", ramp.start_tokens, config, world_size, row_tokens)
+    _check_portion("train.ramp.increment_tokens", ramp.increment_tokens, config, world_size, row_tokens)
     if (full - ramp.start_tokens) % ramp.increment_tokens:
         raise ConfigError(
             f"train.ramp cannot reach train.global_batch_tokens ({full:,}) from {ramp.start_tokens:,} by "
@@ -189,23 +202,24 @@ def _check_ramp(config: RunConfig, ramp: RampConfig, world_size: int, seq_len: i
         )
 
 
-def _check_portion(name: str, tokens: int, config: RunConfig, world_size: int, seq_len: int) -> None:
+def _check_portion(name: str, tokens: int, config: RunConfig, world_size: int, row_tokens: int) -> None:
     """`tokens` must be whole rows, and the rows whole micro-batches on every rank."""
     micro = config.train.micro_batch_rows
-    if tokens % seq_len:
+    if tokens % row_tokens:
         raise ConfigError(
-            f"{name} ({tokens:,}) is not a whole number of rows of {seq_len} tokens: use {neighbours(tokens, seq_len)}."
+            f"{name} ({tokens:,}) is not a whole number of rows of {row_tokens} tokens: use "
+            f"{neighbours(tokens, row_tokens)}."
         )
-    rows = tokens // seq_len
+    rows = tokens // row_tokens
     if rows % (world_size * micro) == 0:
         return
-    portion = world_size * micro * seq_len
+    portion = world_size * micro * row_tokens
     advice = f"set {name} to {neighbours(tokens, portion)}"
     if rows % world_size == 0:
         advice += f", or train.micro_batch_rows to {_one_of(divisors(rows // world_size))}"
     raise ConfigError(
-        f"{name} is {rows} rows of {seq_len} tokens, which {world_size} ranks cannot share in micro-batches of {micro} "
-        f"rows (train.micro_batch_rows): {advice}."
+        f"{name} is {rows} rows of {row_tokens} tokens, which {world_size} ranks cannot share in micro-batches of "
+        f"{micro} rows (train.micro_batch_rows): {advice}."
     )
 
 

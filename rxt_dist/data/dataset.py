@@ -24,16 +24,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rxt_dist.data.format import (
-    BatchInfo,
+from rxt_dist.data.manifest import (
     DatasetManifest,
+    RecordBatchInfo,
     ShardInfo,
     SourceInfo,
     load_manifest,
     require_tokenizer,
-    row_sum,
     sums_file,
 )
+from rxt_dist.data.rows import row_sum
 from rxt_dist.data.sampler import OrderSource
 from rxt_dist.data.verify import SUM_BYTES, size_problem, sums_problem
 from rxt_dist.errors import ConfigError, DataError
@@ -46,11 +46,11 @@ _OTHER_FILES = 512
 
 @dataclass(frozen=True)
 class RawRows:
-    """N rows as stored: `tokens_NT` uint16 [N, T], `seg_count_N` int64 [N], `seg_len_S` int64 [S] in row order."""
+    """R rows as stored: `tokens_RT` uint16 [R, T], `seg_count_R` int64 [R], `seg_len_I` int64 [I] in row order."""
 
-    tokens_NT: npt.NDArray[np.uint16]
-    seg_count_N: npt.NDArray[np.int64]
-    seg_len_S: npt.NDArray[np.int64]
+    tokens_RT: npt.NDArray[np.uint16]
+    seg_count_R: npt.NDArray[np.int64]
+    seg_len_I: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Segment:
     offset: int
 
 
-class _Batch:
+class _RecordBatch:
     """Views of one record batch's buffers in the shard's memory map.
 
     The views of segments reach to the next buffer: how many segments there are is itself read from the file, and is
@@ -71,7 +71,7 @@ class _Batch:
 
     __slots__ = ("bounds", "seg_doc", "seg_len", "seg_off", "tokens")
 
-    def __init__(self, whole: npt.NDArray[np.uint8], info: BatchInfo, seq_len: int) -> None:
+    def __init__(self, whole: npt.NDArray[np.uint8], info: RecordBatchInfo, seq_len: int) -> None:
         def view(offset: int, dtype: str, count: int) -> npt.NDArray[Any]:
             return np.frombuffer(whole, dtype=dtype, count=count, offset=offset)
 
@@ -106,15 +106,15 @@ class _Shard:
         # A map too, without an open file: the checksums of a large dataset are hundreds of megabytes.
         with pa.memory_map(str(sums)) as source:
             self._sums = memoryview(source.read_buffer()).cast("Q")
-        self._batches: list[_Batch | None] = [None] * len(info.batches)
+        self._batches: list[_RecordBatch | None] = [None] * len(info.batches)
         self._ends = list(accumulate(batch.rows for batch in info.batches))
 
-    def locate(self, row: int) -> tuple[_Batch, int]:
+    def locate(self, row: int) -> tuple[_RecordBatch, int]:
         """The record batch of a row, and the row's number in it."""
         index = bisect_right(self._ends, row)
         batch = self._batches[index]
         if batch is None:
-            batch = self._batches[index] = _Batch(self._whole, self._info.batches[index], self._seq_len)
+            batch = self._batches[index] = _RecordBatch(self._whole, self._info.batches[index], self._seq_len)
         return batch, row - self._ends[index - 1] if index else row
 
     def read(self, row: int, room: memoryview) -> bytes:
@@ -247,25 +247,25 @@ class TokenDataset:
     def read(
         self,
         split: str,
-        source_N: npt.NDArray[np.int64],
-        row_N: npt.NDArray[np.int64],
+        source_R: npt.NDArray[np.int64],
+        row_R: npt.NDArray[np.int64],
         into: npt.NDArray[np.uint16] | None = None,
     ) -> RawRows:
         """Copy N rows out of the shards and check each: about 4 us a row of 8,192 tokens from a cached file.
 
-        `into` is memory for the tokens, uint16 [N, T] and contiguous; without it they are given new memory.
+        `into` is memory for the tokens, uint16 [R, T] and contiguous; without it they are given new memory.
 
         Raises:
             DataError: a row is damaged; the message names its shard.
         """
-        tokens_NT = np.empty((len(row_N), self.seq_len), dtype=np.uint16) if into is None else into
-        room, size, lengths = tokens_NT.data.cast("B"), self.seq_len * _TOKEN_BYTES, []
-        for at, (source, row) in enumerate(zip(source_N.tolist(), row_N.tolist(), strict=True)):
+        tokens_RT = np.empty((len(row_R), self.seq_len), dtype=np.uint16) if into is None else into
+        room, size, lengths = tokens_RT.data.cast("B"), self.seq_len * _TOKEN_BYTES, []
+        for at, (source, row) in enumerate(zip(source_R.tolist(), row_R.tolist(), strict=True)):
             shard, local = self._splits[source, split].locate(row)
             lengths.append(shard.read(local, room[at * size : (at + 1) * size]))
-        seg_count_N = np.array([len(seg_len) // 2 for seg_len in lengths], dtype=np.int64)
-        seg_len_S = np.frombuffer(b"".join(lengths), dtype="<u2").astype(np.int64)
-        return RawRows(tokens_NT, seg_count_N, seg_len_S)
+        seg_count_R = np.array([len(seg_len) // 2 for seg_len in lengths], dtype=np.int64)
+        seg_len_I = np.frombuffer(b"".join(lengths), dtype="<u2").astype(np.int64)
+        return RawRows(tokens_RT, seg_count_R, seg_len_I)
 
     def segments(self, split: str, source: int, row: int) -> list[Segment]:
         """The document pieces of one row, in order.

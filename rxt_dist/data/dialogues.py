@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rxt_dist.data.format import (
+from rxt_dist.data.inputs import InputFile
+from rxt_dist.data.interactions import answer_labels, check_interactions
+from rxt_dist.data.manifest import (
     DATASET_FILE,
-    PAD_ID,
-    SPECIAL_TOKENS,
     TOKENIZER_FILE,
     DatasetManifest,
     FileInfo,
@@ -33,9 +33,8 @@ from rxt_dist.data.format import (
     read_manifest,
     require_tokenizer,
 )
-from rxt_dist.data.inputs import InputFile
-from rxt_dist.data.interactions import answer_labels, check_interactions
 from rxt_dist.data.origin import DIALOGUES_FORMAT
+from rxt_dist.data.rows import PAD_ID, SPECIAL_TOKENS
 from rxt_dist.errors import ConfigError, DataError, nearest
 from rxt_dist.files import fsync_dir, temporary_path
 
@@ -120,7 +119,7 @@ class DialogueSource:
 class DialogueManifest:
     """The top manifest; `seq_len` is the most tokens that a turn has.
 
-    `files` are all other files of the folder; `rxt_dist.data.spare.finish_dataset` fills it in.
+    `files` are all other files of the folder; `rxt_dist.data.sealing.finish_dataset` fills it in.
     """
 
     seq_len: int
@@ -359,13 +358,13 @@ def dialogue_metadata(seq_len: int, tokenizer_sha256: str, template: str, spec_h
 class DialogueBatch:
     """B dialogues of N turns of T tokens, padded with turns of length 0 and tokens of id 0 ([PAD]).
 
-    tokens_BNT: int64 ids. lengths_BN: int64 tokens of each turn, 0 where a dialogue has fewer turns.
-    labels_BNT: int64, as `interactions.answer_labels`: the next token where it carries loss, else -100.
+    tokens_BUT: int64 ids. lengths_BU: int64 tokens of each turn, 0 where a dialogue has fewer turns.
+    labels_BUT: int64, as `interactions.answer_labels`: the next token where it carries loss, else -100.
     """
 
-    tokens_BNT: npt.NDArray[np.int64]
-    lengths_BN: npt.NDArray[np.int64]
-    labels_BNT: npt.NDArray[np.int64]
+    tokens_BUT: npt.NDArray[np.int64]
+    lengths_BU: npt.NDArray[np.int64]
+    labels_BUT: npt.NDArray[np.int64]
 
 
 class DialogueDataset:
@@ -432,14 +431,14 @@ class DialogueDataset:
         dialogues = [self.dialogue(index)[:turns] for index in indices]
         most = turns or max(len(dialogue) for dialogue in dialogues)
         width = max(len(turn) for dialogue in dialogues for turn in dialogue)
-        tokens_BNT = np.full((len(dialogues), most, width), PAD_ID, dtype=np.int64)
-        lengths_BN = np.zeros((len(dialogues), most), dtype=np.int64)
+        tokens_BUT = np.full((len(dialogues), most, width), PAD_ID, dtype=np.int64)
+        lengths_BU = np.zeros((len(dialogues), most), dtype=np.int64)
         for b, dialogue in enumerate(dialogues):
             for n, turn in enumerate(dialogue):
-                tokens_BNT[b, n, : len(turn)] = turn
-                lengths_BN[b, n] = len(turn)
-        labels = answer_labels(tokens_BNT.reshape(-1, width)).reshape(tokens_BNT.shape)
-        return DialogueBatch(tokens_BNT, lengths_BN, labels)
+                tokens_BUT[b, n, : len(turn)] = turn
+                lengths_BU[b, n] = len(turn)
+        labels = answer_labels(tokens_BUT.reshape(-1, width)).reshape(tokens_BUT.shape)
+        return DialogueBatch(tokens_BUT, lengths_BU, labels)
 
     def _table(self, shard: int) -> pa.Table:
         if shard not in self._tables:

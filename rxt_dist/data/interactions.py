@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from rxt_dist.data.format import BOS_ID, EOS_ID, SPECIAL_COUNT, SPECIAL_TOKENS, PackedRows
+from rxt_dist.data.rows import BOS_ID, EOS_ID, SPECIAL_COUNT, SPECIAL_TOKENS, PackedRows
 
 QUERY_ID, ANSWER_ID, THINK_ID, CALL_ID, RESULT_ID, INTERNAL_ID = (
     SPECIAL_TOKENS[token] for token in ("[Q]", "[A]", "[T]", "[C]", "[U]", "[I]")
@@ -71,27 +71,27 @@ def check_interaction_rows(rows: PackedRows, vocab_size: int) -> None:
     """
     tokens_RT, seq_len = rows.tokens_RT, rows.tokens_RT.shape[1]
     assert int(tokens_RT.max(initial=0)) < vocab_size, f"token id {tokens_RT.max()} >= vocabulary {vocab_size}"
-    assert not bool(rows.seg_off_S.any()), "an interaction was cut"
-    row_of_S = np.repeat(np.arange(rows.rows), rows.seg_count_R)
-    used_R = np.bincount(row_of_S, weights=rows.seg_len_S, minlength=rows.rows).astype(np.int64)
+    assert not bool(rows.seg_off_I.any()), "an interaction was cut"
+    row_of_I = np.repeat(np.arange(rows.rows), rows.seg_count_R)
+    used_R = np.bincount(row_of_I, weights=rows.seg_len_I, minlength=rows.rows).astype(np.int64)
     assert bool((used_R <= seq_len).all()), "segments longer than their row"
     used_RT = np.arange(seq_len) < used_R[:, None]
     assert not bool(tokens_RT[~used_RT].any()), "a token other than PAD after the last segment"
-    check_interactions(tokens_RT[used_RT], rows.seg_len_S.astype(np.int64))
+    check_interactions(tokens_RT[used_RT], rows.seg_len_I.astype(np.int64))
 
 
-def check_interactions(tokens_N: npt.NDArray[np.uint16], length_S: npt.NDArray[np.int64]) -> None:
+def check_interactions(tokens_N: npt.NDArray[np.uint16], length_I: npt.NDArray[np.int64]) -> None:
     """Assert that N tokens are S whole interactions of these lengths, one after another.
 
     Raises:
         AssertionError: see `check_interaction_rows`.
     """
-    ends = np.cumsum(length_S)
-    assert int(length_S.sum()) == len(tokens_N), "lengths and tokens differ"
+    ends = np.cumsum(length_I)
+    assert int(length_I.sum()) == len(tokens_N), "lengths and tokens differ"
     at = np.flatnonzero(tokens_N < SPECIAL_COUNT)
     controls = tokens_N[at]
-    assert np.array_equal(at[controls == BOS_ID], ends - length_S), "BOS must open exactly the interactions"
+    assert np.array_equal(at[controls == BOS_ID], ends - length_I), "BOS must open exactly the interactions"
     assert np.array_equal(at[controls == EOS_ID], ends - 1), "EOS must close exactly the interactions"
     assert bool(_MAY_FOLLOW[controls[:-1], controls[1:]].all()), "parts in an order that no interaction has"
-    after_bos = ends - length_S + 1
+    after_bos = ends - length_I + 1
     assert bool((tokens_N[after_bos] < SPECIAL_COUNT).all()), "text before the first part"

@@ -12,7 +12,7 @@ import hashlib
 
 import torch
 
-from rxt_dist.data.format import MASK_ID, SPECIAL_COUNT
+from rxt_dist.data.rows import MASK_ID, SPECIAL_COUNT
 
 IGNORED_LABEL = -100
 
@@ -77,6 +77,12 @@ def mask_for_mlm(
     drawn_BT = keyed_uniform(seed, "mlm", samples_B, tokens_BT.shape[1]) < probability
     chosen_BT = drawn_BT & (tokens_BT >= special_bound)
     return tokens_BT.masked_fill(chosen_BT, mask_id), tokens_BT.masked_fill(~chosen_BT, IGNORED_LABEL)
+
+
+def masked_row(tokens: list[int], sample: int, seed: int, probability: float) -> list[int]:
+    """One row as the encoder sees it, by `mask_for_mlm`, for callers that know no tensors; `sample` is its position."""
+    masked_BT, _ = mask_for_mlm(torch.tensor([tokens]), torch.tensor([sample]), seed, probability)
+    return [int(token) for token in masked_BT[0]]
 
 
 def sample_seed(seed: int, stage: str, kind: str, sample: int) -> int:

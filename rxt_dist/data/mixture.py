@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rxt_dist.config.phases import BLOCK, phase_lengths
 from rxt_dist.config.run import DataConfig, PhaseConfig
-from rxt_dist.data.format import SourceInfo
+from rxt_dist.data.manifest import SourceInfo
 from rxt_dist.data.sampler import (
     MIN_WEIGHT,
     GlobalOrder,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rxt_dist.data.format import BOS_ID, EOS_ID, PackedRows
+from rxt_dist.data.rows import BOS_ID, EOS_ID, PackedRows
 
 PACKING_VERSION = 1
 WINDOW_DOCUMENTS = 4096
@@ -22,47 +22,47 @@ Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class RowPlan:
-    """R rows of S pieces in all, in row order and, within a row, in the order in which they stand.
+class RowLayout:
+    """R rows of I segments in all, in row order and, within a row, in the order in which they stand.
 
-    Piece s is `length_S[s]` tokens of the window's document `document_S[s]`, from token `offset_S[s]` on (BOS is token
-    0). `count_R` is the number of pieces in each row. All int64.
+    Segment i is `length_I[i]` tokens of the window's document `document_I[i]`, from token `offset_I[i]` on (BOS is
+    token 0). `count_R` is the number of segments in each row. All int64.
     """
 
-    document_S: Int64Array
-    offset_S: Int64Array
-    length_S: Int64Array
+    document_I: Int64Array
+    offset_I: Int64Array
+    length_I: Int64Array
     count_R: Int64Array
 
 
-def plan_rows(lengths: Sequence[int] | Int64Array, seq_len: int) -> RowPlan:
+def lay_out_rows(lengths: Sequence[int] | Int64Array, seq_len: int) -> RowLayout:
     """Assign documents of these lengths (BOS and EOS included, so at least 1) to rows of `seq_len` tokens.
 
     Full rows cut from long documents come first, in document order; then best-fit decreasing: the longest piece goes
     where it leaves the least room. Deterministic.
     """
-    length_D = np.asarray(lengths, dtype=np.int64)
-    full_D = np.where(length_D > seq_len, length_D // seq_len, 0)
-    rows = int(full_D.sum())
-    full_document = np.repeat(np.arange(len(length_D)), full_D)
-    full_offset = (np.arange(rows) - np.repeat(full_D.cumsum() - full_D, full_D)) * seq_len
-    rest_D = length_D - full_D * seq_len
+    length_A = np.asarray(lengths, dtype=np.int64)
+    full_A = np.where(length_A > seq_len, length_A // seq_len, 0)
+    rows = int(full_A.sum())
+    full_document = np.repeat(np.arange(len(length_A)), full_A)
+    full_offset = (np.arange(rows) - np.repeat(full_A.cumsum() - full_A, full_A)) * seq_len
+    rest_A = length_A - full_A * seq_len
     # What is left, longest first; equal ones stay in document order.
-    longest_first = np.argsort(-rest_D, kind="stable")
-    rest = longest_first[: int(np.count_nonzero(rest_D))]
-    row_of_rest = _best_fit(rest_D[rest], seq_len) + rows
+    longest_first = np.argsort(-rest_A, kind="stable")
+    rest = longest_first[: int(np.count_nonzero(rest_A))]
+    row_of_rest = _best_fit(rest_A[rest], seq_len) + rows
     by_row = np.argsort(row_of_rest, kind="stable")
     rest = rest[by_row]
-    return RowPlan(
-        document_S=np.concatenate([full_document, rest]),
-        offset_S=np.concatenate([full_offset, (full_D * seq_len)[rest]]),
-        length_S=np.concatenate([np.full(rows, seq_len), rest_D[rest]]),
+    return RowLayout(
+        document_I=np.concatenate([full_document, rest]),
+        offset_I=np.concatenate([full_offset, (full_A * seq_len)[rest]]),
+        length_I=np.concatenate([np.full(rows, seq_len), rest_A[rest]]),
         count_R=np.bincount(np.concatenate([np.arange(rows), row_of_rest])),
     )
 
 
-def _best_fit(length_N: Int64Array, seq_len: int) -> Int64Array:
-    """The row of each piece (int64 [N]), given pieces from the longest to the shortest: best-fit decreasing.
+def _best_fit(length_A: Int64Array, seq_len: int) -> Int64Array:
+    """The row of each piece (int64 [A]), given pieces from the longest to the shortest: best-fit decreasing.
 
     A row that takes a piece of some length and has room for more of that length takes those too: its space was the
     smallest that fits, and became smaller. So pieces of one length are placed row by row, not one by one. The spaces of
@@ -75,7 +75,7 @@ def _best_fit(length_N: Int64Array, seq_len: int) -> Int64Array:
     filled = 0  # bit i: words[i] is not 0
     top, below = [-1] * (seq_len + 1), list[int]()
     rows, taken = list[int](), list[int]()
-    values, counts = np.unique(length_N, return_counts=True)
+    values, counts = np.unique(length_A, return_counts=True)
     for length, count in zip(values[::-1].tolist(), counts[::-1].tolist(), strict=True):
         while count:
             at = length >> bits
@@ -116,19 +116,19 @@ def pack(documents: Sequence[npt.NDArray[np.uint16]], ordinals: Sequence[int], s
 
     `ordinals` are the documents' numbers in their unit, stored with every segment. Returns R rows of `seq_len`.
     """
-    text_D = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
-    plan = plan_rows(text_D + 2, seq_len)
-    document_S, offset_S, length_S, count_R = plan.document_S, plan.offset_S, plan.length_S, plan.count_R
+    text_A = np.fromiter(map(len, documents), dtype=np.int64, count=len(documents))
+    layout = lay_out_rows(text_A + 2, seq_len)
+    document_I, offset_I, length_I, count_R = layout.document_I, layout.offset_I, layout.length_I, layout.count_R
     tokens_RT = np.zeros((len(count_R), seq_len), dtype=np.uint16)  # PAD is 0
     flat = tokens_RT.reshape(-1)
     # Each row's pieces stand one after the other: where all would stand without padding, plus the padding before.
-    ends = length_S.cumsum()
+    ends = length_I.cumsum()
     padding_R = seq_len - np.diff(ends[count_R.cumsum() - 1], prepend=0)
     ends += np.repeat(padding_R.cumsum() - padding_R, count_R)
-    starts = ends - length_S
-    opens, closes = offset_S == 0, offset_S + length_S == text_D[document_S] + 2
-    first, last = offset_S - 1 + opens, offset_S + length_S - 1 - closes
-    pieces = zip(document_S.tolist(), first.tolist(), last.tolist(), (starts + opens).tolist(), strict=True)
+    starts = ends - length_I
+    opens, closes = offset_I == 0, offset_I + length_I == text_A[document_I] + 2
+    first, last = offset_I - 1 + opens, offset_I + length_I - 1 - closes
+    pieces = zip(document_I.tolist(), first.tolist(), last.tolist(), (starts + opens).tolist(), strict=True)
     for document, begin, end, at in pieces:
         flat[at : at + end - begin] = documents[document][begin:end]
     flat[starts[opens]] = BOS_ID
@@ -136,7 +136,7 @@ def pack(documents: Sequence[npt.NDArray[np.uint16]], ordinals: Sequence[int], s
     return PackedRows(
         tokens_RT,
         count_R,
-        length_S.astype(np.uint16),
-        np.asarray(ordinals, dtype=np.uint32)[document_S],
-        offset_S.astype(np.uint32),
+        length_I.astype(np.uint16),
+        np.asarray(ordinals, dtype=np.uint32)[document_I],
+        offset_I.astype(np.uint32),
     )

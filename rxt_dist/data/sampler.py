@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rxt_dist.config.phases import BLOCK
-from rxt_dist.data.format import digest_json
+from rxt_dist.data.manifest import digest_json
 from rxt_dist.errors import ConfigError, DataError
 
 WEIGHT_ONE = 1 << 32
@@ -330,7 +330,7 @@ class GlobalOrder:
         )
 
     def rows(self, positions: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """Source index and row (both int64 [N]) at each global position (int64 [N], any order, >= 0)."""
+        """Source index and row (both int64 [R]) at each global position (int64 [R], any order, >= 0)."""
         positions = np.asarray(positions, dtype=np.int64)
         assert positions.ndim == 1, positions.shape
         if not positions.size:
@@ -341,12 +341,12 @@ class GlobalOrder:
             sources, rows = self._block(first // BLOCK)
             slots = positions % BLOCK
             return sources[slots], rows[slots]
-        source_N, row_N = np.empty_like(positions), np.empty_like(positions)
+        source_R, row_R = np.empty_like(positions), np.empty_like(positions)
         for block, here in _groups(positions // BLOCK):
             slots = positions[here] % BLOCK
             sources, rows = self._block(block)
-            source_N[here], row_N[here] = sources[slots], rows[slots]
-        return source_N, row_N
+            source_R[here], row_R[here] = sources[slots], rows[slots]
+        return source_R, row_R
 
     def epoch(self, position: int) -> int:
         """How many times the source that stands at a position was read whole before it: 0 in its first epoch."""

@@ -27,18 +27,18 @@ from rxt_dist.data.dialogues import (
     manifest_of,
     unsealed_manifest,
 )
-from rxt_dist.data.format import (
+from rxt_dist.data.manifest import (
     DATASET_FILE,
     SHARD_SUFFIX,
     SPLITS,
     TOKENIZER_FILE,
     ShardInfo,
-    batch_offsets,
     sums_file,
     tokenizer_fingerprint,
 )
 from rxt_dist.data.origin import mending
-from rxt_dist.data.spare import SPARE_FILE, hash_bytes, is_sealed, read_spare, small_files, spare_bytes
+from rxt_dist.data.sealing import SPARE_FILE, hash_bytes, is_sealed, read_spare, small_files, spare_bytes
+from rxt_dist.data.writer import record_batch_offsets
 from rxt_dist.errors import DataError
 
 _BLOCK = 1 << 22
@@ -130,7 +130,7 @@ def shard_problem(path: Path, info: AnyShard, on_bytes: OnBytes = lambda size: N
         if isinstance(info, DialogueShard):
             if (rows := _count_rows(path)) != info.dialogues:
                 return f"holds {rows:,} dialogues instead of {info.dialogues:,}"
-        elif batch_offsets(path) != info.batches:
+        elif record_batch_offsets(path) != info.batches:
             return "does not have its record batches where its manifest states"
     except (OSError, pa.ArrowException) as error:
         return f"cannot be read ({error})"

@@ -13,9 +13,9 @@ import torch.distributed as dist
 
 from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.collectives import Collectives
-from rxt_dist.engine.interface import Engine, Stage
+from rxt_dist.engine.interface import Engine
 from rxt_dist.errors import ConfigError
-from rxt_dist.model.reactive import ReactiveTransformer
+from rxt_dist.stages.base import Stage
 
 # malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -87,19 +87,16 @@ def describe_kernels(config: RunConfig, device: torch.device) -> list[str]:
     ]
 
 
-def build_engine(stage: Stage, model: ReactiveTransformer, config: RunConfig, device: torch.device) -> Engine:
-    """The engine of `config.parallel`, with recomputation switched on in the model where it is asked for."""
+def build_engine(stage: Stage, config: RunConfig, device: torch.device) -> Engine:
+    """The engine of `config.parallel`."""
     if device.type == "cuda" and config.train.precision == "bfloat16":
         # The router's float32 products then run on tensor cores. Its inputs are bfloat16 values, which TF32 holds
         # exactly; only the gradient of its logits is rounded, to eleven bits.
         torch.set_float32_matmul_precision("high")
-    model.decoder.recompute = config.train.recompute
-    if model.encoder is not None:
-        model.encoder.recompute = config.train.recompute
     if config.parallel.engine == "plain":
         from rxt_dist.engine.plain import PlainEngine
 
-        return PlainEngine(stage, config.train, config.optimizer, device)
+        return PlainEngine(stage, config, device)
     if config.parallel.zero == 0:
         from rxt_dist.engine.replicated import ReplicatedEngine
 

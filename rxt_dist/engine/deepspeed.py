@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
@@ -32,17 +33,16 @@ from rxt_dist.engine.interface import (
     SECOND_MOMENT,
     WEIGHT,
     Fragment,
-    MicroBatch,
-    Stage,
     StepResult,
     TermTotals,
 )
-from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_learning_rate
-from rxt_dist.engine.routing_state import RoutingState
-from rxt_dist.engine.steps import StepSums, evaluate_stage, moe_blocks, set_expert_bias
+from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_learning_rates
+from rxt_dist.engine.routing import RoutingState, routed_blocks
+from rxt_dist.engine.sums import StepSums, evaluate_stage
 from rxt_dist.losses import StageOutput, objective
 from rxt_dist.model.experts import count_experts
 from rxt_dist.model.moe import RouterGate, Routing, select_experts
+from rxt_dist.stages.base import MicroBatch, Stage
 
 _PREFIX = "stage.model."
 
@@ -96,7 +96,7 @@ class _RoutedLayer(AutoEPMoELayer):
 
 def _adopt_blocks(model: nn.Module) -> None:
     """Let the layers that AutoEP has put into the model behave as `RoutedExperts`."""
-    for block in moe_blocks(model):
+    for block in routed_blocks(model):
         block.__class__, block.router.__class__, block.router.gate.__class__ = _RoutedLayer, _Router, RouterGate
         block.return_router_logits = False
         block.num_experts_per_tok = block.top_k
@@ -123,20 +123,19 @@ class DeepSpeedEngine:
         # float32 and bfloat16 runs alike skip an update whose gradients are not finite, on all ranks.
         if config.parallel.zero < 3:
             self.zero.check_grad_overflow = True
-        blocks = moe_blocks(stage.model)
         if self.expert_parallel > 1:
             _adopt_blocks(stage.model)
-        bias_rate = config.train.bias_rate if config.train.balancing == "bias" else None
-        self.routing = RoutingState(len(blocks), blocks[0].num_experts, device, bias_rate)
-        set_expert_bias(blocks, self.routing.bias_ME)
+        self.routing = RoutingState.of(stage.model, config.train, device)
 
     def _make_optimizer(self, _: Any) -> torch.optim.Optimizer:
         """Called by DeepSpeed after AutoEP has replaced the experts; their groups must be marked for it."""
+        _freeze(self.stage)
         named = [(name, p) for name, p in self.wrapper.named_parameters() if p.requires_grad]
         expert_ids = {id(p) for _, p in named if is_expert(p)}
         groups = []
         ours = [(model_name(name.removeprefix(_PREFIX)), p) for name, p in named]
-        for group in parameter_groups(ours, self.stage.model.matrices, self.config.optimizer):
+        rate_group = self.config.stage.rate_group
+        for group in parameter_groups(ours, self.stage.model.matrices, self.config.optimizer, rate_group):
             dense = [p for p in group["params"] if id(p) not in expert_ids]
             experts = [p for p in group["params"] if id(p) in expert_ids]
             if dense:
@@ -145,29 +144,37 @@ class DeepSpeedEngine:
                 groups.append(group | {"params": experts, "moe": True, "name": f"ep_size_{self.expert_parallel}"})
         return adamw(groups, self.config.optimizer)
 
-    def train_step(self, micros: Sequence[MicroBatch], lr: float) -> StepResult:
+    def train_step(self, micros: Sequence[MicroBatch], rates: Mapping[str, float]) -> StepResult:
         """See `Engine.train_step`."""
         self.engine.train()
-        set_learning_rate(self.zero.optimizer, lr)
+        set_learning_rates(self.zero.optimizer, rates)
         sums = StepSums(self.stage, micros, self.ranks, self.routing)
         for index, micro in enumerate(micros):
             self.engine.set_gradient_accumulation_boundary(index == len(micros) - 1)
             output = self.engine(micro.to(self.device), self.routing.load_ME)
-            loss = objective(output.sums_T, sums.counts_T, sums.weights_T)
+            loss = objective(output.sums_J, sums.counts_J, sums.weights_J)
             sums.add(output)
             self.engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
         self.engine.step()
-        totals, expert_counts_ME = sums.totals()
+        sums.reduce()
         applied = bool(self.engine.was_step_applied())
         if applied:
-            self.routing.update(expert_counts_ME)
-        norm = self.engine.get_global_grad_norm() if applied else float("nan")
+            self.routing.update(sums.expert_counts_ME)
+        grad_norm = self.engine.get_global_grad_norm() if applied else float("nan")
+        totals, expert_counts_ME, (norm,) = sums.read(torch.as_tensor(grad_norm))
         reason = "" if applied else "non-finite gradients"
-        return StepResult(applied, reason, totals, float(norm), expert_counts_ME)
+        return StepResult(applied, reason, totals, norm, expert_counts_ME)
 
     def evaluate(self, micros: Sequence[MicroBatch]) -> TermTotals:
         """See `Engine.evaluate`."""
         return evaluate_stage(self.wrapper, self.stage, self.engine, micros, self.ranks, self.routing)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """See `Engine.reading`. ZeRO-3 gathers and frees weights by hooks on each module, so a part may be called."""
+        self.engine.eval()
+        with torch.no_grad():
+            yield
 
     def fragments(self, *, owned: bool) -> Iterator[Fragment]:
         """Pieces of this rank's ZeRO partition; ZeRO 1 to 3 hold every piece exactly once among all ranks."""
@@ -262,7 +269,7 @@ class DeepSpeedEngine:
         }
 
 
-def install_expert_parallel(stage: nn.Module, config: RunConfig) -> nn.Module:
+def install_expert_parallel(stage: Stage, config: RunConfig) -> nn.Module:
     """Replace the routed blocks of `stage` by AutoEP's without handing the training itself to DeepSpeed (ZeRO 0).
 
     Returns the wrapper that DeepSpeed changed; the parameters to train are those of the stage inside it.
@@ -272,7 +279,13 @@ def install_expert_parallel(stage: nn.Module, config: RunConfig) -> nn.Module:
     made = {"train_micro_batch_size_per_gpu": 1, "expert_parallel": autoep_config(expert_parallel)}
     deepspeed.initialize(model=wrapper, config=made, dist_init_required=False)
     _adopt_blocks(wrapper)
+    _freeze(stage)
     return wrapper
+
+
+def _freeze(stage: Stage) -> None:
+    """Freeze again what AutoEP has replaced."""
+    stage.freeze((model_name(name), parameter) for name, parameter in stage.model.named_parameters())
 
 
 def expert_groups(expert_parallel: int) -> tuple[Any, Any]:

@@ -1,55 +1,33 @@
-"""What the engine asks of a stage, and what the training loop asks of an engine."""
+"""What the training loop asks of an engine."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rxt_dist.engine.collectives import Collectives
-from rxt_dist.model.reactive import ReactiveTransformer
+from rxt_dist.stages.base import MicroBatch
 
-WEIGHT, FIRST_MOMENT, SECOND_MOMENT = "weight", "exp_avg", "exp_avg_sq"
-
-
-class MicroBatch(Protocol):
-    """Rows that are computed at once, with everything the stage needs to know about them."""
-
-    def to(self, device: torch.device) -> Self:
-        """The same on a device."""
-        ...
-
-
-class Stage(nn.Module, ABC):
-    """A module whose forward maps (micro-batch, expert loads load_ME) to a `StageOutput`.
-
-    model: the network; its parameter names are the names in checkpoints.
-    terms: names of the loss terms, in the order of every vector with suffix T.
-    """
-
-    model: ReactiveTransformer
-    terms: tuple[str, ...]
-
-    @abstractmethod
-    def counts(self, micro: Any) -> Tensor:
-        """float64 [terms] on the host: how much each term of this micro-batch counts."""
-
-    @abstractmethod
-    def weights(self) -> Tensor:
-        """float32 [terms]: weights of the objective."""
+WEIGHT, FIRST_MOMENT, SECOND_MOMENT = KINDS = "weight", "exp_avg", "exp_avg_sq"
 
 
 @dataclass(frozen=True)
 class TermTotals:
-    """Loss sums (float64), counts (float64) and hits (int64) of all terms, over all ranks and micro-batches."""
+    """Loss sums (float64), counts (float64) and hits (int64) of all terms, over all ranks and micro-batches.
 
-    sums_T: Tensor
-    counts_T: Tensor
-    hits_T: Tensor
+    tokens, pairs: the same sums of what micro-batches say of themselves. All of it is in host memory.
+    """
+
+    sums_J: Tensor
+    counts_J: Tensor
+    hits_J: Tensor
+    tokens: int
+    pairs: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +36,7 @@ class StepResult:
 
     applied: False when the update was skipped on all ranks; `reason` then says why.
     grad_norm: global norm before clipping, experts counted once.
-    expert_counts_ME: int64 choices per MoE layer and expert in the whole global batch.
+    expert_counts_ME: int64 choices per MoE layer and expert in the whole global batch, in host memory.
     """
 
     applied: bool
@@ -88,8 +66,19 @@ class Engine(Protocol):
     ranks: Collectives
     device: torch.device
 
-    def train_step(self, micros: Sequence[MicroBatch], lr: float) -> StepResult:
-        """Forward, backward and update over this rank's micro-batches of one global batch."""
+    def train_step(self, micros: Sequence[MicroBatch], rates: Mapping[str, float]) -> StepResult:
+        """Forward, backward and update over this rank's micro-batches of one global batch.
+
+        Args:
+            rates: the learning rate of each of the stage's rate groups.
+        """
+        ...
+
+    def reading(self) -> AbstractContextManager[None]:
+        """While the block lasts the stage's model, or a part of it, may be called without gradients.
+
+        All ranks call the same parts equally often, since they exchange tokens and weights in every call.
+        """
         ...
 
     def evaluate(self, micros: Sequence[MicroBatch]) -> TermTotals:

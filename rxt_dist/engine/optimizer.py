@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,15 +14,20 @@ from rxt_dist.errors import ConfigError
 
 
 def parameter_groups(
-    named: Iterable[tuple[str, nn.Parameter]], matrices: Collection[str], config: OptimizerConfig
+    named: Iterable[tuple[str, nn.Parameter]],
+    matrices: Collection[str],
+    config: OptimizerConfig,
+    rate_group: Callable[[str], str | None],
 ) -> list[dict[str, Any]]:
-    """Two groups: matrices, which decay, and all else; a matrix that any `no_decay` pattern finds does not decay.
+    """For each learning rate two groups: matrices, which decay, and all else; a matrix that any `no_decay` pattern
+    finds does not decay. `rate` of a group names its learning rate.
 
     Decay pulls towards zero, which for a bias, the scale of a norm or the weight of a scalar gate means nothing.
 
     Args:
         named: trained parameters by their names in the model.
         matrices: names of the model's matrices, trained or not.
+        rate_group: the name of each parameter's learning rate.
 
     Raises:
         ConfigError: for a pattern that matches no matrix (a rule that silently does nothing).
@@ -37,12 +42,14 @@ def parameter_groups(
             f"Correct or remove the pattern."
         )
     spared = {name for name in decaying if any(re.search(pattern, name) for pattern in config.no_decay)}
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    groups: dict[tuple[str | None, bool], list[nn.Parameter]] = {}
+    for rate in dict.fromkeys(rate_group(name) for name, _ in named):
+        groups |= {(rate, True): [], (rate, False): []}
     for name, parameter in named:
-        groups[name in matrices and name not in spared].append(parameter)
+        groups[rate_group(name), name in matrices and name not in spared].append(parameter)
     return [
-        {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0}
-        for decays, parameters in groups.items()
+        {"params": parameters, "weight_decay": config.weight_decay if decays else 0.0, "rate": rate}
+        for (rate, decays), parameters in groups.items()
         if parameters
     ]
 
@@ -54,10 +61,10 @@ def adamw(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.
     )
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of all groups."""
+def set_learning_rates(optimizer: torch.optim.Optimizer, rates: Mapping[str, float]) -> None:
+    """Set the learning rate of every group by the name of its rate. A rate of 0 leaves its parameters as they are."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = rates[group["rate"]]
 
 
 def adam_state(parameter: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:

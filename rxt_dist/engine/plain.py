@@ -8,12 +8,14 @@ and in the flag `_sums_ranks`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from rxt_dist.config.run import OptimizerConfig, TrainConfig
+from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.expert_parallel import model_name, pieces
 from rxt_dist.engine.interface import (
@@ -21,15 +23,14 @@ from rxt_dist.engine.interface import (
     SECOND_MOMENT,
     WEIGHT,
     Fragment,
-    MicroBatch,
-    Stage,
     StepResult,
     TermTotals,
 )
-from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_learning_rate
-from rxt_dist.engine.routing_state import RoutingState
-from rxt_dist.engine.steps import StepSums, evaluate_stage, moe_blocks, set_expert_bias
+from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_learning_rates
+from rxt_dist.engine.routing import RoutingState
+from rxt_dist.engine.sums import StepSums, evaluate_stage
 from rxt_dist.losses import objective
+from rxt_dist.stages.base import MicroBatch, Stage
 
 # Gradients are brought to float32 in portions of this many elements (64 MB), or of one parameter if that has more.
 _PORTION_ELEMENTS = 1 << 24
@@ -43,12 +44,13 @@ class PlainEngine:
 
     _sums_ranks = False
 
-    def __init__(self, stage: Stage, train: TrainConfig, optimizer: OptimizerConfig, device: torch.device) -> None:
+    def __init__(self, stage: Stage, config: RunConfig, device: torch.device) -> None:
+        train = config.train
         self.stage = stage.to(device)
         self.device = device
         self.ranks = Collectives(device)
         self.train_config = train
-        self.clip = optimizer.clip
+        self.clip = config.optimizer.clip
         self.expert_rank = 0
         self.named = {name: parameter for name, parameter in stage.model.named_parameters() if parameter.requires_grad}
         if train.precision == "bfloat16":
@@ -59,37 +61,43 @@ class PlainEngine:
             self.masters = {name: nn.Parameter(parameter.detach().float()) for name, parameter in self.named.items()}
         self._scratch = self._make_scratch()
         named = ((model_name(name), master) for name, master in self.masters.items())
-        self.optimizer = adamw(parameter_groups(named, stage.model.matrices, optimizer), optimizer)
-        blocks = moe_blocks(stage.model)
-        bias_rate = train.bias_rate if train.balancing == "bias" else None
-        self.routing = RoutingState(len(blocks), blocks[0].num_experts, device, bias_rate)
-        set_expert_bias(blocks, self.routing.bias_ME)
+        groups = parameter_groups(named, stage.model.matrices, config.optimizer, config.stage.rate_group)
+        self.optimizer = adamw(groups, config.optimizer)
+        self.routing = RoutingState.of(stage.model, train, device)
 
-    def train_step(self, micros: Sequence[MicroBatch], lr: float) -> StepResult:
+    def train_step(self, micros: Sequence[MicroBatch], rates: Mapping[str, float]) -> StepResult:
         """See `Engine.train_step`."""
         self.stage.train()
         sums = StepSums(self.stage, micros, self.ranks, self.routing)
         for micro in micros:
             output = self.stage(micro.to(self.device), self.routing.load_ME)
-            objective(output.sums_T, sums.counts_T, sums.weights_T).backward()
+            objective(output.sums_J, sums.counts_J, sums.weights_J).backward()
             sums.add(output)
             if len(micros) > 1 or self._sums_ranks:
                 self._collect_gradients()
-        totals, expert_counts_ME = sums.totals()
+        sums.reduce()
         self._reduce_gradients()
         grad_norm = self._grad_norm()
-        reason = _why_not(totals, grad_norm)
+        totals, expert_counts_ME, (norm,) = sums.read(grad_norm)
+        reason = _why_not(totals, norm)
         if not reason:
-            set_learning_rate(self.optimizer, lr)
+            set_learning_rates(self.optimizer, rates)
             self._update(grad_norm)
-            self.routing.update(expert_counts_ME)
+            self.routing.update(sums.expert_counts_ME)
         self.optimizer.zero_grad()
         self.stage.zero_grad()
-        return StepResult(not reason, reason, totals, grad_norm.item(), expert_counts_ME)
+        return StepResult(not reason, reason, totals, norm, expert_counts_ME)
 
     def evaluate(self, micros: Sequence[MicroBatch]) -> TermTotals:
         """See `Engine.evaluate`."""
         return evaluate_stage(self.stage, self.stage, self.stage, micros, self.ranks, self.routing)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """See `Engine.reading`."""
+        self.stage.eval()
+        with torch.no_grad():
+            yield
 
     def fragments(self, *, owned: bool) -> Iterator[Fragment]:
         """See `Engine.fragments`."""
@@ -209,8 +217,8 @@ def _portions(named: Mapping[str, nn.Parameter], elements: int) -> Iterator[dict
     yield portion
 
 
-def _why_not(totals: TermTotals, grad_norm: Tensor) -> str:
+def _why_not(totals: TermTotals, grad_norm: float) -> str:
     """Why an update must not be applied; empty when all is well."""
-    if not bool(torch.isfinite(totals.sums_T).all()):
+    if not bool(torch.isfinite(totals.sums_J).all()):
         return "non-finite loss"
-    return "" if bool(torch.isfinite(grad_norm)) else "non-finite gradient norm"
+    return "" if math.isfinite(grad_norm) else "non-finite gradient norm"

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.expert_parallel import is_expert
-from rxt_dist.engine.interface import Stage
 from rxt_dist.engine.plain import PlainEngine
+from rxt_dist.stages.base import Stage
 
 # Gradients are flattened into buffers of about this many elements per reduction (256 MB).
 _BUCKET_ELEMENTS = 1 << 26
@@ -28,15 +28,10 @@ class ReplicatedEngine(PlainEngine):
     _sums_ranks = True
 
     def __init__(self, stage: Stage, config: RunConfig, device: torch.device) -> None:
+        groups = _split_experts(stage, config, device)
+        super().__init__(stage, config, device)
         self.expert_parallel = config.parallel.expert_parallel
-        self.expert_group: Any = None
-        self.replica_group: Any = None
-        if self.expert_parallel > 1:
-            from rxt_dist.engine.deepspeed import expert_groups, install_expert_parallel
-
-            install_expert_parallel(stage.to(device), config)
-            self.expert_group, self.replica_group = expert_groups(self.expert_parallel)
-        super().__init__(stage, config.train, config.optimizer, device)
+        self.expert_group, self.replica_group = groups
         if self.expert_group is not None:
             self.expert_rank = dist.get_rank(self.expert_group)
 
@@ -79,6 +74,17 @@ class ReplicatedEngine(PlainEngine):
         group = self.replica_group if is_expert(self.named[name]) else None
         rank, size = dist.get_rank(group), dist.get_world_size(group)
         return master.numel() * rank // size, master.numel() * (rank + 1) // size
+
+
+def _split_experts(stage: Stage, config: RunConfig, device: torch.device) -> tuple[Any, Any]:
+    """Replace the routed blocks by AutoEP's where experts are split. Returns the groups (None: not split) of the ranks
+    that split a set of experts, and of those that hold the same ones."""
+    if config.parallel.expert_parallel == 1:
+        return None, None
+    from rxt_dist.engine.deepspeed import expert_groups, install_expert_parallel
+
+    install_expert_parallel(stage.to(device), config)
+    return expert_groups(config.parallel.expert_parallel)
 
 
 def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -23,7 +23,7 @@ class DecoderOutput(NamedTuple):
 
 
 class DecoderLayer(nn.Module):
-    """x += SelfAttn(norm x); stateful: x += CrossAttn(norm x, memory); x += FF(norm x)."""
+    """x += SelfAttn(norm x); stateful, given a memory: x += CrossAttn(norm x, memory); x += FF(norm x)."""
 
     def __init__(self, config: ModelConfig, *, stateful: bool, moe: bool) -> None:
         super().__init__()
@@ -54,8 +54,7 @@ class DecoderLayer(nn.Module):
         x_BTD = x_BTD + self.attention(
             self.attention_norm(x_BTD), rotate_q=rotate, rotate_k=rotate, causal=True, documents=documents
         )
-        if self.stateful:
-            assert memory_BSD is not None
+        if memory_BSD is not None:
             x_BTD = x_BTD + self.cross_attention(
                 self.cross_norm(x_BTD), self.memory_norm(memory_BSD), rotate_q=rotate, documents=memory_documents
             )
@@ -69,10 +68,10 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """Stateless layers, L stateful layers (layer i reads memory layer i), stateless layers, head norm."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, recompute: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.recompute = False
+        self.recompute = recompute
         self.layers = nn.ModuleList(
             DecoderLayer(config, stateful=stateful, moe=moe) for stateful, moe in layer_kinds(config.decoder, config)
         )
@@ -83,7 +82,7 @@ class Decoder(nn.Module):
         self,
         embedded_BTD: Tensor,
         positions_BT: Tensor,
-        memory_LBSD: Tensor,
+        memory_LBSD: Tensor | None,
         *,
         documents: Documents | None = None,
         memory_documents: Documents | None = None,
@@ -94,7 +93,8 @@ class Decoder(nn.Module):
         Args:
             embedded_BTD: embeddings.
             positions_BT: int64, position of each token in its document.
-            memory_LBSD: the short-term memory; B may be 1 (one memory for all rows).
+            memory_LBSD: the short-term memory; B may be 1 (one memory for all rows). None: cross-attention is passed
+                over, as if every layer were stateless.
             documents: boundaries of packed documents for the self-attention.
             memory_documents: the same for the cross-attention, where memory slots are token positions
                 (pre-training); without it every slot is visible.
@@ -104,7 +104,7 @@ class Decoder(nn.Module):
         x_BTD, stateful, moe, terms = embedded_BTD, 0, 0, []
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
-            memory_BSD = memory_LBSD[stateful] if layer.stateful else None
+            memory_BSD = memory_LBSD[stateful] if layer.stateful and memory_LBSD is not None else None
             load_E = routing.load_ME[moe] if routing is not None and layer.is_moe else None
             valid_N = None if routing is None else routing.valid_N
             arguments = (x_BTD, rotate, documents, memory_BSD, memory_documents, valid_N, load_E)

@@ -33,10 +33,10 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """L dense bidirectional layers; returns the residual stream after each of them."""
 
-    def __init__(self, config: ModelConfig, encoder: EncoderConfig) -> None:
+    def __init__(self, config: ModelConfig, encoder: EncoderConfig, recompute: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.recompute = False
+        self.recompute = recompute
         self.layers = nn.ModuleList(EncoderLayer(config, encoder) for _ in range(config.layers))
 
     def forward(

@@ -33,15 +33,15 @@ class MaskedLanguageModelHead(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.output = nn.Linear(dim, vocab_size)
 
-    def forward(self, hidden_MD: Tensor, targets_M: Tensor, chunk_tokens: int) -> ClassifierSums:
-        """As `LanguageModelHead.forward`, for the M masked positions."""
+    def forward(self, hidden_PD: Tensor, targets_P: Tensor, chunk_tokens: int) -> ClassifierSums:
+        """As `LanguageModelHead.forward`, for the P masked positions."""
         return linear_cross_entropy(
-            self._transform(hidden_MD), self.output.weight, self.output.bias, targets_M, chunk_tokens
+            self._transform(hidden_PD), self.output.weight, self.output.bias, targets_P, chunk_tokens
         )
 
-    def logits(self, hidden_MD: Tensor) -> Tensor:
+    def logits(self, hidden_PD: Tensor) -> Tensor:
         """Logits [..., V]."""
-        return self.output(self._transform(hidden_MD))
+        return self.output(self._transform(hidden_PD))
 
-    def _transform(self, hidden_MD: Tensor) -> Tensor:
-        return self.norm(F.gelu(self.dense(hidden_MD)))
+    def _transform(self, hidden_PD: Tensor) -> Tensor:
+        return self.norm(F.gelu(self.dense(hidden_PD)))

@@ -7,23 +7,27 @@ flows from decoder to encoder except through the shared embedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from rxt_dist.config.run import StageConfig
-from rxt_dist.data.loader import Batch
+from rxt_dist.config.run import RunConfig
+from rxt_dist.config.stages import JointConfig
+from rxt_dist.data.loader import TokenBatch
 from rxt_dist.data.masking import IGNORED_LABEL, mask_for_mlm, sample_seed
-from rxt_dist.engine.interface import Stage
+from rxt_dist.data.row_source import RowSource
 from rxt_dist.losses import StageOutput, mean_over_layers
 from rxt_dist.model.attention import Documents
+from rxt_dist.model.flops import training_flops
 from rxt_dist.model.moe import RoutingInputs
 from rxt_dist.model.reactive import ReactiveTransformer
+from rxt_dist.stages.base import Stage, Term, Work, balance_weight, to_device
 
 MemoryKind = Literal["true", "zero", "foreign"]
+MEMORIES: tuple[MemoryKind, ...] = ("true", "zero", "foreign")
 
 
 @dataclass(frozen=True)
@@ -32,31 +36,35 @@ class JointBatch:
 
     tokens_BT, encoder_tokens_BT: int64 ids, clean and with [MASK].
     labels_BT: int64 next tokens, -100 where nothing is predicted.
-    masked_M: int64 indices of masked positions among the B * T; masked_targets_M: their original ids.
+    masked_P: int64 indices of masked positions among the B * T; masked_targets_P: their original ids.
     positions_BT: int64; valid_N: bool, False on padding; documents: boundaries in the pack.
     samples: global positions of the rows, the keys of their noise.
     noise, masking: levels of this step; 0 in evaluation. memory: which memory the decoder reads.
+    targets: next tokens that are predicted; tokens, pairs: as in `MicroBatch`.
     """
 
     tokens_BT: Tensor
     encoder_tokens_BT: Tensor
     labels_BT: Tensor
-    masked_M: Tensor
-    masked_targets_M: Tensor
+    masked_P: Tensor
+    masked_targets_P: Tensor
     positions_BT: Tensor
     valid_N: Tensor
     documents: Documents
     samples: tuple[int, ...]
     noise: float
     masking: float
+    targets: int
+    tokens: int
+    pairs: int
     memory: MemoryKind = "true"
 
     def to(self, device: torch.device) -> JointBatch:
-        """The same on a device, copied without waiting where the host memory is pinned."""
+        """The same on a device."""
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
+            name: to_device(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        cu_seqlens = self.documents.cu_seqlens_N1.to(device, non_blocking=True)
+        cu_seqlens = to_device(self.documents.cu_seqlens_N1, device)
         return replace(self, **moved, documents=Documents(cu_seqlens, self.documents.lengths))
 
     def with_memory(self, memory: MemoryKind) -> JointBatch:
@@ -67,63 +75,95 @@ class JointBatch:
 class JointStage(Stage):
     """Stage 'joint': masked-token loss of the encoder plus next-token loss of the decoder."""
 
-    terms = ("ar", "mlm", "balance", "z")
+    terms = (Term("ar", "next tokens", by_view=True), Term("mlm", "masked tokens"), Term("balance"), Term("z"))
+    # In pairs, so that a row has another one's memory to read.
+    rows_together = 2
 
-    def __init__(self, model: ReactiveTransformer, stage: StageConfig, seed: int, chunk_tokens: int) -> None:
-        super().__init__()
-        assert model.encoder is not None
-        self.model: ReactiveTransformer = model
-        self.config = stage
-        self.seed = seed
-        self.chunk_tokens = chunk_tokens
-        if model.memory_attention is not None:
-            # Not part of this stage: without gradients, weight decay alone would move it, and only in some engines.
-            model.memory_attention.requires_grad_(False)
+    def __init__(self, model: ReactiveTransformer, run: RunConfig) -> None:
+        super().__init__(model, run)
+        assert isinstance(run.stage, JointConfig)
+        self.config = run.stage
+        self.seed = run.seed
+        self.chunk_tokens = run.train.logit_chunk_tokens
+
+    @classmethod
+    def source(cls, run: RunConfig) -> RowSource:
+        """See `Stage.source`."""
+        return RowSource(run)
+
+    @classmethod
+    def flops(cls, run: RunConfig, work: Work) -> int:
+        """See `Stage.flops`."""
+        return training_flops(run.model, work.tokens, work.pairs, int(work.counts["mlm"]))
+
+    @classmethod
+    def expected_work(cls, run: RunConfig, tokens: int, seq_len: int) -> Work:
+        """See `Stage.expected_work`."""
+        assert isinstance(run.stage, JointConfig)
+        return Work(tokens, tokens * seq_len, {"mlm": round(tokens * run.stage.mlm_probability)})
 
     def weights(self) -> Tensor:
         """float32 [terms]."""
         weights = self.config.weights
-        return torch.tensor([weights.ar, weights.mlm, weights.balance, weights.z])
+        return torch.tensor([weights.ar, weights.mlm, balance_weight(self.run, weights.balance), weights.z])
 
-    def prepare(self, batch: Batch, trained_tokens: int | None) -> JointBatch:
+    def prepare(self, batch: TokenBatch, trained_tokens: int | None) -> JointBatch:
         """Mask the encoder's input and fix the levels of noise and masking after `trained_tokens` tokens.
 
         In evaluation (None) the memory is neither noised nor masked; the encoder's input still is, since restoring it
-        is the task that the MLM figures measure.
+        is the task that the MLM figures measure. All of this is host work, so that no step waits for a device to tell
+        how many positions were masked.
         """
-        masked_BT, labels_BT = mask_for_mlm(batch.tokens_BT, batch.samples_B, self.seed, self.config.mlm_probability)
-        chosen_M = (labels_BT != IGNORED_LABEL).flatten().nonzero().squeeze(1)
-        noise = masking = 0.0
-        if trained_tokens is not None:
-            noise = self.config.memory_noise.at(trained_tokens)
-            masking = self.config.memory_masking.at(trained_tokens)
+        rows = batch.unpack()
+        masked_BT, mlm_labels_BT = mask_for_mlm(rows.tokens_BT, batch.samples_B, self.seed, self.config.mlm_probability)
+        chosen_P = (mlm_labels_BT != IGNORED_LABEL).flatten().nonzero().squeeze(1)
+        labels_BT = rows.next_tokens()
+        levels = {"noise": 0.0, "masking": 0.0} if trained_tokens is None else self.levels(trained_tokens)
         return JointBatch(
-            tokens_BT=batch.tokens_BT,
+            tokens_BT=rows.tokens_BT,
             encoder_tokens_BT=masked_BT,
-            labels_BT=batch.labels_BT,
-            masked_M=chosen_M,
-            masked_targets_M=labels_BT.flatten()[chosen_M],
-            positions_BT=batch.positions_BT,
-            valid_N=(batch.segments_BT >= 0).flatten(),
+            labels_BT=labels_BT,
+            masked_P=chosen_P,
+            masked_targets_P=mlm_labels_BT.flatten()[chosen_P],
+            positions_BT=rows.positions_BT,
+            valid_N=(rows.segments_BT >= 0).flatten(),
             documents=Documents(batch.cu_seqlens, tuple(batch.cu_seqlens.diff().tolist())),
             samples=tuple(batch.samples_B.tolist()),
-            noise=noise,
-            masking=masking,
+            noise=levels["noise"],
+            masking=levels["masking"],
+            targets=int((labels_BT != IGNORED_LABEL).sum()),
+            tokens=batch.real_tokens,
+            pairs=batch.pairs,
         )
+
+    def levels(self, trained_tokens: int) -> dict[str, float]:
+        """Noise and masking of the memory."""
+        return {
+            "noise": self.config.memory_noise.at(trained_tokens),
+            "masking": self.config.memory_masking.at(trained_tokens),
+        }
+
+    def views(self, micro: JointBatch) -> Mapping[str, JointBatch]:
+        """The joint loss is cheated by design: the decoder reads the very document that it predicts. Only three
+        memories together say what was learnt: the true one (the task as trained, without noise), none (a language model
+        on its own), and another row's (how much a wrong memory harms)."""
+        return {memory: micro.with_memory(memory) for memory in MEMORIES}
 
     def counts(self, micro: JointBatch) -> Tensor:
         """float64 [terms]: next-token targets, masked positions, and twice the tokens that are not padding."""
-        targets, valid = torch.stack([(micro.labels_BT != IGNORED_LABEL).sum(), micro.valid_N.sum()]).tolist()
-        return torch.tensor([targets, micro.masked_M.numel(), valid, valid], dtype=torch.float64)
+        return torch.tensor([micro.targets, micro.masked_P.numel(), micro.tokens, micro.tokens], dtype=torch.float64)
 
     def forward(self, micro: JointBatch, load_ME: Tensor) -> StageOutput:
         """Loss terms of one micro-batch; `load_ME` as in `RoutingInputs`."""
         model = self.model
+        assert model.embedding is not None
         assert model.encoder is not None
         assert model.mlm_head is not None
+        assert model.decoder is not None
+        assert model.lm_head is not None
         encoded_LBTD = model.encoder(model.embedding(micro.encoder_tokens_BT), micro.positions_BT, micro.documents)
-        masked_MD = encoded_LBTD[-1].flatten(0, 1).index_select(0, micro.masked_M)
-        mlm = model.mlm_head(masked_MD, micro.masked_targets_M, self.chunk_tokens)
+        masked_PD = encoded_LBTD[-1].flatten(0, 1).index_select(0, micro.masked_P)
+        mlm = model.mlm_head(masked_PD, micro.masked_targets_P, self.chunk_tokens)
         decoded = model.decoder(
             model.embedding(micro.tokens_BT),
             micro.positions_BT,
@@ -137,8 +177,8 @@ class JointStage(Stage):
         balance, z = mean_over_layers(decoded.routing)
         nothing = torch.zeros_like(ar.correct)
         return StageOutput(
-            sums_T=torch.stack([ar.loss, mlm.loss, balance, z]),
-            hits_T=torch.stack([ar.correct, mlm.correct, nothing, nothing]),
+            sums_J=torch.stack([ar.loss, mlm.loss, balance, z]),
+            hits_J=torch.stack([ar.correct, mlm.correct, nothing, nothing]),
             expert_counts_ME=decoded.routing.counts_ME,
         )
 

@@ -1,100 +1,81 @@
-"""Evaluation on held-out rows: per source, with the true, a zero and a foreign memory.
-
-The joint loss is cheated by design: the decoder reads the very document it predicts. Only the three together say what
-was learnt: true memory (the task as trained, without noise), zero memory (a language model on its own), and another
-row's memory (how much a wrong memory harms).
-"""
+"""Evaluation on held-out rows: per source, in every view that the stage has of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from rxt_dist.data.dataset import TokenDataset
-from rxt_dist.data.format import PAD_ID
-from rxt_dist.data.loader import Batch, eval_reader
-from rxt_dist.data.masking import IGNORED_LABEL
 from rxt_dist.engine.interface import Engine, TermTotals
-from rxt_dist.stages.joint import JointStage, MemoryKind
-
-MEMORIES: tuple[MemoryKind, ...] = ("true", "zero", "foreign")
+from rxt_dist.stages.base import Batch, DataSource, Stage
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One source read with one memory. Losses in nats per target; accuracies as shares of targets."""
+    """One source seen in one view.
+
+    losses: nats per target, of each term that predicts something; accuracies: shares of its targets.
+    """
 
     source: str
     language: str
-    memory: MemoryKind
+    view: str
     rows: int
-    ar_loss: float
-    ar_accuracy: float
-    mlm_loss: float
-    mlm_accuracy: float
+    losses: Mapping[str, float]
+    accuracies: Mapping[str, float]
 
 
-def sources_without_evaluation(dataset: TokenDataset) -> list[str]:
-    """Names of the sources whose held-out rows are too few: a foreign memory needs a second row."""
-    return [source.name for index, source in enumerate(dataset.sources) if dataset.rows(index, "eval") < 2]
+def sources_without_evaluation(data: DataSource, stage: Stage) -> list[str]:
+    """Names of the sources whose held-out rows are too few for one group of rows that belong together."""
+    return [source.name for index, source in enumerate(data.sources) if data.held_out(index) < stage.rows_together]
 
 
-def evaluate(
-    engine: Engine, stage: JointStage, dataset: TokenDataset, rows_per_source: int, micro_rows: int
-) -> list[Evaluation]:
-    """Evaluate every source that has at least two held-out rows; all ranks together.
+def evaluate(engine: Engine, stage: Stage, data: DataSource, rows_per_source: int, micro_rows: int) -> list[Evaluation]:
+    """Evaluate every source that has enough held-out rows; all ranks together.
 
-    Rows are taken in pairs, and the foreign memory of a row is its partner's: the figures do not depend on how many
-    ranks there are or how many rows they compute at once.
+    Rows are taken in the stage's groups: the figures do not depend on how many ranks there are or how many rows they
+    compute at once.
     """
     results = []
-    passed_over = sources_without_evaluation(dataset)
-    for index, source in enumerate(dataset.sources):
+    passed_over = sources_without_evaluation(data, stage)
+    group = stage.rows_together
+    for index, source in enumerate(data.sources):
         if source.name in passed_over:
             continue
-        pairs = max(2, min(rows_per_source, dataset.rows(index, "eval"))) // 2
-        batches = _rank_batches(engine, dataset, source.name, pairs, max(1, micro_rows // 2))
-        micros = [stage.prepare(batch, None) for batch in batches]
-        for memory in MEMORIES:
-            totals = engine.evaluate([micro.with_memory(memory) for micro in micros])
-            results.append(Evaluation(source.name, source.language, memory, 2 * pairs, *_figures(stage, totals)))
+        groups = max(group, min(rows_per_source, data.held_out(index))) // group
+        batches = _rank_batches(engine, data, index, groups, group, max(1, micro_rows // group))
+        # Kept in host memory: the engine takes one micro-batch at a time.
+        views = [stage.views(stage.prepare(batch, None)) for batch in batches]
+        for view in views[0]:
+            totals = engine.evaluate([micro[view] for micro in views])
+            results.append(Evaluation(source.name, source.language, view, group * groups, *_figures(stage, totals)))
     return results
 
 
-def _rank_batches(engine: Engine, dataset: TokenDataset, source: str, pairs: int, micro_pairs: int) -> list[Batch]:
+def _rank_batches(
+    engine: Engine, data: DataSource, source: int, groups: int, group: int, micro_groups: int
+) -> Sequence[Batch]:
     """This rank's micro-batches: equally many and equally large on every rank, the last of them filled up with blanks.
 
     Ranks must compute equally often, because they exchange tokens and weights in every forward pass.
     """
-    share = -(-pairs // engine.ranks.world_size)
-    first = engine.ranks.rank * share
-    reader = eval_reader(dataset, source)
-    batches = []
-    for start in range(first, first + share, micro_pairs):
-        wanted = np.arange(2 * start, 2 * min(start + micro_pairs, first + share), dtype=np.int64)
-        real = int((wanted < 2 * pairs).sum())
-        # Kept in host memory: the engine takes one micro-batch at a time.
-        read = reader.read(np.where(wanted < 2 * pairs, wanted, 0)).to(torch.device("cpu"))
-        batches.append(_blank(read, real))
-    return batches
+    world, rank = engine.ranks.world_size, engine.ranks.rank
+    share = -(-groups // world)
+    rows = np.arange(share * world * group, dtype=np.int64)
+    rows[groups * group :] = -1
+    starts = range(rank * share, (rank + 1) * share, micro_groups)
+    ends = [min(start + micro_groups, (rank + 1) * share) for start in starts]
+    parts = [slice(start * group, end * group) for start, end in zip(starts, ends, strict=True)]
+    return [data.read_held_out(source, rows, part) for part in parts]
 
 
-def _blank(batch: Batch, real: int) -> Batch:
-    """The batch with only its first `real` rows; the others become padding, which counts for nothing."""
-    tokens_BT, labels_BT, segments_BT = batch.tokens_BT.clone(), batch.labels_BT.clone(), batch.segments_BT.clone()
-    tokens_BT[real:] = PAD_ID
-    labels_BT[real:] = IGNORED_LABEL
-    segments_BT[real:] = -1
-    return replace(batch, tokens_BT=tokens_BT, labels_BT=labels_BT, segments_BT=segments_BT)
-
-
-def _figures(stage: JointStage, totals: TermTotals) -> tuple[float, float, float, float]:
-    """(AR loss, AR accuracy, MLM loss, MLM accuracy)."""
-    figures = []
-    for term in ("ar", "mlm"):
-        at = stage.terms.index(term)
-        count = max(1.0, totals.counts_T[at].item())
-        figures += [totals.sums_T[at].item() / count, totals.hits_T[at].item() / count]
-    return figures[0], figures[1], figures[2], figures[3]
+def _figures(stage: Stage, totals: TermTotals) -> tuple[dict[str, float], dict[str, float]]:
+    """(losses, accuracies) of the terms that predict something."""
+    losses, accuracies = {}, {}
+    for at, term in enumerate(stage.terms):
+        if term.title:
+            count = max(1.0, totals.counts_J[at].item())
+            losses[term.name] = totals.sums_J[at].item() / count
+            accuracies[term.name] = totals.hits_J[at].item() / count
+    return losses, accuracies

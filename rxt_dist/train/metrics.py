@@ -1,4 +1,4 @@
-"""What a run writes about itself: metrics.jsonl (the truth), events.jsonl, and a copy for Weights & Biases.
+"""What a run writes about its figures: metrics.jsonl (the truth), and a copy for Weights & Biases.
 
 Lines are appended with one write each, so that a killed process leaves whole lines. JSON has no NaN: a value that is
 not finite is written as null and named under `nonfinite`, for example
@@ -11,15 +11,14 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import yaml
 
 from rxt_dist.config.run import LogConfig
-from rxt_dist.files import full_disk_errors, write_atomic
+from rxt_dist.files import write_atomic
+from rxt_dist.train.events import append_line, now
 from rxt_dist.train.run_dir import RunDirectory
 
 Value = float | Sequence[float]
@@ -56,8 +55,8 @@ class MetricsWriter:
             DiskError: the disk is full.
         """
         finite, nonfinite = _finite(values)
-        line = {"step": step, "time": _now(), **finite}
-        _append(self.run.metrics, {**line, "nonfinite": nonfinite} if nonfinite else line)
+        line = {"step": step, "time": now(), **finite}
+        append_line(self.run.metrics, {**line, "nonfinite": nonfinite} if nonfinite else line)
         if self._wandb is not None:
             try:
                 self._wandb.log({"step": step, **_flat(values)})
@@ -65,8 +64,8 @@ class MetricsWriter:
                 self._give_up_wandb(error)
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Append one line to events.jsonl: resume, skip, save, stop, eval, finish. Events are never removed."""
-        _append(self.run.events, {"time": _now(), "kind": kind, **fields})
+        """Append one event to events.jsonl (see `EventLog`)."""
+        self.run.events.append(kind, **fields)
 
     def truncate_after(self, step: int) -> int:
         """Drop the lines of steps after `step`, which a resume will repeat, and a line cut off by a crash.
@@ -118,17 +117,6 @@ class MetricsWriter:
             type(error).__name__,
             error,
         )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _append(path: Path, value: Mapping[str, Any]) -> None:
-    """Add one line with one write to a file opened for appending: a kill leaves the line whole or absent."""
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
-    with full_disk_errors(path), open(path, "ab", buffering=0) as file:
-        file.write(line.encode())
 
 
 def _finite(values: Mapping[str, Value]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -2,48 +2,53 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
+from rxt_dist.checkpoint.start import check_start
+from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.config.run import RunConfig
-from rxt_dist.config.validate import DataFacts, validate_run
-from rxt_dist.data.dataset import TokenDataset
-from rxt_dist.data.format import BOUNDARY_POLICY, tokenizer_fingerprint
-from rxt_dist.data.mixture import planned_order
+from rxt_dist.config.schedules import steps
+from rxt_dist.config.validate import validate_run
 from rxt_dist.data.sampler import GlobalOrder
 from rxt_dist.engine.optimizer import parameter_groups
-from rxt_dist.engine.schedule import batch_rows
-from rxt_dist.errors import DataError
 from rxt_dist.files import require_folder, require_free_space
-from rxt_dist.model.count import count_system
-from rxt_dist.model.reactive import ReactiveTransformer
+from rxt_dist.stages.base import DataSource, build_network, stage_class
+from rxt_dist.train.run_dir import RunDirectory
 
-# Weights and two moments in float32.
-_CHECKPOINT_BYTES_PER_PARAMETER = 12
+# Weights, and two moments, in float32.
+_WEIGHT_BYTES, _MOMENT_BYTES = 4, 8
 
 
-def preflight(config: RunConfig, world_size: int) -> tuple[TokenDataset, GlobalOrder]:
+def preflight(config: RunConfig, world_size: int) -> DataSource:
     """Open the data, check the run against it, and plan the order of its rows; the same on every rank.
 
     Raises:
-        ConfigError, DataError, DiskError: whatever would stop this run later.
+        ConfigError, DataError, CheckpointError, DiskError: whatever would stop this run later.
     """
-    dataset, order = _open_data(config, world_size)
-    batch_rows(config.train, dataset.seq_len)
+    data = stage_class(config).source(config)
+    validate_run(config, world_size, data.facts)
+    # Planned now: it refuses a mixture that the data cannot serve, and the calculator a ramp that has no steps.
+    assert data.order.total_rows
+    next(steps(config.train, data.row_tokens))
     with torch.device("meta"):
-        model = training_model(config)
-    parameter_groups(model.named_parameters(), model.matrices, config.optimizer)
+        model = build_network(config)
+    rate_group = config.stage.rate_group
+    trained = [(name, p) for name, p in model.named_parameters() if rate_group(name) is not None]
+    parameter_groups(trained, model.matrices, config.optimizer, rate_group)
+    if config.start is not None and not has_checkpoints(config):
+        check_start(config.start, model)
     require_folder(config.directory)
+    moved = sum(parameter.numel() for _, parameter in trained)
+    size = _WEIGHT_BYTES * sum(parameter.numel() for parameter in model.parameters()) + _MOMENT_BYTES * moved
     # While a checkpoint is written, the ones that it will replace are still there.
-    needed = 2 * _CHECKPOINT_BYTES_PER_PARAMETER * count_system(config.model).total
-    require_free_space(config.directory, needed, "Keeping the checkpoints of this run")
-    return dataset, order
+    require_free_space(config.directory, 2 * size, "Keeping the checkpoints of this run")
+    return data
 
 
-def training_model(config: RunConfig) -> ReactiveTransformer:
-    """The network of this stage, without weights; memory attention is not part of joint pre-training."""
-    return ReactiveTransformer(config.model.model_copy(update={"memory_attention": None}))
+def has_checkpoints(config: RunConfig) -> bool:
+    """Whether the run has been begun, so that its weights come from its own checkpoints."""
+    store = CheckpointStore(RunDirectory(config.directory).checkpoints, config.checkpoint.keep)
+    return any(info.committed for info in store.list())
 
 
 def order_lines(order: GlobalOrder) -> list[str]:
@@ -56,29 +61,3 @@ def order_lines(order: GlobalOrder) -> list[str]:
         else:
             lines.append(f"data: {source.name}: NOT READ (its share of the mixture is below 1/4096 or not given)")
     return lines
-
-
-def _open_data(config: RunConfig, world_size: int) -> tuple[TokenDataset, GlobalOrder]:
-    wanted = _fingerprint(config.data.tokenizer) if config.data.tokenizer else None
-    dataset = TokenDataset(config.data.path, wanted)
-    manifest = dataset.manifest
-    if manifest.boundaries != BOUNDARY_POLICY:
-        raise DataError(
-            f"{config.data.path} holds {manifest.boundaries}, of which only the answers carry loss, but pre-training "
-            f"reads documents. Name a dataset that `rxt-dist data build` made."
-        )
-    names = tuple(source.name for source in dataset.sources)
-    facts = DataFacts(dataset.seq_len, manifest.vocab_size, names, manifest.tokenizer_sha256)
-    validate_run(config, world_size, facts)
-    order = planned_order(dataset.sources, dataset.seq_len, config.data, config.train.total_tokens, config.seed)
-    return dataset, order
-
-
-def _fingerprint(tokenizer: Path) -> str:
-    try:
-        return tokenizer_fingerprint(tokenizer.read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"data.tokenizer is {tokenizer}, which cannot be read as a tokenizer.json: {error}. Name the file that "
-            "the data was built with, or leave the field out to take the data's own."
-        ) from error

@@ -14,7 +14,7 @@ A run is opened by the same name again and again; it continues only with the tra
 
 from __future__ import annotations
 
-import fcntl
+import json
 import os
 import platform
 import re
@@ -33,6 +33,8 @@ import rxt_dist
 from rxt_dist.config.load import RESUMABLE
 from rxt_dist.errors import ConfigError
 from rxt_dist.files import write_atomic, write_json_atomic
+from rxt_dist.locks import Lock, locked
+from rxt_dist.train.events import EventLog
 
 _HEADER = re.compile(r"# rxt-dist run, training hash (\S+)")
 _DIFFERENCES_SHOWN = 5
@@ -47,28 +49,38 @@ class RunDirectory:
         self.config = path / "config.resolved.yaml"
         self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
-        self.events = path / "events.jsonl"
+        self.events = EventLog(path / "events.jsonl")
         self.logs = path / "logs"
         self.checkpoints = path / "checkpoints"
         self.stop_file = path / "STOP"
         self.changes: list[str] = []
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[Lock]:
         """Hold the run for this process; rank 0 does, for all.
+
+        Where the file system knows no locks the run goes on, which is said: to refuse would be to train nowhere on that
+        disk, and a second launch is a mistake that few make.
 
         Raises:
             ConfigError: another process trains it. Two of them would delete each other's checkpoints.
+            OSError: whatever else the system says; a crash, after which a launcher starts again.
         """
-        with open(self.path / ".lock", "w", encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+        with locked(self.path / ".lock") as lock:
+            if lock is Lock.BUSY:
                 raise ConfigError(
                     f"{self.path} is being trained by another process. Wait until it has ended, stop it (create "
                     f"{self.stop_file}), or give this run another name (name=...)."
-                ) from error
-            yield
+                )
+            if lock is Lock.UNSUPPORTED:
+                print(
+                    f"warning: the file system of {self.path} knows no locks (Lustre mounted without `flock`, NFS "
+                    f"without its lock service), so that nothing keeps a second launch out of this run. Two would "
+                    f"delete each other's checkpoints: start it once at a time, or put the run on another disk.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            yield lock
 
     def log_file(self, rank: int) -> Path:
         """Where a rank other than the first writes what it prints."""
@@ -97,6 +109,11 @@ class RunDirectory:
             write_atomic(run.config, f"# rxt-dist run, training hash {training_hash}\n{resolved_yaml}")
             write_json_atomic(run.environment, environment())
         return run
+
+    def record_origin(self, origin: Mapping[str, Any]) -> None:
+        """Add to the environment of this life where the run's first weights came from."""
+        known = json.loads(self.environment.read_text(encoding="utf-8"))
+        write_json_atomic(self.environment, {**known, "origin": dict(origin)})
 
 
 def environment() -> dict[str, Any]:

@@ -15,7 +15,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rxt_dist.config.run import RunConfig
+from rxt_dist.config.run import RunConfig, run_class
+from rxt_dist.config.stages import STAGES, StageConfig
 
 PAGE = Path(__file__).parents[2] / "docs/configuration.md"
 
@@ -52,7 +53,13 @@ def as_yaml(value: Any) -> str:
     return yaml.safe_dump(plain, default_flow_style=True).removesuffix("\n").removesuffix("...").strip()
 
 
-@pytest.mark.parametrize("kind", classes(RunConfig), ids=lambda kind: kind.__name__)
+# Every stage's own classes stand for the base that they have in common.
+ALL = dict.fromkeys(found for stage in STAGES for found in classes(run_class(stage)))
+KINDS = [kind for kind in ALL if kind not in (StageConfig, *map(run_class, STAGES))]
+KINDS.append(RunConfig)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_the_page_states_every_field(kind: type[BaseModel]) -> None:
     lines = PAGE.read_text(encoding="utf-8").splitlines()
     wanted = [row_start(name, field) for name, field in kind.model_fields.items()]

@@ -13,7 +13,7 @@ from rxt_dist.config.validate import DataFacts, settle_topology, validate_run
 from rxt_dist.errors import ConfigError, ExitCode
 
 RUNS = Path(__file__).parents[2] / "configs/run"
-FACTS = DataFacts(seq_len=256, vocab_size=4096, sources=("en", "pl"), tokenizer_sha="0" * 64)
+FACTS = DataFacts(seq_len=256, row_tokens=256, vocab_size=4096, sources=("en", "pl"), tokenizer_sha="0" * 64)
 # Figures that the cases below are about, whatever the demo itself is tuned to.
 BASE = ["train.global_batch_tokens=4096", "train.total_tokens=1_228_800", "schedule.warmup_tokens=100_000"]
 RAMP = "train.ramp={{start_tokens: {}, increment_tokens: {}, over_tokens: 1e5}}"
@@ -82,7 +82,11 @@ def test_what_works_is_let_through(ranks: int, overrides: list[str]) -> None:
             "2 ranks and zero 3 and expert_parallel 2: start one",
         ),
         (2, ["parallel.engine=plain", "parallel.zero=0"], "but the run has 2 ranks"),
-        (2, ["model.encoder=", "model.memory_attention="], "model 'demo' has no encoder"),
+        (
+            2,
+            ["model.encoder=", "model.memory_attention="],
+            "needs the encoder, but model 'demo' has none",
+        ),
         (2, ["stage.weights={ar: 0, mlm: 0}"], "are both 0, so nothing is learnt"),
         (2, ["train.total_tokens=4000"], "train.total_tokens (4,000) is less than one step"),
         (2, ["schedule.warmup_tokens=2e6"], "together they may be at most as long as the training"),

@@ -52,7 +52,7 @@ def _texts(dataset: TokenDataset, split: str) -> Counter[str]:
         row = 0
         for shard in source.split(split).shards:
             for _ in range(shard.rows):
-                tokens = dataset.read(split, np.array([index]), np.array([row])).tokens_NT[0].tolist()
+                tokens = dataset.read(split, np.array([index]), np.array([row])).tokens_RT[0].tolist()
                 at = 0
                 for segment in dataset.segments(split, index, row):
                     # A document's ordinal counts within its unit, which the shard's name begins with.
@@ -252,7 +252,7 @@ def test_the_held_out_documents_do_not_depend_on_their_place(tmp_path: Path, tok
 def test_building_imports_neither_torch_nor_deepspeed(request_: BuildRequest) -> None:
     code = (
         "import sys; from pathlib import Path; from data_prep.documents.build import BuildRequest, build_dataset;"
-        "import data_prep.synthetic, rxt_dist.data.sampler, rxt_dist.commands.data;"
+        "import data_prep.synthetic, rxt_dist.data.sampler, data_prep.commands;"
         f"build_dataset(BuildRequest((Path({str(request_.inputs[0])!r}),), Path({str(request_.out)!r}),"
         f"Path({str(request_.tokenizer)!r}), workers=1));"
         "assert not {'torch', 'deepspeed'} & set(sys.modules)"

@@ -20,8 +20,9 @@ from data_prep.documents.build import BuildRequest, build_dataset
 from data_prep.documents.inputs import SUFFIX
 from data_prep.tokenizing.tokenizer import save_tokenizer, train_tokenizer
 from data_prep.units import Plan, Unit, fingerprint_file
-from rxt_dist.data.format import BOUNDARY_POLICY, DatasetManifest, load_manifest
 from rxt_dist.data.inputs import InputFile
+from rxt_dist.data.manifest import DatasetManifest, load_manifest
+from rxt_dist.data.rows import BOUNDARY_POLICY
 from rxt_dist.errors import DataError
 
 

@@ -19,7 +19,7 @@ from data_prep.shards.repair import repair
 from data_prep.tokenizing.tokenizer import save_tokenizer, train_tokenizer
 from data_prep.units import READING_VERSION, Plan, Unit, reading_problem
 from rxt_dist.config.corpus import BuildConfig
-from rxt_dist.data.format import digest_json, load_manifest
+from rxt_dist.data.manifest import digest_json, load_manifest
 from rxt_dist.data.verify import verify_full
 from rxt_dist.errors import DataError
 

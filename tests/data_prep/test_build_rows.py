@@ -21,8 +21,10 @@ from data_prep.documents import unit as unit_module
 from data_prep.documents.unit import DocumentWork, _Item, _SourceBuilder
 from data_prep.shards.rows import scan
 from data_prep.units import Unit
-from rxt_dist.data.format import BOS_ID, EOS_ID, SPECIAL_COUNT, ShardSpec, SourceInfo, SplitInfo
+from rxt_dist.data.manifest import SourceInfo, SplitInfo
+from rxt_dist.data.rows import BOS_ID, EOS_ID, SPECIAL_COUNT
 from rxt_dist.data.sampler import GlobalOrder, OrderSource, Phase
+from rxt_dist.data.writer import ShardSpec
 
 UNIT = Unit("u00000", (), 1)
 
@@ -70,9 +72,9 @@ def _documents(root: Path, sources: dict[str, SourceInfo], seq_len: int) -> dict
                 for row in range(rows.rows):
                     at = 0
                     for _ in range(int(rows.seg_count_R[row])):
-                        length = int(rows.seg_len_S[segment])
-                        of_document = pieces.setdefault(int(rows.seg_doc_S[segment]), {})
-                        offset = int(rows.seg_off_S[segment])
+                        length = int(rows.seg_len_I[segment])
+                        of_document = pieces.setdefault(int(rows.seg_doc_I[segment]), {})
+                        offset = int(rows.seg_off_I[segment])
                         assert offset not in of_document
                         of_document[offset] = rows.tokens_RT[row, at : at + length].tolist()
                         at += length
@@ -128,9 +130,9 @@ def test_every_row_is_read_exactly_once_an_epoch(rows: list[int], seed: int) -> 
         order = GlobalOrder(sources, [Phase(3 * count * 8, weights)], seed, 8)
         # A source read alone passes over its rows epoch by epoch, but for the mixing within blocks of 4,096 positions.
         blocks = -(-3 * count // 4096) * 4096
-        source_N, row_N = order.rows(np.arange(blocks))
-        assert set(source_N.tolist()) == {number}
-        times = np.bincount(row_N, minlength=count)
+        source_R, row_R = order.rows(np.arange(blocks))
+        assert set(source_R.tolist()) == {number}
+        times = np.bincount(row_R, minlength=count)
         assert {int(n) for n in times} <= {blocks // count, -(-blocks // count)}
 
 

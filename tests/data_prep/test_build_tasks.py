@@ -29,8 +29,9 @@ from data_prep.units import Unit
 from rxt_dist.config.clean import CleanConfig
 from rxt_dist.config.corpus import BuildConfig
 from rxt_dist.config.load import load_data
-from rxt_dist.data.format import ShardWriter, load_manifest
+from rxt_dist.data.manifest import load_manifest
 from rxt_dist.data.verify import verify_full
+from rxt_dist.data.writer import ShardWriter
 from rxt_dist.errors import ConfigError, DataError, DiskError
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import data_prep.cleaning.words as words_module
+import data_prep.cleaning.shingles as shingles_module
 from data_prep.cleaning.clean import (
     REASONS,
     Cleaner,
@@ -20,7 +20,7 @@ from data_prep.cleaning.clean import (
     line_repetition,
     ngram_repetition,
 )
-from data_prep.cleaning.words import hash_runs, hash_words
+from data_prep.cleaning.shingles import hash_shingles, hash_words
 from data_prep.corpora import Document
 from data_prep.synthetic import story
 from rxt_dist.config.clean import CleanConfig
@@ -66,7 +66,7 @@ def test_hashes_never_change() -> None:
     """Surveys of other jobs and other days are compared with these."""
     hashes, _ = hash_words(["ala ma kota"])
     assert [hex(value) for value in hashes.tolist()] == HASHES
-    assert [hex(value) for value in hash_runs(hashes, 2).tolist()] == RUNS
+    assert [hex(value) for value in hash_shingles(hashes, 2).tolist()] == RUNS
 
 
 HASHES = ["0x77e1a17daa97a40a", "0x75573edcd1c70b58", "0xaefc6e8bee904b54"]
@@ -77,12 +77,12 @@ def test_long_texts_hash_like_their_parts(monkeypatch: pytest.MonkeyPatch) -> No
     rng = random.Random(1)
     text = " ".join(rng.choice(["ala", "ma", "żółtego", "kota\n", "x"]) for _ in range(500))
     whole, _ = hash_words([text])
-    runs = hash_runs(whole, 5)
-    monkeypatch.setattr(words_module, "_PIECE", 64)
+    runs = hash_shingles(whole, 5)
+    monkeypatch.setattr(shingles_module, "_PIECE", 64)
     cut, bounds = hash_words([text, "ala", text])
     assert bounds.tolist() == [0, 500, 501, 1001]
     assert cut.tolist() == [*whole.tolist(), whole[text.split().index("ala")], *whole.tolist()]
-    assert hash_runs(whole, 5).tolist() == runs.tolist()
+    assert hash_shingles(whole, 5).tolist() == runs.tolist()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

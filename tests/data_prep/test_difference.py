@@ -7,7 +7,7 @@ import pytest
 from shard_folder import Corpus, random_corpus, write_folder
 
 from data_prep.shards.difference import differences
-from rxt_dist.data.format import DatasetManifest, ShardInfo
+from rxt_dist.data.manifest import DatasetManifest, ShardInfo
 
 
 @pytest.fixture
@@ -67,8 +67,8 @@ def test_sources_languages_and_order(manifest: DatasetManifest) -> None:
 
 
 def test_the_first_shard_that_differs_is_shown(tmp_path: Path, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rxt_dist.data.format.SHARD_ROWS", 8)
-    monkeypatch.setattr("rxt_dist.data.format.BATCH_ROWS", 8)
+    monkeypatch.setattr("rxt_dist.data.writer.SHARD_ROWS", 8)
+    monkeypatch.setattr("rxt_dist.data.writer.RECORD_BATCH_ROWS", 8)
     manifest = write_folder(tmp_path / "c", corpus, 32)
     en = manifest.sources[0]
     mine = [shard for shard in en.train.shards if "u00001" in shard.file]

@@ -12,7 +12,7 @@ from shard_folder import Corpus, random_corpus, write_folder
 
 from data_prep.shards.documents import Sameness, compare_documents, compare_manifests
 from data_prep.shards.repack import RepackRequest, repack
-from rxt_dist.data.format import DatasetManifest, load_manifest
+from rxt_dist.data.manifest import DatasetManifest, load_manifest
 from rxt_dist.errors import ConfigError, DataError
 
 
@@ -107,7 +107,7 @@ def test_ids_of_other_tokenizers_are_not_compared(first: Path, monkeypatch: pyte
     other = replace(manifest, tokenizer_sha256="ef" * 32)
     assert compare_manifests((first, first), (manifest, other)) == Sameness(None, "tokenizer")
     manifests: list[DatasetManifest] = [manifest, other, manifest, other]
-    monkeypatch.setattr("rxt_dist.data.format.load_manifest", lambda root: manifests.pop())
+    monkeypatch.setattr("rxt_dist.data.manifest.load_manifest", lambda root: manifests.pop())
     monkeypatch.setattr("rxt_dist.data.dialogues.load_any_manifest", lambda root: manifests.pop())
     assert isinstance(run("diff", first, first, "--documents").exception, ConfigError)
 

@@ -25,7 +25,7 @@ from data_prep.building.encode import (
 from data_prep.corpora import Document
 from data_prep.synthetic import write_sample
 from data_prep.tokenizing.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
-from rxt_dist.data.format import SPECIAL_COUNT, SPECIAL_TOKENS
+from rxt_dist.data.rows import SPECIAL_COUNT, SPECIAL_TOKENS
 from rxt_dist.errors import DataError
 
 fast = pytest.mark.skipif(not find_spec("gigatoken"), reason="gigatoken is missing")

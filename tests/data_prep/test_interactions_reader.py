@@ -334,7 +334,7 @@ def _texts(out: Path, tokenizer: Tokenizer, source: int = 0, split: str = "train
     opened = TokenDataset(out)
     found = {}
     for row in range(opened.rows(source, split)):
-        tokens = opened.read(split, np.array([source]), np.array([row])).tokens_NT[0].tolist()
+        tokens = opened.read(split, np.array([source]), np.array([row])).tokens_RT[0].tolist()
         at = 0
         for piece in opened.segments(split, source, row):
             found[piece.document] = tokenizer.decode(tokens[at : at + piece.length], skip_special_tokens=False)
@@ -361,7 +361,7 @@ def test_the_beta_template_spells_every_part_and_text_never_spells_a_control_tok
     ]
     # Ids, not letters: what decodes to "[T]" inside a text is not the control token.
     opened = TokenDataset(tmp_path / "out")
-    tokens = opened.read("train", np.array([0]), np.array([0])).tokens_NT
+    tokens = opened.read("train", np.array([0]), np.array([0])).tokens_RT
     controls = [token for token in tokens[tokens < 11].tolist() if token]
     assert controls.count(2) == controls.count(3) == 4
     assert len(controls) == 7 + 4 + 5 + 5
@@ -403,7 +403,7 @@ def test_the_oldest_text_of_a_long_query_goes_and_answers_are_never_cut(
     assert kept_answer == answer
     assert last == "[BOS][Q]short[A]fits[EOS]"
     rows = TokenDataset(tmp_path / "out").read("train", np.array([0, 0]), np.arange(2))
-    assert max(rows.seg_len_S) == 128
+    assert max(rows.seg_len_I) == 128
 
 
 def test_a_dialogue_with_a_turn_that_cannot_fit_is_dropped_whole(
@@ -432,8 +432,8 @@ def test_dialogues_come_back_as_they_were_told(tmp_path: Path, tokenizer: tuple[
                 assert all(part in text for part in vars(item).values())
     stated = result.manifest.totals
     tokens = [DialogueDataset(tmp_path / "out").batch([index]) for index in range(stated.dialogues)]
-    assert stated.tokens == sum(int(batch.lengths_BN.sum()) for batch in tokens)
-    assert stated.targets == sum(int((batch.labels_BNT != NO_LOSS).sum()) for batch in tokens)
+    assert stated.tokens == sum(int(batch.lengths_BU.sum()) for batch in tokens)
+    assert stated.targets == sum(int((batch.labels_BUT != NO_LOSS).sum()) for batch in tokens)
 
 
 def test_records_are_held_out_by_their_text(tmp_path: Path, tokenizer: tuple[Tokenizer, Path]) -> None:

@@ -24,8 +24,8 @@ from data_prep.megatron.exporting import export_megatron
 from data_prep.megatron.importing import ImportRequest, import_megatron
 from data_prep.tokenizing.tokenizer import save_tokenizer, train_tokenizer
 from rxt_dist.data.dataset import TokenDataset
-from rxt_dist.data.format import load_manifest
-from rxt_dist.data.spare import sealed_json
+from rxt_dist.data.manifest import load_manifest
+from rxt_dist.data.sealing import sealed_json
 from rxt_dist.errors import ConfigError, DataError
 
 BOS, EOS = 2, 3
@@ -119,7 +119,7 @@ def test_text_bytes_and_training_rows_are_those_of_the_text(
     assert 0.05 < source.eval.totals.documents / len(documents) < 0.4
     rows = source.train.totals.rows
     read = TokenDataset(tmp_path / "out").read("train", np.zeros(rows, np.int64), np.arange(rows))
-    assert read.tokens_NT.max() < 600
+    assert read.tokens_RT.max() < 600
     both = export_megatron(tmp_path / "out", tmp_path / "back")
     assert [corpus.split for corpus in both] == ["train", "eval"]
     exported = [ids for corpus in both for ids in _read_back(corpus.prefix)]

@@ -16,8 +16,8 @@ from shard_folder import VOCABULARY, random_corpus, read_folder, same_documents,
 
 from data_prep.shards import repack as module
 from data_prep.shards.repack import RepackRequest, repack
-from rxt_dist.data.format import SPLITS, load_manifest
-from rxt_dist.data.spare import finish_dataset
+from rxt_dist.data.manifest import SPLITS, load_manifest
+from rxt_dist.data.sealing import finish_dataset
 from rxt_dist.data.verify import verify_full
 from rxt_dist.errors import ConfigError, DataError, DiskError
 

@@ -14,8 +14,8 @@ from data_prep.shards.repair import Repaired, repair
 from data_prep.shards.trace import documents_of, stored_unit, verify_deep
 from rxt_dist.config.clean import CleanConfig
 from rxt_dist.config.corpus import BuildConfig
-from rxt_dist.data.format import load_manifest
-from rxt_dist.data.spare import SPARE_FILE
+from rxt_dist.data.manifest import load_manifest
+from rxt_dist.data.sealing import SPARE_FILE
 from rxt_dist.data.verify import Report, verify_full
 from rxt_dist.errors import ConfigError, DataError
 

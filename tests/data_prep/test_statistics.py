@@ -85,8 +85,8 @@ def test_processes_change_nothing(tmp_path: Path, corpus: Corpus, monkeypatch: p
 def test_a_document_cut_over_the_end_of_a_shard_is_one_document(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rxt_dist.data.format.SHARD_ROWS", 16)
-    monkeypatch.setattr("rxt_dist.data.format.BATCH_ROWS", 8)
+    monkeypatch.setattr("rxt_dist.data.writer.SHARD_ROWS", 16)
+    monkeypatch.setattr("rxt_dist.data.writer.RECORD_BATCH_ROWS", 8)
     long = np.arange(1000, dtype=np.uint16) % 250 + 11
     corpus = {f"u0000{n}": {"en": {"train": {0: long, 1: long[:9]}, "eval": {2: long}}} for n in range(2)}
     manifest = write_folder(tmp_path, corpus, 32)
@@ -160,8 +160,8 @@ def test_a_sample_says_nothing_about_duplicates(tmp_path: Path) -> None:
 
 def test_only_a_few_scans_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a scan 512 KiB are counts of ids; the result keeps one array of them for a source and split."""
-    monkeypatch.setattr("rxt_dist.data.format.SHARD_ROWS", 4)
-    monkeypatch.setattr("rxt_dist.data.format.BATCH_ROWS", 4)
+    monkeypatch.setattr("rxt_dist.data.writer.SHARD_ROWS", 4)
+    monkeypatch.setattr("rxt_dist.data.writer.RECORD_BATCH_ROWS", 4)
     corpus = random_corpus(14, units=2, documents=500, sources=("en",))
     manifest = write_folder(tmp_path, corpus, 32)
     assert len(manifest.sources[0].train.shards) > 100

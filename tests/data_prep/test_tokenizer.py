@@ -13,7 +13,8 @@ from data_prep.corpora import Document
 from data_prep.synthetic import story
 from data_prep.tokenizing.report import fit_report, gather
 from data_prep.tokenizing.tokenizer import check_tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
-from rxt_dist.data.format import SPECIAL_TOKENS, tokenizer_fingerprint
+from rxt_dist.data.manifest import tokenizer_fingerprint
+from rxt_dist.data.rows import SPECIAL_TOKENS
 from rxt_dist.errors import ConfigError, DataError
 
 

@@ -23,7 +23,8 @@ from data_prep.tokenizing.report import (
 )
 from data_prep.tokenizing.takeover import examine, import_tokenizer
 from data_prep.tokenizing.tokenizer import save_tokenizer, train_tokenizer
-from rxt_dist.data.format import SPECIAL_TOKENS, tokenizer_fingerprint
+from rxt_dist.data.manifest import tokenizer_fingerprint
+from rxt_dist.data.rows import SPECIAL_TOKENS
 from rxt_dist.errors import DataError
 
 

@@ -19,8 +19,8 @@ from data_prep.readers.base import Input, Slice
 from data_prep.shards.repack import ORIGIN_FILE
 from data_prep.units import Plan, Unit, fingerprint_file, group, make_plan
 from rxt_dist.config.corpus import RESERVED_NAMES, BuildConfig
-from rxt_dist.data.format import DATASET_FILE, TOKENIZER_FILE
-from rxt_dist.data.spare import SPARE_FILE
+from rxt_dist.data.manifest import DATASET_FILE, TOKENIZER_FILE
+from rxt_dist.data.sealing import SPARE_FILE
 from rxt_dist.errors import ConfigError, DataError
 
 

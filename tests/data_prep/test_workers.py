@@ -18,10 +18,10 @@ import pyarrow as pa
 import pytest
 
 from data_prep.building import workers
-from data_prep.building.locks import Lock, locked
 from data_prep.building.workers import Progress, attempt, run_units
 from data_prep.units import Unit
 from rxt_dist.errors import DataError, DiskError, ExitCode, MemoryLimitError
+from rxt_dist.locks import Lock, locked
 
 Report = Callable[[int, int], None]
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rxt_dist.data.format import DatasetManifest, ShardSpec, ShardWriter, SourceInfo, SplitInfo, Totals
+from rxt_dist.data.manifest import DatasetManifest, SourceInfo, SplitInfo, Totals
 from rxt_dist.data.packing import PACKING_VERSION, pack
+from rxt_dist.data.writer import ShardSpec, ShardWriter
 
 SEQ_LEN = 32
 Documents = list[np.ndarray]

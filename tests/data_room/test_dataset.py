@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rxt_dist.data import format as fmt
 from rxt_dist.data.dataset import TokenDataset
+from rxt_dist.data.manifest import DatasetManifest, SourceInfo, SplitInfo, Totals, load_manifest, sums_file
 from rxt_dist.data.packing import PACKING_VERSION, pack
+from rxt_dist.data.writer import ShardSpec, ShardWriter
 from rxt_dist.errors import ConfigError, DataError
 
 
@@ -32,7 +33,7 @@ def _all_documents(dataset: TokenDataset, source: int, split: str) -> dict[int, 
     for row in rows.tolist():
         at = 0
         for segment in dataset.segments(split, source, row):
-            piece = raw.tokens_NT[row, at : at + segment.length].tolist()
+            piece = raw.tokens_RT[row, at : at + segment.length].tolist()
             assert found.setdefault(segment.document, {}).setdefault(segment.offset, piece) is piece
             at += segment.length
     return {document: [t for offset in sorted(by) for t in by[offset]] for document, by in found.items()}
@@ -51,8 +52,8 @@ def test_the_last_id_of_16_bits_survives(tmp_path: Path, writer: Callable[..., A
     ids = np.array([65_535, 11, 32_768, 65_535], dtype=np.uint16)
     writer(tmp_path, {"en": {"train": [ids], "eval": [ids]}})
     raw = TokenDataset(tmp_path).read("train", np.array([0]), np.array([0]))
-    assert raw.tokens_NT[0, :6].tolist() == [2, 65_535, 11, 32_768, 65_535, 3]
-    assert raw.tokens_NT.dtype == np.uint16
+    assert raw.tokens_RT[0, :6].tolist() == [2, 65_535, 11, 32_768, 65_535, 3]
+    assert raw.tokens_RT.dtype == np.uint16
 
 
 def test_rows_come_in_the_order_asked(dataset_dir: Path) -> None:
@@ -62,9 +63,9 @@ def test_rows_come_in_the_order_asked(dataset_dir: Path) -> None:
     at = 0
     for n, (s, r) in enumerate(zip(source, row, strict=True)):
         one = dataset.read("train", np.array([s]), np.array([r]))
-        assert np.array_equal(raw.tokens_NT[n], one.tokens_NT[0])
-        assert raw.seg_len_S[at : at + raw.seg_count_N[n]].tolist() == one.seg_len_S.tolist()
-        at += int(raw.seg_count_N[n])
+        assert np.array_equal(raw.tokens_RT[n], one.tokens_RT[0])
+        assert raw.seg_len_I[at : at + raw.seg_count_R[n]].tolist() == one.seg_len_I.tolist()
+        at += int(raw.seg_count_R[n])
 
 
 def test_what_the_caller_expects_is_checked(dataset_dir: Path) -> None:
@@ -90,7 +91,7 @@ def test_a_missing_or_truncated_shard_is_refused_at_opening(dataset_dir: Path) -
 
 
 def test_a_flipped_bit_is_found_before_its_row_is_used(dataset_dir: Path) -> None:
-    shard = fmt.load_manifest(dataset_dir).sources[1].train.shards[0]
+    shard = load_manifest(dataset_dir).sources[1].train.shards[0]
     _flip_bit(dataset_dir / shard.file, shard.batches[0].tokens + 3 * 2 * 32 + 17)
     dataset = TokenDataset(dataset_dir)
     rows = np.arange(dataset.rows(1, "train"))
@@ -104,16 +105,16 @@ def test_a_flipped_bit_is_found_before_its_row_is_used(dataset_dir: Path) -> Non
 
 def write_many_shards(root: Path, shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dataset of equal shards with 16 record batches each, as many as 400 billion tokens have at 745."""
-    monkeypatch.setattr(fmt, "BATCH_ROWS", 2)
-    writer = fmt.ShardWriter(root, "en/train", "u00000", fmt.ShardSpec(32, 65_536, "ab" * 32, PACKING_VERSION, "cd"))
+    monkeypatch.setattr("rxt_dist.data.writer.RECORD_BATCH_ROWS", 2)
+    writer = ShardWriter(root, "en/train", "u00000", ShardSpec(32, 65_536, "ab" * 32, PACKING_VERSION, "cd"))
     writer.add(pack([np.full(30, 100 + n, dtype=np.uint16) for n in range(32)], list(range(32)), 32))
     (first,) = writer.finish()
     infos = [dataclasses.replace(first, file=f"en/train/u{n:05d}-000.arrow") for n in range(shards)]
     for info in infos[1:]:
         shutil.copyfile(root / first.file, root / info.file)
-        shutil.copyfile(root / fmt.sums_file(first.file), root / fmt.sums_file(info.file))
-    source = fmt.SourceInfo("en", "en", fmt.SplitInfo(fmt.Totals(rows=32 * shards), tuple(infos)))
-    manifest = fmt.DatasetManifest(32, 65_536, "ab" * 32, "cd", PACKING_VERSION, (), (source,))
+        shutil.copyfile(root / sums_file(first.file), root / sums_file(info.file))
+    source = SourceInfo("en", "en", SplitInfo(Totals(rows=32 * shards), tuple(infos)))
+    manifest = DatasetManifest(32, 65_536, "ab" * 32, "cd", PACKING_VERSION, (), (source,))
     (root / "dataset.json").write_text(json.dumps(manifest.to_dict()))
 
 
@@ -130,7 +131,7 @@ def test_of_745_shards_only_those_are_opened_that_are_read(tmp_path: Path, monke
     rows = np.append(np.random.default_rng(0).integers(0, 745 * 32, 7), 744 * 32)
     raw = dataset.read("train", np.zeros_like(rows), rows)
     assert mapped() == {f"u{row // 32:05d}-000.arrow" for row in rows.tolist()}
-    assert raw.tokens_NT[:, 1].tolist() == (100 + rows % 32).tolist()
+    assert raw.tokens_RT[:, 1].tolist() == (100 + rows % 32).tolist()
     (tmp_path / "en/train/u00700-000.sums").unlink()
     with pytest.raises(DataError, match=r"u00700-000\.sums is missing.*--repair"):
         TokenDataset(tmp_path)
@@ -144,7 +145,7 @@ def test_more_shards_than_files_may_be_open(tmp_path: Path, monkeypatch: pytest.
         "import numpy as np; from pathlib import Path; from rxt_dist.data.dataset import TokenDataset;"
         "d = TokenDataset(Path(sys.argv[1])); rows = np.tile(np.arange(0, 150 * 32, 8), 2);"
         "raw = d.read('train', np.zeros_like(rows), rows);"
-        "assert raw.tokens_NT[:, 1].tolist() == (100 + rows % 32).tolist();"
+        "assert raw.tokens_RT[:, 1].tolist() == (100 + rows % 32).tolist();"
         "assert 88 <= len(os.listdir('/proc/self/fd')) <= 100, os.listdir('/proc/self/fd')"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

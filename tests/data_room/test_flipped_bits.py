@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rxt_dist.data.dataset import TokenDataset
-from rxt_dist.data.format import BatchInfo, ShardInfo, load_manifest, sums_file
+from rxt_dist.data.manifest import RecordBatchInfo, ShardInfo, load_manifest, sums_file
 from rxt_dist.errors import DataError
 
 SEQ_LEN = 32
@@ -25,13 +25,13 @@ def read_all(root: Path, rows: int) -> list[tuple[bytes, list[int]] | None]:
     for row in range(rows):
         try:
             raw = dataset.read("train", np.array([0]), np.array([row]))
-            found.append((raw.tokens_NT.tobytes(), raw.seg_len_S.tolist()))
+            found.append((raw.tokens_RT.tobytes(), raw.seg_len_I.tolist()))
         except DataError:
             found.append(None)
     return found
 
 
-def buffers(batch: BatchInfo, segments: int) -> dict[str, tuple[int, int]]:
+def buffers(batch: RecordBatchInfo, segments: int) -> dict[str, tuple[int, int]]:
     """First byte and length of every buffer that a row is read from."""
     return {
         "tokens": (batch.tokens, 2 * SEQ_LEN * batch.rows),

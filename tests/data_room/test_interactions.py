@@ -21,9 +21,9 @@ from rxt_dist.data.dialogues import (
     DialogueWriter,
     dialogue_metadata,
 )
-from rxt_dist.data.format import MASK_ID, SPECIAL_TOKENS, UNK_ID, PackedRows
 from rxt_dist.data.interactions import answer_labels, check_interaction_rows
 from rxt_dist.data.packing import pack
+from rxt_dist.data.rows import MASK_ID, SPECIAL_TOKENS, UNK_ID, PackedRows
 from rxt_dist.errors import ConfigError, DataError
 
 PAD, BOS, EOS = 0, 2, 3
@@ -108,7 +108,7 @@ def test_cut_interactions_foreign_ids_and_text_in_the_padding_are_bugs() -> None
     with pytest.raises(AssertionError, match="token id 21 >= vocabulary 21"):
         check_interaction_rows(rows, 21)
     with pytest.raises(AssertionError, match="was cut"):
-        check_interaction_rows(replace(rows, seg_off_S=np.array([1], dtype=np.uint32)), 22)
+        check_interaction_rows(replace(rows, seg_off_I=np.array([1], dtype=np.uint32)), 22)
     dirty = rows.tokens_RT.copy()
     dirty[0, -1] = 20
     with pytest.raises(AssertionError, match="PAD"):
@@ -171,14 +171,14 @@ def test_batches_are_padded_and_labelled(written: dict[str, list[Dialogue]], tmp
     expected = [(written["en"] + written["pl"])[index] for index in indices]
     batch = DialogueDataset(tmp_path).batch(indices)
     most, width = max(map(len, expected)), max(len(turn) for item in expected for turn in item)
-    assert batch.tokens_BNT.shape == batch.labels_BNT.shape == (4, most, width)
+    assert batch.tokens_BUT.shape == batch.labels_BUT.shape == (4, most, width)
     for b, item in enumerate(expected):
         turns = item + [[]] * (most - len(item))
-        assert batch.lengths_BN[b].tolist() == [len(turn) for turn in turns]
+        assert batch.lengths_BU[b].tolist() == [len(turn) for turn in turns]
         for n, turn in enumerate(turns):
             padded = turn + [PAD] * (width - len(turn))
-            assert batch.tokens_BNT[b, n].tolist() == padded
-            assert batch.labels_BNT[b, n].tolist() == _labels_by_reading(padded)
+            assert batch.tokens_BUT[b, n].tolist() == padded
+            assert batch.labels_BUT[b, n].tolist() == _labels_by_reading(padded)
 
 
 def test_a_batch_of_fixed_turns_cuts_and_pads(written: dict[str, list[Dialogue]], tmp_path: Path) -> None:
@@ -186,9 +186,9 @@ def test_a_batch_of_fixed_turns_cuts_and_pads(written: dict[str, list[Dialogue]]
     short = next(index for index, item in enumerate(every) if len(item) < 4)
     long = next(index for index, item in enumerate(every) if len(item) > 4)
     batch = DialogueDataset(tmp_path).batch([short, long], turns=4)
-    assert batch.lengths_BN.shape == (2, 4)
-    assert batch.lengths_BN[0].tolist() == [len(turn) for turn in every[short]] + [0] * (4 - len(every[short]))
-    assert batch.lengths_BN[1].tolist() == [len(turn) for turn in every[long][:4]]
+    assert batch.lengths_BU.shape == (2, 4)
+    assert batch.lengths_BU[0].tolist() == [len(turn) for turn in every[short]] + [0] * (4 - len(every[short]))
+    assert batch.lengths_BU[1].tolist() == [len(turn) for turn in every[long][:4]]
 
 
 def test_a_flipped_bit_is_found_before_a_dialogue_is_used(written: dict[str, list[Dialogue]], tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_what_is_no_dataset_of_dialogues_is_refused(written: dict[str, list[Dial
 
 def test_a_batch_of_nothing_is_refused(written: dict[str, list[Dialogue]], tmp_path: Path) -> None:
     opened = DialogueDataset(tmp_path)
-    assert opened.batch([0], turns=1).tokens_BNT.shape[:2] == (1, 1)
+    assert opened.batch([0], turns=1).tokens_BUT.shape[:2] == (1, 1)
     for indices, turns in (([0], 0), ([], None)):
         with pytest.raises(AssertionError, match="a batch of"):
             opened.batch(indices, turns)

@@ -15,9 +15,10 @@ import pyarrow as pa
 
 from rxt_dist.data.dataset import TokenDataset
 from rxt_dist.data.dialogues import DialogueWriter, dialogue_metadata
-from rxt_dist.data.format import INTERACTION_BOUNDARIES, ShardSpec, ShardWriter
 from rxt_dist.data.interactions import ANSWER_ID, QUERY_ID, check_interaction_rows
 from rxt_dist.data.packing import pack
+from rxt_dist.data.rows import INTERACTION_BOUNDARIES
+from rxt_dist.data.writer import ShardSpec, ShardWriter
 
 
 def _load(shard: Path, cache: Path) -> Any:
@@ -27,7 +28,7 @@ def _load(shard: Path, cache: Path) -> Any:
 def test_datasets_and_pyarrow_read_the_rows_that_training_reads(dataset_dir: Path, tmp_path: Path) -> None:
     opened = TokenDataset(dataset_dir)
     shard = opened.manifest.sources[0].train.shards[0]
-    tokens = opened.read("train", np.zeros(3, np.int64), np.arange(3)).tokens_NT
+    tokens = opened.read("train", np.zeros(3, np.int64), np.arange(3)).tokens_RT
     of_datasets = _load(dataset_dir / shard.file, tmp_path)
     assert of_datasets[:3]["tokens"] == tokens.tolist()
     assert of_datasets.column_names == ["tokens", "seg_len", "seg_doc", "seg_off"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rxt_dist.config.run import DataConfig
-from rxt_dist.data.format import SourceInfo, SplitInfo, Totals
+from rxt_dist.data.manifest import SourceInfo, SplitInfo, Totals
 from rxt_dist.data.mixture import planned_order
 from rxt_dist.data.sampler import BLOCK, GlobalOrder
 from rxt_dist.errors import ConfigError

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rxt_dist.data.format import BOS_ID, EOS_ID, MAX_SEQ_LEN, PAD_ID, PackedRows, check_rows
-from rxt_dist.data.packing import PACKING_VERSION, WINDOW_DOCUMENTS, pack, plan_rows
+from rxt_dist.data.packing import PACKING_VERSION, WINDOW_DOCUMENTS, lay_out_rows, pack
+from rxt_dist.data.rows import BOS_ID, EOS_ID, MAX_SEQ_LEN, PAD_ID, PackedRows, check_rows
 
 
 def _rebuild(rows: PackedRows) -> dict[int, list[int]]:
@@ -17,7 +17,7 @@ def _rebuild(rows: PackedRows) -> dict[int, list[int]]:
     for row in range(rows.rows):
         start = 0
         for _ in range(int(rows.seg_count_R[row])):
-            length, document, offset = (int(c[at]) for c in (rows.seg_len_S, rows.seg_doc_S, rows.seg_off_S))
+            length, document, offset = (int(c[at]) for c in (rows.seg_len_I, rows.seg_doc_I, rows.seg_off_I))
             of_document = pieces.setdefault(document, {})
             assert offset not in of_document
             of_document[offset] = rows.tokens_RT[row, start : start + length].tolist()
@@ -46,11 +46,11 @@ def test_every_token_of_every_document_exactly_once(lengths: list[int], seq_len:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(3, 70), max_size=60), st.integers(2, 40))
 def test_only_documents_longer_than_a_row_are_cut(lengths: list[int], seq_len: int) -> None:
-    plan = plan_rows(lengths, seq_len)
-    row_of = np.repeat(np.arange(len(plan.count_R)), plan.count_R)
-    assert (np.bincount(row_of, weights=plan.length_S) <= seq_len).all()
-    whole = np.array(lengths, dtype=np.int64)[plan.document_S]
-    assert ((plan.length_S == whole) | (whole > seq_len)).all()
+    layout = lay_out_rows(lengths, seq_len)
+    row_of = np.repeat(np.arange(len(layout.count_R)), layout.count_R)
+    assert (np.bincount(row_of, weights=layout.length_I) <= seq_len).all()
+    whole = np.array(lengths, dtype=np.int64)[layout.document_I]
+    assert ((layout.length_I == whole) | (whole > seq_len)).all()
 
 
 def test_windows_of_web_like_documents_fill_their_rows() -> None:
@@ -58,23 +58,23 @@ def test_windows_of_web_like_documents_fill_their_rows() -> None:
     tokens = rows = 0
     for seed in range(6):
         lengths = np.random.default_rng(seed).lognormal(6.3, 1.1, WINDOW_DOCUMENTS).astype(int) + 2
-        plan = plan_rows(lengths, 8192)
-        whole = lengths[plan.document_S]
-        assert (whole[plan.length_S < whole] > 8192).all()
-        assert plan.length_S.sum() == lengths.sum()
-        tokens, rows = tokens + lengths.sum(), rows + len(plan.count_R)
+        layout = lay_out_rows(lengths, 8192)
+        whole = lengths[layout.document_I]
+        assert (whole[layout.length_I < whole] > 8192).all()
+        assert layout.length_I.sum() == lengths.sum()
+        tokens, rows = tokens + lengths.sum(), rows + len(layout.count_R)
     assert 1 - tokens / (rows * 8192) <= 0.002
 
 
 def test_a_segment_may_fill_the_longest_row() -> None:
     rows = pack([np.full(70_000, 9999, dtype=np.uint16)], [4], MAX_SEQ_LEN)
-    assert rows.seg_len_S.tolist() == [65_535, 70_002 - 65_535]
-    assert rows.seg_off_S.tolist() == [0, 65_535]
+    assert rows.seg_len_I.tolist() == [65_535, 70_002 - 65_535]
+    assert rows.seg_off_I.tolist() == [0, 65_535]
 
 
 def test_packing_is_deterministic_and_takes_the_tightest_space() -> None:
-    plan = plan_rows([6, 5, 4, 3], 10)
-    assert (plan.document_S.tolist(), plan.count_R.tolist()) == ([0, 2, 1, 3], [2, 2])
+    layout = lay_out_rows([6, 5, 4, 3], 10)
+    assert (layout.document_I.tolist(), layout.count_R.tolist()) == ([0, 2, 1, 3], [2, 2])
 
 
 def test_the_rows_of_packing_version_1_never_change() -> None:
@@ -91,7 +91,7 @@ def test_the_rows_of_packing_version_1_never_change() -> None:
         documents = [(np.arange(length) * 7 + n).astype(np.uint16) for n, length in enumerate(lengths.tolist())]
         rows = pack(documents, [3 * n for n in range(len(documents))], seq_len)
         digest = hashlib.sha256()
-        for column in (rows.tokens_RT, rows.seg_count_R, rows.seg_len_S, rows.seg_doc_S, rows.seg_off_S):
+        for column in (rows.tokens_RT, rows.seg_count_R, rows.seg_len_I, rows.seg_doc_I, rows.seg_off_I):
             digest.update(f"{column.dtype.str}{column.shape}".encode())
             digest.update(column.tobytes())
         assert digest.hexdigest()[:32] == wanted

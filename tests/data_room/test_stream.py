@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from rxt_dist.data.dataset import TokenDataset
 from rxt_dist.data.loader import BatchReader, prefetch
@@ -42,11 +41,12 @@ def stream(root: Path, settings: list[tuple[int, int]], change_every: int = 0) -
             read = ranks[rank].read(np.arange(start, min(start + share, end))) if start < end else None
             if read is None:
                 continue
-            whole = read.to(torch.device("cpu"))
-            seen += whole.samples_B.tolist()
-            for row in range(whole.rows):
-                for name in ("tokens_BT", "labels_BT", "positions_BT", "segments_BT", "source_B", "samples_B"):
-                    digest.update(getattr(whole, name)[row].numpy().tobytes())
+            rows = read.unpack()
+            seen += read.samples_B.tolist()
+            tensors = (rows.tokens_BT, rows.next_tokens(), rows.positions_BT, rows.segments_BT)
+            for row in range(read.rows):
+                for tensor in (*tensors, read.source_B, read.samples_B):
+                    digest.update(tensor[row].numpy().tobytes())
         position, step = position + batch, step + 1
     return digest.hexdigest(), seen
 
@@ -117,7 +117,7 @@ def test_what_was_read_ahead_and_not_delivered_comes_again(dataset_dir: Path) ->
                 asked.append(start)
                 yield np.arange(start, start + 8)
 
-        with prefetch(BatchReader(TokenDataset(dataset_dir), order), positions(), depth=3) as ready:
+        with prefetch(BatchReader(TokenDataset(dataset_dir), order).read, positions(), depth=3) as ready:
             got = [next(ready).samples_B.tolist() for _ in range(batches)]
         assert len(asked) >= batches
         return got

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from shard_folder import random_corpus, write_folder
 
-from rxt_dist.data.format import load_manifest
-from rxt_dist.data.spare import SPARE_FILE, finish_dataset, read_spare, sealed_json
+from rxt_dist.data.manifest import load_manifest
+from rxt_dist.data.sealing import SPARE_FILE, finish_dataset, read_spare, sealed_json
 from rxt_dist.data.verify import Report, require_sound, verify_full, verify_quick
 from rxt_dist.errors import DataError
 

@@ -8,22 +8,25 @@ from typing import Any
 import torch
 from harness import RankContext
 from scenarios import LR, release
-from tiny import make_stage, packed_batch, run_config
+from tiny import batch_for, make_stage, run_config
 
+from rxt_dist.checkpoint.frozen import FrozenWeights, load_frozen
 from rxt_dist.checkpoint.state import load_state, save_state, state_checksum
-from rxt_dist.checkpoint.store import CheckpointStore
+from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.engine.build import build_engine
+from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.interface import Engine
+from rxt_dist.model.init import initialise
 
 SAVED_AT = 4
 
 
 def save_and_go_on(context: RankContext, directory: str, topology: dict[str, Any], steps: int) -> dict[str, Any]:
     """Train SAVED_AT steps, save, train on to `steps`; what the last steps gave, and the checksum at the end."""
-    engine, stage, config = _engine(context, topology)
+    engine, frozen, stage, config = _engine(context, topology)
     _steps(context, engine, stage, config, range(SAVED_AT))
-    save_state(engine, CheckpointStore(Path(directory), 2), SAVED_AT, {"note": "test"})
-    return _go_on(context, engine, stage, config, steps)
+    save_state(engine, frozen, CheckpointStore(Path(directory), 2), SAVED_AT, {"note": "test"})
+    return _go_on(context, engine, frozen, stage, config, steps)
 
 
 def load_and_go_on(
@@ -35,17 +38,17 @@ def load_and_go_on(
     """
     results = []
     for topology in topologies:
-        engine, stage, config = _engine(context, topology, seed=1)
         checkpoint = CheckpointStore(Path(directory), 2).latest_valid(print)
         assert checkpoint is not None
-        load_state(engine, checkpoint, SAVED_AT)
+        engine, frozen, stage, config = _engine(context, topology, seed=1, checkpoint=checkpoint)
+        load_state(engine, frozen, checkpoint, SAVED_AT)
         states = list(_optimizer(engine).state.values())
         counters = {state["step"].data_ptr() for state in states}
         if shared_counter:
             for state in states:
                 state["step"] = states[0]["step"]
-        loaded = state_checksum(engine)
-        result = _go_on(context, engine, stage, config, steps)
+        loaded = state_checksum(engine, frozen)
+        result = _go_on(context, engine, frozen, stage, config, steps)
         groups = [(group.get("name"), group.get("moe", False)) for group in _optimizer(engine).param_groups]
         result |= {
             "loaded": loaded,
@@ -63,31 +66,37 @@ def _optimizer(engine: Engine) -> torch.optim.Optimizer:
     return engine.optimizer if zero is None else zero.optimizer
 
 
-def _engine(context: RankContext, topology: dict[str, Any], seed: int = 0) -> tuple[Any, Any, Any]:
+def _engine(
+    context: RankContext, topology: dict[str, Any], seed: int = 0, checkpoint: Checkpoint | None = None
+) -> tuple[Any, ...]:
     topology = dict(topology)
     if topology.get("engine") != "plain" and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")
     accumulation = topology.pop("accumulation", 1)
     config = run_config(micro_batch_rows=8 // context.world_size // accumulation, **topology)
-    stage = make_stage(config.model_copy(update={"seed": seed}))
-    stage.seed = 0  # Other initial weights, but the same masks and noise.
-    return build_engine(stage, stage.model, config, torch.device("cpu")), stage, config
+    stage = make_stage(config)
+    initialise(stage.model, seed)  # Other initial weights, but the same masks and noise.
+    if checkpoint is not None:
+        load_frozen(stage.model, checkpoint)
+    frozen = FrozenWeights(stage.model, Collectives(torch.device("cpu")))
+    return build_engine(stage, config, torch.device("cpu")), frozen, stage, config
 
 
 def _steps(context: RankContext, engine: Any, stage: Any, config: Any, steps: range) -> list[list[float]]:
     records = []
     for step in steps:
-        parts = packed_batch(step).micro_batches(config.train.micro_batch_rows)
+        parts = batch_for(config, step).micro_batches(config.train.micro_batch_rows)
         share = len(parts) // context.world_size
         mine = parts[context.rank * share : (context.rank + 1) * share]
-        result = engine.train_step([stage.prepare(part, step * 256) for part in mine], LR)
+        rates = {group: LR * factor for group, factor in stage.rates(step * 256).items()}
+        result = engine.train_step([stage.prepare(part, step * 256) for part in mine], rates)
         assert result.applied
-        records.append([*(result.totals.sums_T / result.totals.counts_T).tolist(), result.grad_norm])
+        records.append([*(result.totals.sums_J / result.totals.counts_J).tolist(), result.grad_norm])
     return records
 
 
-def _go_on(context: RankContext, engine: Any, stage: Any, config: Any, steps: int) -> dict[str, Any]:
+def _go_on(context: RankContext, engine: Any, frozen: Any, stage: Any, config: Any, steps: int) -> dict[str, Any]:
     records = _steps(context, engine, stage, config, range(SAVED_AT, steps))
-    result = {"records": records, "checksum": state_checksum(engine)}
+    result = {"records": records, "checksum": state_checksum(engine, frozen)}
     release(engine)
     return result

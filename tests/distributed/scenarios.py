@@ -6,18 +6,20 @@ import gc
 import math
 from typing import Any
 
+import deepspeed
+import extended  # noqa: F401  (stages that only tests have)
 import megatron.core.transformer.moe.moe_utils  # noqa: F401  (imported once, before ranks are forked)
 import torch
 from harness import RankContext
-from tiny import ROWS, TOKENS, make_stage, model_config, packed_batch, relative, run_config
+from tiny import ROWS, TOKENS, batch_for, make_stage, relative, run_config
 from torch import Tensor
 
 import rxt_dist.engine.deepspeed  # noqa: F401
 from rxt_dist.engine.build import build_engine
 from rxt_dist.engine.interface import Engine, StepResult
-from rxt_dist.engine.steps import moe_blocks
+from rxt_dist.engine.routing import routed_blocks
 from rxt_dist.model.moe import RoutedExperts
-from rxt_dist.stages.joint import JointBatch, JointStage
+from rxt_dist.stages.base import MicroBatch, Stage
 
 LR = 1e-2
 # Large enough that a gradient of rounding noise does not become a whole Adam step.
@@ -41,7 +43,7 @@ def _train(
     accumulation: int = 1,
     one_place: bool = False,
     poison: tuple[int, int] | None = None,
-    memory_attention: bool = False,
+    reading: bool = False,
     **changes: Any,
 ) -> dict[str, Any]:
     """Five steps of one topology.
@@ -50,25 +52,31 @@ def _train(
         accumulation: micro-batches per step.
         one_place: routing biases send every token to the last two experts.
         poison: (step, rank) at which a gradient is NaN on that rank only.
-        memory_attention: whether the model has the part that this stage does not train.
+        reading: before each step a part of the model is called without gradients, out of its usual order.
         changes: see `run_config`.
     """
-    model = model_config() if memory_attention else model_config("memory_attention=null")
     changes = {"eps": EPS} | changes
-    config = run_config(model=model, micro_batch_rows=ROWS // context.world_size // accumulation, **changes)
+    config = run_config(micro_batch_rows=ROWS // context.world_size // accumulation, **changes)
     stage = make_stage(config)
     shapes = {name: list(p.shape) for name, p in stage.model.named_parameters() if p.requires_grad}
-    engine = build_engine(stage, stage.model, config, torch.device("cpu"))
+    frozen = {name: p.detach().clone() for name, p in stage.model.named_parameters() if not p.requires_grad}
+    engine = build_engine(stage, config, torch.device("cpu"))
     if one_place:
         engine.routing.bias_ME[:, -2:] = 100.0
-    poisoned = Poison(stage)
+    poisoned = Poison(stage) if poison is not None else None
     records = []
     for step in range(STEPS):
         micros = rank_share(context, stage, config.train.micro_batch_rows, step)
         struck = poison is not None and step == poison[0]
         before = local_copy(engine) if struck else []
-        poisoned.active = struck and poison is not None and context.rank == poison[1]
-        record = _record(engine.train_step(micros, LR))
+        if poisoned is not None and poison is not None:
+            poisoned.active = struck and context.rank == poison[1]
+        if reading:
+            with engine.reading():
+                read = stage.model.decoder(stage.model.embedding(micros[0].tokens_BT), micros[0].positions_BT, None)
+                assert not read.hidden_BTD.requires_grad
+        rates = {group: LR * factor for group, factor in stage.rates(step * ROWS * TOKENS).items()}
+        record = _record(engine.train_step(micros, rates))
         if struck:
             changed = not all(map(torch.equal, before, local_copy(engine)))
             record["unchanged"] = not engine.ranks.any(changed)
@@ -77,9 +85,10 @@ def _train(
     state, wrong = canonical(engine, shapes)
     result = {
         "steps": records,
-        "evaluated": evaluated.sums_T / evaluated.counts_T,
+        "evaluated": evaluated.sums_J / evaluated.counts_J,
         "state": state,
         "fragments": wrong,
+        "frozen": whole(engine, frozen),
         "routing": {name: tensor.clone() for name, tensor in engine.routing_state().items()},
         "agreed": len(set(engine.ranks.gather(str(records)))) == 1,
     }
@@ -92,9 +101,9 @@ def _join(context: RankContext, distributed: bool = True) -> None:
         torch.distributed.init_process_group("gloo")
 
 
-def rank_share(context: RankContext, stage: JointStage, micro_rows: int, step: int) -> list[JointBatch]:
+def rank_share(context: RankContext, stage: Stage, micro_rows: int, step: int) -> list[MicroBatch]:
     """This rank's micro-batches of global batch `step`."""
-    parts = packed_batch(step).micro_batches(micro_rows)
+    parts = batch_for(stage.run, step).micro_batches(micro_rows)
     share = len(parts) // context.world_size
     mine = parts[context.rank * share : (context.rank + 1) * share]
     return [stage.prepare(part, step * ROWS * TOKENS) for part in mine]
@@ -103,10 +112,10 @@ def rank_share(context: RankContext, stage: JointStage, micro_rows: int, step: i
 def _record(result: StepResult) -> dict[str, Any]:
     totals = result.totals
     return {
-        "losses": totals.sums_T / totals.counts_T,
-        "sums": totals.sums_T.tolist(),
-        "counts": totals.counts_T,
-        "hits": totals.hits_T,
+        "losses": totals.sums_J / totals.counts_J,
+        "sums": totals.sums_J.tolist(),
+        "counts": totals.counts_J,
+        "hits": totals.hits_J,
         "grad_norm": result.grad_norm,
         "experts": result.expert_counts_ME.clone(),
         "applied": result.applied,
@@ -117,7 +126,7 @@ def _record(result: StepResult) -> dict[str, Any]:
 class Poison:
     """While active, the gradient of one attention weight of the last decoder layer is NaN on this rank."""
 
-    def __init__(self, stage: JointStage) -> None:
+    def __init__(self, stage: Stage) -> None:
         self.active = False
         stage.model.decoder.layers[-1].attention.register_forward_hook(self._hook)
 
@@ -159,6 +168,16 @@ def canonical(engine: Engine, shapes: dict[str, list[int]]) -> tuple[dict[str, T
     return state, wrong
 
 
+def whole(engine: Engine, named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """These parameters as they are in the engine's module now, gathered under ZeRO-3."""
+    found = {}
+    for name, parameter in engine.stage.model.named_parameters():
+        if name in named:
+            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+                found[name] = parameter.detach().clone()
+    return found
+
+
 def local_copy(engine: Engine) -> list[Tensor]:
     """All that this rank holds of the training state."""
     return [tensor.clone() for part in engine.fragments(owned=False) for tensor in part.tensors.values()]
@@ -167,7 +186,7 @@ def local_copy(engine: Engine) -> list[Tensor]:
 def routed_block(context: RankContext, expert_parallel: int, bias: bool) -> dict[str, float]:
     """Largest relative differences between our routed block and AutoEP's on the same weights and input."""
     _join(context)
-    config = run_config(model=model_config("memory_attention=null"), zero=0, expert_parallel=expert_parallel)
+    config = run_config(zero=0, expert_parallel=expert_parallel)
     generator = torch.Generator().manual_seed(context.rank)
     x_BTD = torch.randn(2, 16, config.model.dim, generator=generator)
     weight_BTD = torch.randn(2, 16, config.model.dim, generator=generator)
@@ -176,8 +195,8 @@ def routed_block(context: RankContext, expert_parallel: int, bias: bool) -> dict
     for parallel in (False, True):
         stage = make_stage(config)
         if parallel:
-            build_engine(stage, stage.model, config, torch.device("cpu"))
-        block = moe_blocks(stage.model)[-1]
+            build_engine(stage, config, torch.device("cpu"))
+        block = routed_blocks(stage.model)[-1]
         assert isinstance(block, RoutedExperts) is not parallel
         block.expert_bias = bias_E
         x = x_BTD.clone().requires_grad_()

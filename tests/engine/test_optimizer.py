@@ -10,15 +10,19 @@ from torch import nn
 
 from rxt_dist.config.load import load_model
 from rxt_dist.config.run import OptimizerConfig
-from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_learning_rate
+from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_learning_rates
 from rxt_dist.errors import ConfigError
 from rxt_dist.model.reactive import ReactiveTransformer
+
+
+def one_rate(name: str) -> str:
+    return "all"
 
 
 def groups_of(config: OptimizerConfig) -> tuple[dict[str, nn.Parameter], dict[float, set[int]]]:
     model = ReactiveTransformer(model_config())
     named = dict(model.named_parameters())
-    groups = parameter_groups(named.items(), model.matrices, config)
+    groups = parameter_groups(named.items(), model.matrices, config, one_rate)
     return named, {group["weight_decay"]: {id(parameter) for parameter in group["params"]} for group in groups}
 
 
@@ -37,7 +41,7 @@ def test_of_every_published_shape_the_matrices_decay_and_nothing_else(name: str)
     with torch.device("meta"):
         model = ReactiveTransformer(load_model(DEMO.with_name(f"{name}.yaml")))
     named = dict(model.named_parameters())
-    decaying, spared = parameter_groups(named.items(), model.matrices, OptimizerConfig(weight_decay=0.1))
+    decaying, spared = parameter_groups(named.items(), model.matrices, OptimizerConfig(weight_decay=0.1), one_rate)
     assert (decaying["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     by_id = {id(parameter): found for found, parameter in named.items()}
     decays = {by_id[id(parameter)] for parameter in decaying["params"]}
@@ -60,8 +64,8 @@ def test_a_step_without_gradients_moves_matrices_and_nothing_else() -> None:
     overrides = ("decoder.moe.bias=local", "decoder.moe.shared_bias=local", "decoder.head_norm=layer")
     model = ReactiveTransformer(model_config(*overrides, "decoder.attention_bias=true"))
     config = OptimizerConfig(weight_decay=0.5)
-    optimizer = adamw(parameter_groups(model.named_parameters(), model.matrices, config), config)
-    set_learning_rate(optimizer, 0.1)
+    optimizer = adamw(parameter_groups(model.named_parameters(), model.matrices, config, one_rate), config)
+    set_learning_rates(optimizer, {"all": 0.1})
     for parameter in model.parameters():
         torch.nn.init.ones_(parameter)
         parameter.grad = torch.zeros_like(parameter)
@@ -93,8 +97,8 @@ def test_a_group_without_parameters_is_left_out() -> None:
 def test_decay_reaches_adamw_by_group() -> None:
     config = OptimizerConfig(weight_decay=0.5, no_decay=("spared",))
     named = {"decays": nn.Parameter(torch.ones(3)), "spared": nn.Parameter(torch.ones(3))}
-    optimizer = adamw(parameter_groups(named.items(), named, config), config)
-    set_learning_rate(optimizer, 0.1)
+    optimizer = adamw(parameter_groups(named.items(), named, config, one_rate), config)
+    set_learning_rates(optimizer, {"all": 0.1})
     for parameter in named.values():
         parameter.grad = torch.zeros(3)
     optimizer.step()
@@ -104,8 +108,8 @@ def test_decay_reaches_adamw_by_group() -> None:
 
 def test_settings_and_learning_rate_arrive() -> None:
     config = run_config(lr=3e-4, beta1=0.8, beta2=0.9, eps=1e-6).optimizer
-    optimizer = adamw(parameter_groups([("a.bias", nn.Parameter(torch.ones(1)))], (), config), config)
-    set_learning_rate(optimizer, 7e-5)
+    optimizer = adamw(parameter_groups([("a.bias", nn.Parameter(torch.ones(1)))], (), config, one_rate), config)
+    set_learning_rates(optimizer, {"all": 7e-5})
     (group,) = optimizer.param_groups
     assert (group["lr"], group["betas"], group["eps"], group["fused"]) == (7e-5, (0.8, 0.9), 1e-6, True)
 

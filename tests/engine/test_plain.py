@@ -20,7 +20,7 @@ TRAINED = 100_000
 
 def engine_of(**changes: object) -> PlainEngine:
     config = run_config(**changes)
-    return PlainEngine(make_stage(config), config.train, config.optimizer, CPU)
+    return PlainEngine(make_stage(config), config, CPU)
 
 
 def micros_of(engine: PlainEngine, step: int = 0, rows: int = ROWS) -> list[JointBatch]:
@@ -51,13 +51,13 @@ def test_a_step_is_the_step_written_out_by_hand() -> None:
     parameters = {name: p for name, p in stage.model.named_parameters() if p.requires_grad}
     (micro,) = micros_of(engine)
     load = torch.full((3, 8), 1 / 8)
-    sums = stage(micro, load).sums_T
-    counts = [int((micro.labels_BT >= 0).sum()), len(micro.masked_M), int(micro.valid_N.sum())]
+    sums = stage(micro, load).sums_J
+    counts = [int((micro.labels_BT >= 0).sum()), len(micro.masked_P), int(micro.valid_N.sum())]
     loss = sums[0] / counts[0] + sums[1] / counts[1] + 0.01 * sums[2] / counts[2] + 0.001 * sums[3] / counts[2]
     gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
 
-    result = engine.train_step([micro], 1e-2)
+    result = engine.train_step([micro], {"all": 1e-2})
 
     assert result.applied
     assert result.grad_norm == pytest.approx(norm.item(), rel=1e-6)
@@ -75,14 +75,14 @@ def test_a_step_is_the_step_written_out_by_hand() -> None:
 
 def run(precision: str, micro_rows: int, steps: int = 3) -> tuple[PlainEngine, list[StepResult]]:
     engine = engine_of(precision=precision, eps=1e-5)
-    return engine, [engine.train_step(micros_of(engine, step, micro_rows), 1e-2) for step in range(steps)]
+    return engine, [engine.train_step(micros_of(engine, step, micro_rows), {"all": 1e-2}) for step in range(steps)]
 
 
 @pytest.mark.parametrize("micro_rows", [1, 2])
 def test_accumulation_changes_nothing(micro_rows: int) -> None:
     (whole, expected), (split, actual) = run("float32", ROWS), run("float32", micro_rows)
     for mine, theirs in zip(actual, expected, strict=True):
-        assert mine.totals.sums_T.tolist() == pytest.approx(theirs.totals.sums_T.tolist(), rel=1e-5)
+        assert mine.totals.sums_J.tolist() == pytest.approx(theirs.totals.sums_J.tolist(), rel=1e-5)
         assert mine.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5)
         assert torch.equal(mine.expert_counts_ME, theirs.expert_counts_ME)
     state = state_of(whole)
@@ -94,7 +94,7 @@ def test_bfloat16_sums_the_gradients_of_micro_batches_in_float32() -> None:
     norms = []
     for times in (1, 16):
         engine = engine_of(precision="bfloat16")
-        norms.append(engine.train_step(micros_of(engine, rows=1)[:1] * times, 0.0).grad_norm)
+        norms.append(engine.train_step(micros_of(engine, rows=1)[:1] * times, {"all": 0.0}).grad_norm)
     assert norms[1] == pytest.approx(norms[0], rel=1e-6)
 
 
@@ -105,7 +105,7 @@ def test_float32_masters_move_where_bfloat16_weights_could_not() -> None:
     assert {parameter.dtype for parameter in model.values()} == {torch.bfloat16}
     before = {name: master.detach().clone() for name, master in engine.masters.items()}
     rounded = {name: model[name].detach().clone() for name in before}
-    engine.train_step(micros_of(engine), 3e-5)
+    engine.train_step(micros_of(engine), {"all": 3e-5})
     reached = [name for name, moments in state_of_moments(engine).items() if bool((moments != 0).all())]
     assert len(reached) > 20
     moved = torch.cat([(engine.masters[name] != before[name]).flatten() for name in reached])
@@ -123,7 +123,7 @@ def test_a_bfloat16_step_in_portions_is_the_step_at_once(monkeypatch: pytest.Mon
         monkeypatch.setattr(plain, "_PORTION_ELEMENTS", elements)
         engine = engine_of(precision="bfloat16", clip=0.1)
         for step in range(2):
-            engine.train_step(micros_of(engine, step), 1e-2)
+            engine.train_step(micros_of(engine, step), {"all": 1e-2})
         states.append(state_of(engine))
     assert all(torch.equal(states[1][name], tensor) for name, tensor in states[0].items())
 
@@ -135,20 +135,20 @@ def state_of_moments(engine: PlainEngine) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_bad_gradient_is_skipped_and_training_goes_on(precision: str) -> None:
     engine = engine_of(precision=precision, balancing="bias")
-    engine.train_step(micros_of(engine, 0), 1e-2)
+    engine.train_step(micros_of(engine, 0), {"all": 1e-2})
     before, routing = state_of(engine), {name: t.clone() for name, t in engine.routing_state().items()}
     with poisoned(engine):
-        result = engine.train_step(micros_of(engine, 1), 1e-2)
+        result = engine.train_step(micros_of(engine, 1), {"all": 1e-2})
     assert (result.applied, result.reason) == (False, "non-finite gradient norm")
     after = state_of(engine)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert all(torch.equal(engine.routing_state()[name], tensor) for name, tensor in routing.items())
-    healthy = engine.train_step(micros_of(engine, 1), 1e-2)
+    healthy = engine.train_step(micros_of(engine, 1), {"all": 1e-2})
     assert healthy.applied
     # Nothing of the bad gradients is left: the same as if that step had never been tried.
     twin = engine_of(precision=precision, balancing="bias")
-    twin.train_step(micros_of(twin, 0), 1e-2)
-    assert twin.train_step(micros_of(twin, 1), 1e-2).grad_norm == healthy.grad_norm
+    twin.train_step(micros_of(twin, 0), {"all": 1e-2})
+    assert twin.train_step(micros_of(twin, 1), {"all": 1e-2}).grad_norm == healthy.grad_norm
 
 
 def test_a_bad_loss_is_skipped_too() -> None:
@@ -156,7 +156,7 @@ def test_a_bad_loss_is_skipped_too() -> None:
     with torch.no_grad():
         engine.stage.model.lm_head.output.bias[3] = float("inf")
     before = state_of(engine)
-    result = engine.train_step(micros_of(engine), 1e-2)
+    result = engine.train_step(micros_of(engine), {"all": 1e-2})
     assert (result.applied, result.reason) == (False, "non-finite loss")
     after = state_of(engine)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -181,15 +181,15 @@ def test_fragments_are_the_engine_s_own_storage(precision: str) -> None:
     """Loading is writing into fragments: another engine then goes on exactly as the first."""
     first, second = engine_of(precision=precision), engine_of(precision=precision)
     for step in range(2):
-        first.train_step(micros_of(first, step), 1e-2)
+        first.train_step(micros_of(first, step), {"all": 1e-2})
     saved = state_of(first)
     for fragment in second.fragments(owned=False):
         for kind, tensor in fragment.tensors.items():
             tensor.copy_(saved[f"{kind}:{fragment.name}"])
     second.finish_load(2, first.routing_state())
     for step in (2, 3):
-        expected, actual = (each.train_step(micros_of(each, step), 1e-2) for each in (first, second))
-        assert torch.equal(actual.totals.sums_T, expected.totals.sums_T)
+        expected, actual = (each.train_step(micros_of(each, step), {"all": 1e-2}) for each in (first, second))
+        assert torch.equal(actual.totals.sums_J, expected.totals.sums_J)
     state = state_of(second)
     assert all(torch.equal(state[name], tensor) for name, tensor in state_of(first).items())
 
@@ -200,7 +200,7 @@ def test_evaluation_changes_nothing_and_repeats_itself() -> None:
     micros = [engine.stage.prepare(part, None) for part in packed_batch().micro_batches(2)]
     before = state_of(engine)
     first = engine.evaluate(micros)
-    assert torch.equal(engine.evaluate(micros).sums_T, first.sums_T)
+    assert torch.equal(engine.evaluate(micros).sums_J, first.sums_J)
     after = state_of(engine)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert all(parameter.grad is None for parameter in engine.stage.parameters())
@@ -216,5 +216,5 @@ def test_evaluation_records_no_graph_and_is_in_evaluation_mode(monkeypatch: pyte
 
     monkeypatch.setattr(JointStage, "forward", watched)
     engine.evaluate(micros_of(engine))
-    engine.train_step(micros_of(engine), 1e-2)
+    engine.train_step(micros_of(engine), {"all": 1e-2})
     assert seen == [(False, False), (True, True)]

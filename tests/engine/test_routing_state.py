@@ -4,8 +4,7 @@ import pytest
 import torch
 from tiny import make_stage, run_config
 
-from rxt_dist.engine.routing_state import RoutingState
-from rxt_dist.engine.steps import moe_blocks, set_expert_bias
+from rxt_dist.engine.routing import RoutingState, routed_blocks
 
 CPU = torch.device("cpu")
 COUNTS = torch.tensor([[10, 20, 30, 40], [25, 25, 25, 25]])
@@ -36,9 +35,10 @@ def test_a_bias_rises_below_the_mean_load_and_falls_above_it() -> None:
 
 
 def test_routed_blocks_see_their_biases_change_in_place() -> None:
-    blocks = moe_blocks(make_stage(run_config()).model)
-    state = RoutingState(len(blocks), 8, CPU, bias_rate=0.5)
-    set_expert_bias(blocks, state.bias_ME)
+    config = run_config(balancing="bias", bias_rate=0.5)
+    model = make_stage(config).model
+    blocks = routed_blocks(model)
+    state = RoutingState.of(model, config.train, CPU)
     counts = torch.zeros(len(blocks), 8, dtype=torch.int64)
     counts[1, 3] = 8
     state.update(counts)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_stage, model_config, run_config
+from tiny import model_config
 from torch import Tensor
 
 from rxt_dist.config.load import load_model
+from rxt_dist.model.init import initialise
 from rxt_dist.model.memory import initial_memory
 from rxt_dist.model.reactive import ReactiveTransformer
 
@@ -28,7 +29,9 @@ def test_no_module_has_buffers(path: Path) -> None:
 
 
 def model_of(*overrides: str) -> ReactiveTransformer:
-    return make_stage(run_config(model=model_config(*overrides))).model
+    model = ReactiveTransformer(model_config(*overrides))
+    initialise(model, 0)
+    return model
 
 
 def inputs(model: ReactiveTransformer) -> tuple[Tensor, Tensor]:

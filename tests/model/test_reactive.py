@@ -49,7 +49,7 @@ def test_every_mode_runs_and_trains_all_it_has(bias: str, shared: str, gated: st
     if shared in ("global", "local", "none"):
         overrides.append(f"decoder.moe.shared_bias={shared}")
     stage = make_stage(run_config(model=model_config(*overrides)))
-    sums = stage(stage.prepare(packed_batch(), 0), torch.full((3, 8), 1 / 8)).sums_T
+    sums = stage(stage.prepare(packed_batch(), 0), torch.full((3, 8), 1 / 8)).sums_J
     sums.sum().backward()
     assert bool(torch.isfinite(sums).all())
     for name, parameter in stage.model.named_parameters():

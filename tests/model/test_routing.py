@@ -139,25 +139,23 @@ def test_the_z_loss_pulls_large_logits_down() -> None:
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_nothing_is_counted_twice_under_recomputation(recompute: bool) -> None:
-    stage = make_stage(run_config())
-    stage.model.decoder.recompute = stage.model.encoder.recompute = recompute
+    stage = make_stage(run_config(recompute=recompute))
     batch = packed_batch()
     output = stage(stage.prepare(batch, 0), torch.full((3, EXPERTS), 1 / EXPERTS))
-    valid = int((batch.segments_BT >= 0).sum())
+    valid = int((batch.unpack().segments_BT >= 0).sum())
     before = output.expert_counts_ME.clone()
-    output.sums_T.sum().backward()
+    output.sums_J.sum().backward()
     assert torch.equal(output.expert_counts_ME, before)
     assert before.sum(-1).tolist() == [valid * ACTIVE] * 3
     # With uniform loads the balance term is 1 a token, whatever the router says.
-    assert output.sums_T[2].item() == pytest.approx(valid, rel=1e-5)
+    assert output.sums_J[2].item() == pytest.approx(valid, rel=1e-5)
 
 
 def test_recomputation_gives_the_same_gradients() -> None:
     gradients = []
     for recompute in (False, True):
-        stage = make_stage(run_config())
-        stage.model.decoder.recompute = stage.model.encoder.recompute = recompute
-        stage(stage.prepare(packed_batch(), 0), torch.full((3, EXPERTS), 1 / EXPERTS)).sums_T.sum().backward()
+        stage = make_stage(run_config(recompute=recompute))
+        stage(stage.prepare(packed_batch(), 0), torch.full((3, EXPERTS), 1 / EXPERTS)).sums_J.sum().backward()
         gradients.append([p.grad for p in stage.parameters() if p.requires_grad])
     assert all(relative(mine, theirs) < 1e-6 for mine, theirs in zip(*gradients, strict=True))
 

@@ -11,8 +11,8 @@ import torch
 from tiny import LENGTHS, TOKENS, make_stage, packed_batch, relative, run_config
 from torch import Tensor
 
-from rxt_dist.config.run import LinearSchedule
-from rxt_dist.data.loader import Batch, host_batch
+from rxt_dist.config.stages import LinearSchedule
+from rxt_dist.data.loader import TokenBatch, token_batch
 from rxt_dist.model.attention import Documents
 from rxt_dist.stages.joint import JointStage, cheated_context
 
@@ -20,15 +20,14 @@ LOAD = torch.full((3, 8), 1 / 8)
 DOCUMENT_LENGTHS = (9, 14, 6)
 
 
-def batch_of(*documents: np.ndarray, width: int = TOKENS, sample: int = 0) -> Batch:
+def batch_of(*documents: np.ndarray, width: int = TOKENS, sample: int = 0) -> TokenBatch:
     """One row with these documents, padded to `width`."""
     tokens = np.zeros((1, width), np.uint16)
     joined = np.concatenate(documents)
     tokens[0, : len(joined)] = joined
     lengths = np.array([len(document) for document in documents])
     narrow = torch.from_numpy(tokens.view(np.int16))
-    read = host_batch(narrow, np.array([len(documents)]), lengths, np.zeros(1, np.int64), np.array([sample]))
-    return read.to(torch.device("cpu"))
+    return token_batch(narrow, np.array([len(documents)]), lengths, np.zeros(1, np.int64), np.array([sample]))
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +41,21 @@ def stage() -> JointStage:
     return make_stage(run_config(mlm_probability=0.3))
 
 
-def only(stage: JointStage, batch: Batch, start: int, masked_inside: list[int]) -> Any:
+def only(stage: JointStage, batch: TokenBatch, start: int, masked_inside: list[int]) -> Any:
     """A micro-batch that is scored on nine tokens from `start`: next tokens, and the masked ones there."""
     length = DOCUMENT_LENGTHS[0]
     micro = stage.prepare(batch, None)
     labels = torch.full_like(micro.labels_BT, -100)
-    labels[0, start : start + length] = batch.labels_BT[0, start : start + length]
+    labels[0, start : start + length] = micro.labels_BT[0, start : start + length]
     masked = torch.tensor(masked_inside) + start
-    encoder_tokens = batch.tokens_BT.clone()
+    encoder_tokens = micro.tokens_BT.clone()
     encoder_tokens[0, masked] = 4
-    targets = batch.tokens_BT[0, masked]
-    return replace(micro, labels_BT=labels, masked_M=masked, masked_targets_M=targets, encoder_tokens_BT=encoder_tokens)
+    targets = micro.tokens_BT[0, masked]
+    return replace(micro, labels_BT=labels, masked_P=masked, masked_targets_P=targets, encoder_tokens_BT=encoder_tokens)
 
 
 def losses_and_gradients(stage: JointStage, micro: Any) -> tuple[list[float], list[Tensor]]:
-    sums = stage(micro, LOAD).sums_T[:2]
+    sums = stage(micro, LOAD).sums_J[:2]
     trained = [parameter for parameter in stage.parameters() if parameter.requires_grad]
     found = torch.autograd.grad(sums.sum(), trained, allow_unused=True, materialize_grads=True)
     return sums.tolist(), list(found)
@@ -96,7 +95,7 @@ def test_documents_would_leak_without_their_boundaries_or_positions(
         "positions_BT": torch.arange(TOKENS).unsqueeze(0) ** 2,
     }
     changed = replace(micro, **{part: one[part]})
-    assert stage(changed, LOAD).sums_T[0].item() != pytest.approx(stage(micro, LOAD).sums_T[0].item(), rel=1e-5)
+    assert stage(changed, LOAD).sums_J[0].item() != pytest.approx(stage(micro, LOAD).sums_J[0].item(), rel=1e-5)
 
 
 def test_only_the_embedding_joins_decoder_and_encoder(stage: JointStage) -> None:
@@ -105,9 +104,9 @@ def test_only_the_embedding_joins_decoder_and_encoder(stage: JointStage) -> None
     trained = [parameter for parameter in stage.model.parameters() if parameter.requires_grad]
     touched: dict[str, set[str]] = {}
     for index, term in enumerate(stage.terms):
-        sums = stage(micro, LOAD).sums_T
+        sums = stage(micro, LOAD).sums_J
         gradients = torch.autograd.grad(sums[index], trained, allow_unused=True, materialize_grads=True)
-        touched[term] = {name for name, gradient in zip(names, gradients, strict=True) if bool(gradient.any())}
+        touched[term.name] = {name for name, gradient in zip(names, gradients, strict=True) if bool(gradient.any())}
     encoder = {name for name in names if name.startswith(("encoder", "mlm_head"))}
     decoder = {name for name in names if name.startswith(("decoder", "lm_head"))}
     assert touched["ar"] == decoder | {"embedding.weight"}
@@ -118,9 +117,10 @@ def test_only_the_embedding_joins_decoder_and_encoder(stage: JointStage) -> None
     assert encoder | decoder | {"embedding.weight"} == set(names)
 
 
-def test_memory_attention_is_left_alone_by_this_stage(stage: JointStage) -> None:
-    assert stage.model.memory_attention is not None
-    assert not any(parameter.requires_grad for parameter in stage.model.memory_attention.parameters())
+def test_memory_attention_is_not_built(stage: JointStage) -> None:
+    assert stage.run.model.memory_attention is not None
+    assert stage.model.memory_attention is None
+    assert all(parameter.requires_grad for parameter in stage.model.parameters())
 
 
 def test_terms_do_not_depend_on_how_rows_are_split(stage: JointStage) -> None:
@@ -130,8 +130,8 @@ def test_terms_do_not_depend_on_how_rows_are_split(stage: JointStage) -> None:
     for rows in (1, 2, 4):
         micros = [stage.prepare(part, 0) for part in batch.micro_batches(rows)]
         outputs = [stage(micro, LOAD) for micro in micros]
-        torch.testing.assert_close(sum(output.sums_T for output in outputs), whole.sums_T, rtol=1e-5, atol=0)
-        assert torch.equal(sum(output.hits_T for output in outputs), whole.hits_T)
+        torch.testing.assert_close(sum(output.sums_J for output in outputs), whole.sums_J, rtol=1e-5, atol=0)
+        assert torch.equal(sum(output.hits_J for output in outputs), whole.hits_J)
         assert torch.equal(sum(output.expert_counts_ME for output in outputs), whole.expert_counts_ME)
         assert torch.equal(sum(stage.counts(micro) for micro in micros), stage.counts(stage.prepare(batch, 0)))
 
@@ -187,7 +187,7 @@ def test_levels_follow_their_schedules_and_are_off_in_evaluation() -> None:
 def test_evaluation_repeats_itself(stage: JointStage) -> None:
     micro = stage.prepare(packed_batch(), None)
     with torch.no_grad():
-        first, second = stage(micro, LOAD).sums_T, stage(micro, LOAD).sums_T
+        first, second = stage(micro, LOAD).sums_J, stage(micro, LOAD).sums_J
     assert torch.equal(first, second)
 
 
@@ -200,7 +200,7 @@ def test_memory_kinds(stage: JointStage) -> None:
     for row in range(8):
         assert torch.equal(foreign[:, row], encoded[:, row ^ 1])
     with torch.no_grad():
-        losses = {kind: stage(micro.with_memory(kind), LOAD).sums_T for kind in ("true", "zero", "foreign")}
+        losses = {kind: stage(micro.with_memory(kind), LOAD).sums_J for kind in ("true", "zero", "foreign")}
     assert len({loss[0].item() for loss in losses.values()}) == 3
     assert len({loss[1].item() for loss in losses.values()}) == 1, "the encoder does not read the memory"
 
@@ -214,22 +214,23 @@ def test_a_row_alone_has_no_foreign_memory(stage: JointStage) -> None:
 def test_padding_is_no_target(stage: JointStage) -> None:
     """Whatever stands in the padding, and however the encoder is masked, it is neither counted nor scored."""
     batch = packed_batch()
-    padding = batch.segments_BT < 0
+    rows = batch.unpack()
+    padding = rows.segments_BT < 0
     assert int(padding.sum()) > 30
     micro = stage.prepare(batch, None)
-    targets = int((batch.segments_BT >= 0).sum()) - sum(len(row) for row in LENGTHS)
+    targets = int((rows.segments_BT >= 0).sum()) - sum(len(row) for row in LENGTHS)
     valid = int((~padding).sum())
-    assert stage.counts(micro).tolist() == [targets, micro.masked_M.numel(), valid, valid]
-    assert not padding.flatten()[micro.masked_M].any()
+    assert stage.counts(micro).tolist() == [targets, micro.masked_P.numel(), valid, valid]
+    assert not padding.flatten()[micro.masked_P].any()
     expected = stage(micro, LOAD)
-    other_tokens = torch.where(padding, torch.full_like(batch.tokens_BT, 77), batch.tokens_BT)
+    other_tokens = torch.where(padding, torch.full_like(rows.tokens_BT, 77), rows.tokens_BT)
     changed = replace(
         micro,
         tokens_BT=other_tokens,
         encoder_tokens_BT=torch.where(padding, other_tokens, micro.encoder_tokens_BT),
     )
     actual = stage(changed, LOAD)
-    torch.testing.assert_close(actual.sums_T, expected.sums_T, rtol=1e-5, atol=0)
+    torch.testing.assert_close(actual.sums_J, expected.sums_J, rtol=1e-5, atol=0)
     assert torch.equal(actual.expert_counts_ME, expected.expert_counts_ME)
 
 
@@ -237,11 +238,11 @@ def test_nothing_masked_is_no_loss_and_no_nan() -> None:
     stage = make_stage(run_config(mlm_probability=0.0))
     micro = stage.prepare(packed_batch(), 0)
     output = stage(micro, LOAD)
-    assert micro.masked_M.numel() == 0
+    assert micro.masked_P.numel() == 0
     assert stage.counts(micro)[1].item() == 0
-    assert output.sums_T[1].item() == 0.0
-    assert output.hits_T[1].item() == 0
-    output.sums_T.sum().backward()
+    assert output.sums_J[1].item() == 0.0
+    assert output.hits_J[1].item() == 0
+    output.sums_J.sum().backward()
     gradients = {name: p.grad for name, p in stage.model.named_parameters() if p.grad is not None}
     assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients.values())
     assert all(not gradient.any() for name, gradient in gradients.items() if name.startswith(("mlm_head", "encoder")))
@@ -255,13 +256,17 @@ def test_hits_are_the_correct_predictions() -> None:
         stage.model.mlm_head.output.bias[42] = 1e4
     batch = packed_batch()
     tokens = torch.where((batch.tokens_BT > 0) & (torch.arange(TOKENS) % 2 == 0), 42, batch.tokens_BT)
-    labels = torch.where(batch.labels_BT >= 0, tokens.roll(-1, 1), batch.labels_BT)
-    micro = stage.prepare(replace(batch, tokens_BT=tokens, labels_BT=labels), 0)
-    hits = stage(micro, LOAD).hits_T.tolist()
-    assert hits == [int((labels == 42).sum()), int((micro.masked_targets_M == 42).sum()), 0, 0]
+    changed = replace(batch, tokens_BT=tokens.to(torch.int16))
+    labels = changed.unpack().next_tokens()
+    micro = stage.prepare(changed, 0)
+    hits = stage(micro, LOAD).hits_J.tolist()
+    assert hits == [int((labels == 42).sum()), int((micro.masked_targets_P == 42).sum()), 0, 0]
     assert min(hits[:2]) > 5
 
 
 def test_weights_come_from_the_configuration(stage: JointStage) -> None:
     assert stage.weights().tolist() == pytest.approx([1.0, 1.0, 0.01, 0.001])
-    assert stage.terms == ("ar", "mlm", "balance", "z")
+    assert [term.name for term in stage.terms] == ["ar", "mlm", "balance", "z"]
+    assert [term.name for term in stage.terms if term.title] == ["ar", "mlm"]
+    balanced_by_biases = make_stage(run_config(balancing="bias"))
+    assert balanced_by_biases.weights().tolist() == pytest.approx([1.0, 1.0, 0.0, 0.001])

@@ -13,11 +13,13 @@ from tiny import LENGTHS, ROWS, TOKENS, make_stage, model_config, packed_batch, 
 from torch import Tensor
 
 from rxt_dist.config.model import ModelConfig
-from rxt_dist.config.run import LinearSchedule, LossWeights, RunConfig
+from rxt_dist.config.run import RunConfig
+from rxt_dist.config.stages import LinearSchedule, LossWeights
 from rxt_dist.data.masking import keyed_uniform
-from rxt_dist.engine.interface import MicroBatch, StepResult
+from rxt_dist.engine.interface import StepResult
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.losses import objective
+from rxt_dist.stages.base import MicroBatch
 from rxt_dist.stages.joint import JointStage
 
 SEED, STEP = 11, 8
@@ -96,8 +98,9 @@ def expected(shape: str) -> Expected:
     config = config_of(shape).model
     parameters = {name: p.detach().double().requires_grad_() for name, p in stage_of(shape).model.named_parameters()}
     batch = packed_batch(STEP)
+    tokens_BT = batch.unpack().tokens_BT
     masks_BT = keyed_uniform(SEED, "mlm", batch.samples_B, TOKENS) < MLM_PROBABILITY
-    masks_BT &= batch.tokens_BT >= FIRST_ORDINARY
+    masks_BT &= tokens_BT >= FIRST_ORDINARY
     sums = [torch.zeros((), dtype=torch.float64) for _ in WEIGHTS]
     counts, hits = [0] * 4, [0] * 4
     experts_ME = torch.zeros(config.moe_layers, config.decoder.moe.experts, dtype=torch.int64)
@@ -106,7 +109,7 @@ def expected(shape: str) -> Expected:
             start = sum(lengths[:number])
             part = slice(start, start + length)
             of_document = one_document(
-                config, parameters, batch.tokens_BT[row, part], masks_BT[row, part], int(batch.samples_B[row]), start
+                config, parameters, tokens_BT[row, part], masks_BT[row, part], int(batch.samples_B[row]), start
             )
             for term in range(4):
                 sums[term] = sums[term] + of_document.sums[term]
@@ -142,9 +145,9 @@ def test_terms_hits_and_counts_are_those_of_the_formulas(shape: str) -> None:
     micro = stage.prepare(packed_batch(STEP), 10**6)
     output = stage(micro, LOAD)
     assert stage.counts(micro).tolist() == wanted.counts
-    for term, mine, formula in zip(stage.terms, output.sums_T.tolist(), wanted.sums, strict=True):
+    for term, mine, formula in zip(stage.terms, output.sums_J.tolist(), wanted.sums, strict=True):
         assert mine == pytest.approx(formula.item(), rel=1e-5), term
-    assert output.hits_T.tolist() == wanted.hits
+    assert output.hits_J.tolist() == wanted.hits
     assert torch.equal(output.expert_counts_ME, wanted.experts_ME)
 
 
@@ -152,7 +155,7 @@ def test_terms_hits_and_counts_are_those_of_the_formulas(shape: str) -> None:
 def test_every_gradient_is_that_of_the_formulas(shape: str) -> None:
     stage, wanted = stage_of(shape), expected(shape)
     micro = stage.prepare(packed_batch(STEP), 10**6)
-    objective(stage(micro, LOAD).sums_T, stage.counts(micro).float(), stage.weights()).backward()
+    objective(stage(micro, LOAD).sums_J, stage.counts(micro).float(), stage.weights()).backward()
     found = {name: p.grad for name, p in stage.model.named_parameters()}
     assert found.keys() == wanted.gradients.keys()
     for name, gradient in found.items():
@@ -173,12 +176,12 @@ def test_a_step_of_the_engine_takes_the_objective_of_the_formulas() -> None:
     """From the gradient norm alone: four weights, four counts, over two micro-batches of one global batch."""
     config, wanted = config_of("beta"), expected("beta")
     stage = stage_of("beta")
-    engine = PlainEngine(stage, config.train, config.optimizer, torch.device("cpu"))
+    engine = PlainEngine(stage, config, torch.device("cpu"))
     engine.routing.load_ME = LOAD
     micros: list[MicroBatch] = [stage.prepare(part, 10**6) for part in packed_batch(STEP).micro_batches(ROWS // 2)]
-    result: StepResult = engine.train_step(micros, 1e-3)
+    result: StepResult = engine.train_step(micros, {"all": 1e-3})
     norm = torch.stack([gradient.norm() for gradient in wanted.gradients.values()]).norm()
     assert result.grad_norm == pytest.approx(norm.item(), rel=1e-5)
-    assert result.totals.sums_T.tolist() == pytest.approx([total.item() for total in wanted.sums], rel=1e-5)
-    assert result.totals.counts_T.tolist() == wanted.counts
-    assert result.totals.hits_T.tolist() == wanted.hits
+    assert result.totals.sums_J.tolist() == pytest.approx([total.item() for total in wanted.sums], rel=1e-5)
+    assert result.totals.counts_J.tolist() == wanted.counts
+    assert result.totals.hits_J.tolist() == wanted.hits

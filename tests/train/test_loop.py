@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,13 @@ from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.interface import StepResult, TermTotals
 from rxt_dist.errors import DivergedError
 from rxt_dist.model.init import initialise
-from rxt_dist.stages.joint import JointBatch, JointStage
-from rxt_dist.train import loop, observe
+from rxt_dist.stages.base import build_network, stage_class
+from rxt_dist.stages.joint import JointBatch
+from rxt_dist.train import interval, loop
 from rxt_dist.train.evaluate import evaluate
-from rxt_dist.train.loop import Position, Training, run_loop
-from rxt_dist.train.preflight import preflight, training_model
+from rxt_dist.train.loop import Training, run_loop
+from rxt_dist.train.preflight import preflight
+from rxt_dist.train.resume import Position
 
 ROWS = STEP_TOKENS // SEQ_LEN
 STEPS = 6
@@ -49,22 +52,25 @@ class Recorder:
     steps: list[tuple[list[JointBatch], float]] = field(default_factory=list)
     evaluated: list[list[JointBatch]] = field(default_factory=list)
 
-    def train_step(self, micros: list[JointBatch], lr: float) -> StepResult:
+    def train_step(self, micros: list[JointBatch], rates: dict[str, float]) -> StepResult:
         step = len(self.steps)
-        self.steps.append((micros, lr))
+        self.steps.append((micros, rates["all"]))
         counts = torch.full((4,), step + 1.0, dtype=torch.float64)
         hits = torch.tensor([step % 2, 1, 0, 0]) * (step + 1)
-        totals = TermTotals(counts * step, counts, hits)
+        totals = TermTotals(counts * step, counts, hits, tokens=3 * (step + 1), pairs=7)
         return StepResult(self.applied, "" if self.applied else "non-finite loss", totals, 1.0, torch.ones(2, 8).long())
+
+    def reading(self) -> Any:
+        return nullcontext()
 
     def evaluate(self, micros: list[JointBatch]) -> TermTotals:
         self.evaluated.append(micros)
         counts = torch.tensor([10, 20, 30, 30], dtype=torch.float64)
-        return TermTotals(counts * torch.tensor([1.0, 2.0, 3.0, 4.0]), counts, torch.tensor([3, 8, 0, 0]))
+        return TermTotals(counts * torch.tensor([1.0, 2.0, 3.0, 4.0]), counts, torch.tensor([3, 8, 0, 0]), 30, 0)
 
 
 class Listener:
-    """A voice that keeps what it should say."""
+    """A reporter that keeps what it should say."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[Position, dict[str, Any], int]] = []
@@ -88,13 +94,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def training_of(tmp_path: Path, shards: Path, engine: Recorder, *overrides: str) -> Training:
     config: RunConfig = load_run(TinyRun(tmp_path, shards, STEPS).file, list(overrides))
-    dataset, order = preflight(config, 1)
-    model = training_model(config)
+    data = preflight(config, 1)
+    model = build_network(config)
     initialise(model, 0)
-    stage = JointStage(model, config.stage, config.seed, 64)
+    stage = stage_class(config)(model, config)
     stop = SimpleNamespace(reason=None)
-    voice: Any = Listener()
-    return Training(config, engine, stage, dataset, order, None, stop, voice, {})  # type: ignore[arg-type]
+    reporter: Any = Listener()
+    return Training(config, engine, stage, None, data, None, stop, reporter, {})  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
@@ -123,10 +129,10 @@ def test_each_step_has_its_rows_its_levels_and_its_rate(tmp_path: Path, shards: 
         assert lr == pytest.approx(1e-3 * (step + 1) / STEPS)
         for micro in micros:
             assert (micro.noise, micro.masking) == pytest.approx((step / STEPS, 0.6 * step / STEPS))
-    voice: Any = training.voice
-    position, figures, tokens = voice.lines[-1]
+    reporter: Any = training.reporter
+    position, figures, tokens = reporter.lines[-1]
     assert (position.step, position.applied, position.row, tokens) == (STEPS, STEPS, STEPS * ROWS, STEPS * STEP_TOKENS)
-    assert position.tokens_seen == sum(range(1, STEPS + 1))
+    assert position.tokens_seen == 3 * sum(range(1, STEPS + 1))
     assert (figures["lr"], figures["noise"]) == pytest.approx((1e-3, (STEPS - 1) / STEPS))
 
 
@@ -150,13 +156,13 @@ def test_losses_are_means_over_the_targets_of_an_interval(tmp_path: Path, shards
     engine = Recorder()
     training = training_of(tmp_path, shards, engine, "log.every_steps=3")
     run_loop(training, Position())
-    voice: Any = training.voice
+    reporter: Any = training.reporter
     # Lines after steps 1, 3 and 6; step s (from 0) has s + 1 targets with a loss of s.
     wanted = [0.0, (1 * 2 + 2 * 3) / 5, (3 * 4 + 4 * 5 + 5 * 6) / 15]
-    assert [figures["ar_loss"] for _, figures, _ in voice.lines] == pytest.approx(wanted)
-    assert [figures["z_loss"] for _, figures, _ in voice.lines] == pytest.approx(wanted)
-    assert [figures["ar_accuracy"] for _, figures, _ in voice.lines] == pytest.approx([0, 2 / 5, 10 / 15])
-    assert [figures["mlm_accuracy"] for _, figures, _ in voice.lines] == [1, 1, 1]
+    assert [figures["ar_loss"] for _, figures, _ in reporter.lines] == pytest.approx(wanted)
+    assert [figures["z_loss"] for _, figures, _ in reporter.lines] == pytest.approx(wanted)
+    assert [figures["ar_accuracy"] for _, figures, _ in reporter.lines] == pytest.approx([0, 2 / 5, 10 / 15])
+    assert [figures["mlm_accuracy"] for _, figures, _ in reporter.lines] == [1, 1, 1]
 
 
 def test_saving_and_evaluating_are_no_training(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +178,7 @@ def test_saving_and_evaluating_are_no_training(tmp_path: Path, shards: Path, mon
 
     clock = SimpleNamespace(monotonic=lambda: now[0])
     monkeypatch.setattr(loop, "time", clock)
-    monkeypatch.setattr(observe, "time", clock)
+    monkeypatch.setattr(interval, "time", clock)
     monkeypatch.setattr(loop, "save", takes(100))
     monkeypatch.setattr(loop, "run_evaluation", takes(1000))
     engine = Recorder()
@@ -180,9 +186,9 @@ def test_saving_and_evaluating_are_no_training(tmp_path: Path, shards: Path, mon
     often = [f"checkpoint.every_tokens={2 * STEP_TOKENS}", f"eval.every_tokens={3 * STEP_TOKENS}", "log.every_steps=3"]
     training = training_of(tmp_path, shards, engine, *often)
     run_loop(training, Position())
-    voice: Any = training.voice
+    reporter: Any = training.reporter
     assert now[0] > 1000
-    assert [figures["step_s"] for _, figures, _ in voice.lines] == pytest.approx([1, 1, 1])
+    assert [figures["step_s"] for _, figures, _ in reporter.lines] == pytest.approx([1, 1, 1])
 
 
 def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path: Path, shards: Path) -> None:
@@ -190,37 +196,36 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path: Path, shards: Pat
     training = training_of(tmp_path, shards, engine, "train.max_skipped_steps=3")
     with pytest.raises(DivergedError, match="3 steps in a row had a non-finite loss"):
         run_loop(training, Position())
-    voice: Any = training.voice
-    assert [(kind, values["in_a_row"]) for kind, values in voice.events] == [("skip", 1), ("skip", 2), ("skip", 3)]
+    reporter: Any = training.reporter
+    assert [(kind, values["in_a_row"]) for kind, values in reporter.events] == [("skip", 1), ("skip", 2), ("skip", 3)]
 
 
 def test_one_good_step_forgives_those_before(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Recorder()
     step = engine.train_step
 
-    def now_and_then(micros: list[JointBatch], lr: float) -> StepResult:
+    def now_and_then(micros: list[JointBatch], rates: dict[str, float]) -> StepResult:
         engine.applied = len(engine.steps) % 2 == 1
-        return step(micros, lr)
+        return step(micros, rates)
 
     monkeypatch.setattr(engine, "train_step", now_and_then)
     training = training_of(tmp_path, shards, engine, "train.max_skipped_steps=2")
     run_loop(training, Position())
-    voice: Any = training.voice
-    assert voice.lines[-1][0].applied == STEPS // 2
+    reporter: Any = training.reporter
+    assert reporter.lines[-1][0].applied == STEPS // 2
 
 
 def test_evaluation_is_without_noise_and_its_figures_have_the_right_names(tmp_path: Path, shards: Path) -> None:
     engine = Recorder()
     training = training_of(tmp_path, shards, engine)
-    results = evaluate(engine, training.stage, training.dataset, 4, 2)  # type: ignore[arg-type]
-    assert [(result.source, result.memory) for result in results] == [
+    results = evaluate(engine, training.stage, training.data, 4, 2)  # type: ignore[arg-type]
+    assert [(result.source, result.view) for result in results] == [
         (source, memory) for source in ("en", "pl") for memory in ("true", "zero", "foreign")
     ]
     for result in results:
-        figures = (result.ar_loss, result.ar_accuracy, result.mlm_loss, result.mlm_accuracy)
-        assert figures == pytest.approx((1.0, 0.3, 2.0, 0.4))
+        assert (result.losses, result.accuracies) == ({"ar": 1.0, "mlm": 2.0}, {"ar": 0.3, "mlm": 0.4})
     for micros, result in zip(engine.evaluated, results, strict=True):
-        assert {(micro.noise, micro.masking, micro.memory) for micro in micros} == {(0.0, 0.0, result.memory)}
+        assert {(micro.noise, micro.masking, micro.memory) for micro in micros} == {(0.0, 0.0, result.view)}
 
 
 def test_ranks_evaluate_equally_often_and_what_fills_up_counts_for_nothing(tmp_path: Path, shards: Path) -> None:
@@ -229,7 +234,7 @@ def test_ranks_evaluate_equally_often_and_what_fills_up_counts_for_nothing(tmp_p
     for rank in range(2):
         engine = Recorder(LoneRanks(2, rank))
         training = training_of(tmp_path, shards, engine)
-        evaluate(engine, training.stage, training.dataset, 6, 2)  # type: ignore[arg-type]
+        evaluate(engine, training.stage, training.data, 6, 2)  # type: ignore[arg-type]
         seen.append(engine.evaluated[0])
     assert [len(micros) for micros in seen] == [2, 2]
     assert [samples_of(micros) for micros in seen] == [[0, 1, 2, 3], [4, 5, 0, 0]]

@@ -17,7 +17,7 @@ import pytest
 
 from rxt_dist.config.run import LogConfig
 from rxt_dist.errors import DiskError
-from rxt_dist.train import metrics as module
+from rxt_dist.train import events
 from rxt_dist.train.metrics import MetricsWriter
 from rxt_dist.train.run_dir import RunDirectory
 
@@ -63,8 +63,8 @@ def test_events_are_lines_with_a_kind(run: RunDirectory) -> None:
     writer = MetricsWriter(run, SILENT, "id")
     writer.event("resume", step=120, reason="zażółć")
     writer.event("stop", reason="SIGTERM")
-    assert [(line["kind"], line.get("step")) for line in lines(run.events)] == [("resume", 120), ("stop", None)]
-    assert lines(run.events)[0]["reason"] == "zażółć"
+    assert [(line["kind"], line.get("step")) for line in lines(run.events.path)] == [("resume", 120), ("stop", None)]
+    assert lines(run.events.path)[0]["reason"] == "zażółć"
 
 
 def test_a_resume_drops_what_it_will_repeat(run: RunDirectory) -> None:
@@ -77,7 +77,7 @@ def test_a_resume_drops_what_it_will_repeat(run: RunDirectory) -> None:
     assert writer.truncate_after(25) == 0
     writer.log(30, {"loss": 2.0})
     assert steps(run) == [10, 20, 30]
-    assert len(lines(run.events)) == 1
+    assert len(lines(run.events.path)) == 1
     assert writer.truncate_after(0) == 3
     assert run.metrics.read_bytes() == b""
 
@@ -118,7 +118,7 @@ def test_a_full_disk_is_a_disk_error_and_one_that_fails_for_a_moment_a_crash(
         raise OSError(code, os.strerror(code))
 
     writer = MetricsWriter(run, SILENT, "id")
-    monkeypatch.setattr(module, "open", refuse, raising=False)
+    monkeypatch.setattr(events, "open", refuse, raising=False)
     full = code == errno.ENOSPC
     with pytest.raises(DiskError if full else OSError, match=r"metrics\.jsonl is full" if full else "Stale"):
         writer.log(1, {"loss": 1.0})
@@ -128,7 +128,7 @@ def test_disabled_imports_nothing(run: RunDirectory, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "wandb", None)
     with MetricsWriter(run, SILENT, "id") as writer:
         writer.log(1, {"loss": 1.0})
-    assert not run.events.exists()
+    assert not run.events.path.exists()
 
 
 class Wandb(types.ModuleType):
@@ -171,7 +171,7 @@ def test_a_failing_wandb_is_one_event_and_one_warning(
         for step in (1, 2, 3):
             writer.log(step, {"loss": 1.0, "load": [1.0]})
     assert steps(run) == [1, 2, 3]
-    (event,) = lines(run.events)
+    (event,) = lines(run.events.path)
     assert event["kind"] == "wandb_lost"
     assert wandb is None or event["error"] == f"RuntimeError: {fails_in} broke"
     assert len(caplog.records) == 1
@@ -188,7 +188,7 @@ def test_the_real_wandb_offline_writes_into_the_run_directory(
     with MetricsWriter(run, OFFLINE, "the-id") as writer:
         writer.log(1, {"loss": 1.0, "load": [1.0, 2.0]})
         writer.log(2, {"loss": math.nan, "load": [1.0, 2.0]})
-    assert not run.events.exists()
+    assert not run.events.path.exists()
     (written,) = (run.path / "wandb").glob("offline-run-*-the-id/*.wandb")
     assert written.stat().st_size > 0
     assert {path.name for path in tmp_path.iterdir()} == {"a-run", "home"}

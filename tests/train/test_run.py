@@ -11,7 +11,7 @@ from training_run import SEQ_LEN, TinyRun, build_shards
 
 from rxt_dist.config.load import load_run
 from rxt_dist.errors import ConfigError, DataError, DiskError, UserError
-from rxt_dist.train.ranks import Ranks
+from rxt_dist.ranks import Ranks
 from rxt_dist.train.run import train
 from rxt_dist.train.signals import StopRequest
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +16,7 @@ import yaml
 
 import rxt_dist
 from rxt_dist.errors import ConfigError
+from rxt_dist.locks import Lock
 from rxt_dist.train import run_dir as module
 from rxt_dist.train.run_dir import RunDirectory, code_version, environment
 
@@ -146,3 +150,42 @@ def test_code_version_is_the_commit_of_its_own_checkout(tmp_path: Path, monkeypa
     assert code_version()["modified"] is True
     monkeypatch.setenv("PATH", "/nowhere")
     assert code_version()["commit"] is None
+
+
+def test_a_second_launch_is_refused(tmp_path: Path) -> None:
+    directory = RunDirectory.open(tmp_path / "run", resolved(), "abc", 0)
+    with directory.locked() as lock:
+        assert lock is Lock.TAKEN
+        with pytest.raises(ConfigError, match="is being trained by another process"), directory.locked():
+            pass
+    with directory.locked() as lock:
+        assert lock is Lock.TAKEN
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_disk_without_locks_is_not_another_process(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run goes on, and says that nothing protects it."""
+    directory = RunDirectory.open(tmp_path / "run", resolved(), "abc", 0)
+
+    def refuse(file: object, flags: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with directory.locked() as lock:
+        assert lock is Lock.UNSUPPORTED
+    said = capsys.readouterr().err
+    assert f"warning: the file system of {tmp_path / 'run'} knows no locks" in said
+    assert "nothing keeps a second launch out" in said
+
+
+def test_a_disk_that_fails_is_not_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = RunDirectory.open(tmp_path / "run", resolved(), "abc", 0)
+
+    def fail(file: object, flags: int) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(OSError, match="Stale file handle"), directory.locked():
+        pass

@@ -1,0 +1,202 @@
+"""Beginning a run with weights that another run, or an export, has.
+
+What does not fit is refused before anything is built, by names and shapes alone: those of a run come from its resolved
+configuration, those of an export from the headers of its files. Contents are read, and verified, when a run really
+begins; one that resumes has everything in its own checkpoints and never looks here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from rxt_dist.checkpoint.pieces import SavedPieces
+from rxt_dist.checkpoint.store import MIN_KEEP, Checkpoint, CheckpointStore
+from rxt_dist.config.load import load_run
+from rxt_dist.config.run import StartConfig
+from rxt_dist.engine.interface import WEIGHT
+from rxt_dist.errors import CheckpointError, ConfigError
+from rxt_dist.files import sha256_file
+from rxt_dist.stages.base import build_network
+
+Shapes = Mapping[str, tuple[int, ...]]
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights came from: `path` as the run named it; run id, step and digest of the checkpoint's manifest, or
+    (without the first two) a digest of an export's files. parts: what was taken."""
+
+    path: str
+    run_id: str | None
+    step: int | None
+    digest: str
+    parts: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+class _Weights(Protocol):
+    """What weights can be taken from."""
+
+    def shapes(self) -> Shapes:
+        """Shape of every parameter that there is, by its name; reads no weights."""
+        ...
+
+    def choose(self, report: Callable[[str], None]) -> tuple[Checkpoint | None, str]:
+        """Verify the contents. Returns the checkpoint that is meant, if it is one, and a digest."""
+        ...
+
+    def fill(self, checkpoint: Checkpoint | None, named: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy parameters into tensors of their shapes."""
+        ...
+
+
+def check_start(start: StartConfig, model: nn.Module) -> None:
+    """Refuse an origin that lacks one of the parts, or has it with other parameters or in other shapes.
+
+    Args:
+        model: the network that is to be filled; without weights (meta) will do.
+
+    Raises:
+        ConfigError, CheckpointError: naming everything that does not fit.
+    """
+    shapes = _weights(start).shapes()
+    there = {name.split(".")[0] for name in shapes}
+    missing = [part for part in start.parts if part not in there]
+    if missing:
+        raise ConfigError(
+            f"start.parts names {', '.join(missing)}, but {_place(start)} holds only {', '.join(sorted(there))}: leave "
+            f"them out, and they begin afresh, or begin from another run."
+        )
+    wanted = {name: tuple(parameter.shape) for name, parameter in _named(model, start.parts)}
+    found = {name: shape for name, shape in shapes.items() if name.split(".")[0] in start.parts}
+    lacking, surplus = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    differing = [
+        f"{name} is {list(found[name])} there and {list(shape)} here"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    problems = [
+        f"{what}: {'; '.join(names[:_SHOWN])}{f'; and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''}"
+        for what, names in (("missing there", lacking), ("missing here", surplus), ("of other shapes", differing))
+        if names
+    ]
+    if problems:
+        raise ConfigError(
+            f"The parts {', '.join(start.parts)} of {_place(start)} are not those of this run's model. Parameters "
+            f"{', '.join(problems)}. Use the model of that run, or leave the part out of start.parts."
+        )
+
+
+def choose_origin(start: StartConfig, report: Callable[[str], None]) -> tuple[Origin, Checkpoint | None]:
+    """Verify where the weights come from; reads all of them, so that one rank does it for all.
+
+    Args:
+        report: told about checkpoints that were passed over.
+
+    Raises:
+        CheckpointError: there is no valid checkpoint.
+    """
+    checkpoint, digest = _weights(start).choose(report)
+    run_id, step = (str(checkpoint.meta["run_id"]), checkpoint.step) if checkpoint else (None, None)
+    return Origin(str(start.run or start.export), run_id, step, digest, start.parts), checkpoint
+
+
+def fill_from(start: StartConfig, checkpoint: Checkpoint | None, model: nn.Module) -> None:
+    """Fill the named parts of a float32 model from what `choose_origin` chose.
+
+    Raises:
+        CheckpointError: something of them is missing.
+    """
+    _weights(start).fill(checkpoint, ((name, parameter.data) for name, parameter in _named(model, start.parts)))
+
+
+def _named(model: nn.Module, parts: Iterable[str]) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if name.split(".")[0] in set(parts)]
+
+
+def _place(start: StartConfig) -> str:
+    return f"start.run {start.run}" if start.run else f"start.export {start.export}"
+
+
+def _weights(start: StartConfig) -> _Weights:
+    if start.run is not None:
+        return _RunWeights(start.run)
+    assert start.export is not None
+    return _ExportWeights(start.export)
+
+
+class _RunWeights:
+    """The newest valid checkpoint of a run."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._store = CheckpointStore(directory / "checkpoints", MIN_KEEP)
+
+    def shapes(self) -> Shapes:
+        path = self._directory / "config.resolved.yaml"
+        if not path.is_file():
+            raise ConfigError(
+                f"start.run is {self._directory}, which holds no run: there is no {path.name} in it. Name the folder "
+                f"of a run, for example runs/NAME."
+            )
+        if not any(info.committed and not info.problem for info in self._store.list()):
+            raise CheckpointError(f"start.run {self._directory} has no committed checkpoint yet: train that run first.")
+        with torch.device("meta"):
+            model = build_network(load_run(path))
+        return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+    def choose(self, report: Callable[[str], None]) -> tuple[Checkpoint | None, str]:
+        checkpoint = self._store.latest_valid(report)
+        if checkpoint is None:
+            raise CheckpointError(f"start.run {self._directory} has no valid checkpoint to begin from.")
+        return checkpoint, checkpoint.digest
+
+    def fill(self, checkpoint: Checkpoint | None, named: Iterable[tuple[str, Tensor]]) -> None:
+        assert checkpoint is not None
+        pieces = SavedPieces(checkpoint)
+        for name, target in named:
+            pieces.fill(WEIGHT, name, 0, target.view(-1))
+
+
+class _ExportWeights:
+    """A folder of .safetensors files whose tensors are named as the network's parameters."""
+
+    def __init__(self, directory: Path) -> None:
+        self._paths = sorted(directory.glob("*.safetensors"))
+        if not self._paths:
+            raise ConfigError(f"start.export is {directory}, which holds no .safetensors file.")
+        self._stack = ExitStack()
+        self._tensors: dict[str, Any] = {}
+        for path in self._paths:
+            try:
+                file = self._stack.enter_context(safe_open(path, "pt"))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path} cannot be read as safetensors: {error}.") from error
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                if name in self._tensors:
+                    raise CheckpointError(f"{directory} holds '{name}' twice; the second time in {path.name}.")
+                self._tensors[name] = file
+
+    def shapes(self) -> Shapes:
+        return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._tensors.items()}
+
+    def choose(self, report: Callable[[str], None]) -> tuple[Checkpoint | None, str]:
+        described = "".join(f"{path.name}:{sha256_file(path)};" for path in self._paths)
+        return None, hashlib.sha256(described.encode()).hexdigest()
+
+    def fill(self, checkpoint: Checkpoint | None, named: Iterable[tuple[str, Tensor]]) -> None:
+        for name, target in named:
+            target.copy_(self._tensors[name].get_tensor(name))

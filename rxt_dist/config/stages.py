@@ -1,0 +1,126 @@
+"""The stages of training: one configuration class each, and the registry that joins it to the code of the stage.
+
+A class here says what can be known without torch: which parts of the network a stage builds, which of their parameters
+it trains, and what it cannot work with. The code (rxt_dist/stages) is named by import string and loaded when it runs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
+
+from rxt_dist.config.base import Config
+from rxt_dist.config.model import ModelConfig, PartName
+from rxt_dist.errors import ConfigError
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+# The learning-rate group of a stage that trains all its parameters at one rate.
+ALL = "all"
+
+
+class StageConfig(Config, ABC):
+    """What every stage's configuration answers."""
+
+    kind: str = Field(description="Which stage.")
+
+    @abstractmethod
+    def parts(self) -> tuple[PartName, ...]:
+        """The parts of the network that are built; checkpoints hold all of them."""
+
+    def rate_group(self, parameter: str) -> str | None:
+        """The learning-rate group of a parameter of the network, by its name; None where it is frozen."""
+        return ALL
+
+    def check(self, model: ModelConfig) -> None:
+        """Refuse a model that this stage cannot train, or settings that learn nothing.
+
+        Raises:
+            ConfigError: saying which, and what to do.
+        """
+        require_parts(self.kind, self.parts(), model)
+
+
+def require_parts(kind: str, parts: Iterable[PartName], model: ModelConfig) -> None:
+    """Refuse a model that does not describe these parts."""
+    missing = {"encoder": model.encoder, "mlm_head": model.encoder, "memory_attention": model.memory_attention}
+    for part in parts:
+        if part in missing and missing[part] is None:
+            section = "encoder" if part == "mlm_head" else part
+            raise ConfigError(
+                f"stage '{kind}' needs the {part.replace('_', ' ')}, but model '{model.name}' has none: add "
+                f"model.{section} or take another model."
+            )
+
+
+class LinearSchedule(Config):
+    """A value that moves linearly with the tokens trained, then stays."""
+
+    start: NonNegativeFloat = Field(description="Value at the beginning.")
+    end: NonNegativeFloat = Field(description="Value after `tokens` trained tokens, and from then on.")
+    tokens: NonNegativeInt = Field(0, description="Tokens over which start becomes end; 0: `end` from the beginning.")
+
+    def at(self, tokens: int) -> float:
+        """The value after `tokens` trained tokens."""
+        if tokens >= self.tokens:
+            return self.end
+        return self.start + (self.end - self.start) * tokens / self.tokens
+
+
+class LossWeights(Config):
+    """Weights of the terms of the loss."""
+
+    ar: NonNegativeFloat = Field(1.0, description="Next-token cross-entropy of the decoder.")
+    mlm: NonNegativeFloat = Field(1.0, description="Masked-token cross-entropy of the encoder.")
+    balance: NonNegativeFloat = Field(0.01, description="Switch balance loss of the routers.")
+    z: NonNegativeFloat = Field(0.001, description="Router z-loss.")
+
+
+class JointConfig(StageConfig):
+    """Joint pre-training with cheated context (docs/training.md)."""
+
+    kind: Literal["joint"] = Field("joint", description="Which stage.")
+    mlm_probability: Probability = Field(0.15, description="Share of ordinary tokens the encoder sees as [MASK].")
+    memory_noise: LinearSchedule = Field(
+        LinearSchedule(start=0.5, end=0.5), description="Standard deviation of the noise on the decoder's memory."
+    )
+    memory_masking: LinearSchedule = Field(
+        LinearSchedule(start=0.15, end=0.15), description="Probability that a memory position is zeroed."
+    )
+    weights: LossWeights = LossWeights()
+
+    @model_validator(mode="after")
+    def _probabilities(self) -> Self:
+        for name in ("start", "end"):
+            value = getattr(self.memory_masking, name)
+            if value > 1:
+                raise ValueError(f"memory_masking.{name} ({value}) is a probability and must not exceed 1")
+        return self
+
+    def parts(self) -> tuple[PartName, ...]:
+        """Memory attention is not part of this stage: without gradients, weight decay alone would move it."""
+        return ("embedding", "decoder", "lm_head", "encoder", "mlm_head")
+
+    def check(self, model: ModelConfig) -> None:
+        """See `StageConfig.check`."""
+        super().check(model)
+        if not self.weights.ar and not self.weights.mlm:
+            raise ConfigError(
+                "stage.weights.ar and stage.weights.mlm are both 0, so nothing is learnt: make one positive."
+            )
+
+
+class StageEntry(NamedTuple):
+    """A stage's configuration class, and `module:class` of its code."""
+
+    config: type[StageConfig]
+    code: str
+
+
+STAGES: dict[str, StageEntry] = {
+    "joint": StageEntry(JointConfig, "rxt_dist.stages.joint:JointStage"),
+}
+DEFAULT_STAGE = next(iter(STAGES))

@@ -1,0 +1,93 @@
+"""Rows of packed documents as the source of a run's batches."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from rxt_dist.config.run import RunConfig
+from rxt_dist.config.validate import DataFacts
+from rxt_dist.data.dataset import TokenDataset
+from rxt_dist.data.loader import BatchReader, Int64Array, TokenBatch, eval_reader
+from rxt_dist.data.manifest import SourceInfo, tokenizer_fingerprint
+from rxt_dist.data.mixture import planned_order
+from rxt_dist.data.rows import BOUNDARY_POLICY
+from rxt_dist.data.sampler import GlobalOrder
+from rxt_dist.errors import DataError
+
+
+class RowSource:
+    """The data source of stages that read documents. See `DataSource`.
+
+    Raises:
+        DataError: the data is missing or damaged, was made with another tokenizer than the run names, or holds
+            something else than documents.
+    """
+
+    def __init__(self, run: RunConfig) -> None:
+        self._run = run
+        wanted = _fingerprint(run.data.tokenizer) if run.data.tokenizer else None
+        self._dataset = TokenDataset(run.data.path, wanted)
+        if self._dataset.manifest.boundaries != BOUNDARY_POLICY:
+            raise DataError(
+                f"{run.data.path} holds {self._dataset.manifest.boundaries}, of which only the answers carry loss, but "
+                f"pre-training reads documents. Name a dataset that `rxt-dist data build` made."
+            )
+
+    @property
+    def digest(self) -> str:
+        """Root digest of the dataset."""
+        return self._dataset.digest
+
+    @property
+    def sources(self) -> tuple[SourceInfo, ...]:
+        """What is weighted and evaluated together, in the order of the dataset."""
+        return self._dataset.sources
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a row, padding included."""
+        return self._dataset.seq_len
+
+    @property
+    def facts(self) -> DataFacts:
+        """What the dataset states about itself."""
+        manifest = self._dataset.manifest
+        names = tuple(source.name for source in self.sources)
+        return DataFacts(self._dataset.seq_len, self.row_tokens, manifest.vocab_size, names, manifest.tokenizer_sha256)
+
+    @cached_property
+    def order(self) -> GlobalOrder:
+        """Which row stands at a position; made when it is first asked for, since a run may still be refused before."""
+        run = self._run
+        return planned_order(self.sources, self._dataset.seq_len, run.data, run.train.total_tokens, run.seed)
+
+    @cached_property
+    def _reader(self) -> BatchReader:
+        return BatchReader(self._dataset, self.order)
+
+    def read(self, positions: Int64Array, part: slice) -> TokenBatch:
+        """See `DataSource.read`. All rows have one length, so the rest of the batch decides nothing."""
+        return self._reader.read(positions[part])
+
+    def held_out(self, source: int) -> int:
+        """See `DataSource.held_out`."""
+        return self._dataset.rows(source, "eval")
+
+    def read_held_out(self, source: int, rows: Int64Array, part: slice) -> TokenBatch:
+        """See `DataSource.read_held_out`."""
+        wanted = rows[part]
+        read = eval_reader(self._dataset, source).read(np.maximum(wanted, 0))
+        return read.first(int(np.count_nonzero(wanted >= 0)))
+
+
+def _fingerprint(tokenizer: Path) -> str:
+    try:
+        return tokenizer_fingerprint(tokenizer.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"data.tokenizer is {tokenizer}, which cannot be read as a tokenizer.json: {error}. Name the file that "
+            "the data was built with, or leave the field out to take the data's own."
+        ) from error

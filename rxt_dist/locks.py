@@ -1,0 +1,43 @@
+"""Locks between processes and hosts that share a folder; the system releases them however a process ends."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+
+_UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
+
+
+class Lock(Enum):
+    """What became of an attempt to lock."""
+
+    TAKEN = "taken"
+    BUSY = "busy"
+    UNSUPPORTED = "unsupported"  # the file system knows no locks
+
+
+@contextmanager
+def locked(path: Path, shared: bool = False, wait: bool = False) -> Iterator[Lock]:
+    """Try to hold a lock on `path` (made if missing) for the duration of the block.
+
+    Args:
+        shared: together with other holders that share it.
+        wait: until it is free, instead of BUSY.
+    """
+    flags = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    # Readable too: over NFS a shared lock needs that.
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, flags)
+            result = Lock.TAKEN
+        except BlockingIOError:
+            result = Lock.BUSY
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            result = Lock.UNSUPPORTED
+        yield result

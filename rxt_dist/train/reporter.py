@@ -1,0 +1,107 @@
+"""What a run reports: to its files, to the terminal, on rank 0 only. On other ranks everything here is silent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from rxt_dist.stages.base import Term
+from rxt_dist.train.evaluate import Evaluation
+from rxt_dist.train.metrics import MetricsWriter
+from rxt_dist.train.progress import Progress
+
+
+class _Where(Protocol):
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def tokens_seen(self) -> int: ...
+
+
+class Reporter:
+    """Metrics, events and the progress line of one life of a run.
+
+    Args:
+        writer: None on all ranks but the first.
+        terms: the terms of the stage.
+    """
+
+    def __init__(self, writer: MetricsWriter | None, progress: Progress, terms: Sequence[Term]) -> None:
+        self._writer = writer
+        self._progress = progress
+        # What predicts nothing has no accuracy, and is left to metrics.jsonl.
+        self._predictions = [term for term in terms if term.title]
+
+    def line(self, position: _Where, figures: Mapping[str, float | list[float]], tokens: int) -> None:
+        """One log step."""
+        if self._writer is None:
+            return
+        values = {"tokens": tokens, "tokens_seen": position.tokens_seen, **figures}
+        self._writer.log(position.step, values)
+        shown = {"step": str(position.step)}
+        shown |= {term.name: f"{figures[f'{term.name}_loss']:.3f}" for term in self._predictions}
+        for term in self._predictions[:1]:
+            shown["accuracy"] = f"{100 * _number(figures[f'{term.name}_accuracy']):.1f}%"
+        self._progress.update(tokens, shown)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Something that happened once."""
+        if self._writer is not None:
+            self._writer.event(kind, **fields)
+            self._progress.message(f"{kind}: " + ", ".join(f"{name} {value}" for name, value in fields.items()))
+
+    def evaluation(self, step: int, tokens: int, results: Sequence[Evaluation]) -> None:
+        """An evaluation: one metrics line, and a table for a person."""
+        if self._writer is None or not results:
+            return
+        values: dict[str, float] = {"tokens": tokens}
+        for result in results:
+            for term in self._predictions:
+                if not term.by_view and result.view != results[0].view:
+                    continue
+                place = [result.source, *([result.view] if term.by_view and result.view else [])]
+                prefix = "/".join(["eval", *place, term.name])
+                values[f"{prefix}_loss"] = result.losses[term.name]
+                values[f"{prefix}_accuracy"] = result.accuracies[term.name]
+        self._writer.log(step, values)
+        self._writer.event("eval", step=step, sources=len({result.source for result in results}))
+        for text in evaluation_lines(results, self._predictions):
+            self._progress.message(text)
+
+    def message(self, text: str) -> None:
+        """A line for a person only."""
+        self._progress.message(text)
+
+
+def evaluation_lines(results: Sequence[Evaluation], terms: Sequence[Term]) -> list[str]:
+    """A table of accuracy and loss per source, with a column for each term and, of some, each view."""
+    views = list(dict.fromkeys(result.view for result in results))
+    columns = [(term, view) for term in terms for view in (views if term.by_view else views[:1])]
+    table = Table(title="held-out rows: accuracy (loss)")
+    for heading in ("source", "language", "rows", *(_heading(term, view, len(views)) for term, view in columns)):
+        table.add_column(heading)
+    for source in dict.fromkeys(result.source for result in results):
+        found = {result.view: result for result in results if result.source == source}
+        cells = [
+            f"{100 * found[view].accuracies[term.name]:.1f}% ({found[view].losses[term.name]:.3f})"
+            for term, view in columns
+        ]
+        one = found[views[0]]
+        table.add_row(source, one.language, str(one.rows), *cells)
+    console = Console(width=110)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip().split("\n")
+
+
+def _heading(term: Term, view: str, views: int) -> str:
+    return f"{term.title}: {view}" if term.by_view and views > 1 else term.title
+
+
+def _number(value: float | list[float]) -> float:
+    assert not isinstance(value, list)
+    return value

@@ -1,0 +1,81 @@
+"""Every stage of the registry on several ranks, beside one process of plain torch; and across a checkpoint.
+
+The joint stage has a wider set of topologies in test_topologies.py. A stage without experts cannot split them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import extended  # noqa: F401  (adds the stages that only tests have)
+import pytest
+import torch
+from harness import Ranks
+from resume_scenarios import SAVED_AT, load_and_go_on, save_and_go_on
+from scenarios import train
+from tiny import relative
+
+from rxt_dist.config.stages import DEFAULT_STAGE, STAGES
+
+pytestmark = pytest.mark.distributed
+
+TOLERANCE, STATE_TOLERANCE = 1e-5, 2e-5
+OTHERS = [kind for kind in STAGES if kind != DEFAULT_STAGE]
+
+
+def topologies(kind: str) -> list[dict[str, Any]]:
+    """Two ranks: every ZeRO stage, experts split where there are some, accumulation and recomputation."""
+    routes = "decoder" in STAGES[kind].config.model_construct(kind=kind).parts()
+    found: list[dict[str, Any]] = [
+        {"zero": 0, "accumulation": 2},
+        {"zero": 1},
+        {"zero": 2, "recompute": True},
+        {"zero": 3, "accumulation": 2},
+    ]
+    if routes:
+        found += [{"zero": zero, "expert_parallel": 2} for zero in (0, 1, 3)]
+        found.append({"zero": 3, "expert_parallel": 2, "reading": True})
+        found.append({"zero": 3, "reading": True, "accumulation": 2})
+    return found
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_topology_changes_nothing(kind: str, ranks: Ranks) -> None:
+    expected = ranks.run(train, 1, topologies=[{"engine": "plain", "zero": 0, "stage": kind}])[0][0]
+    wanted = topologies(kind)
+    results = ranks.run(train, 2, topologies=[{**each, "stage": kind} for each in wanted], deadline=90)[0]
+    for topology, actual in zip(wanted, results, strict=True):
+        assert actual["agreed"], topology
+        assert actual["fragments"] == [], topology
+        for mine, plain in zip(actual["steps"], expected["steps"], strict=True):
+            assert mine["applied"], (topology, mine["reason"])
+            torch.testing.assert_close(mine["losses"], plain["losses"], rtol=TOLERANCE, atol=0, msg=str(topology))
+            assert mine["grad_norm"] == pytest.approx(plain["grad_norm"], rel=TOLERANCE), topology
+            for exact in ("counts", "hits", "experts"):
+                assert torch.equal(mine[exact], plain[exact]), (topology, exact)
+        torch.testing.assert_close(actual["evaluated"], expected["evaluated"], rtol=TOLERANCE, atol=0)
+        assert actual["state"].keys() == expected["state"].keys()
+        off = {name: relative(actual["state"][name], tensor) for name, tensor in expected["state"].items()}
+        assert max(off.values()) <= STATE_TOLERANCE, (topology, max(off, key=off.__getitem__))
+        assert all(torch.equal(actual["frozen"][name], tensor) for name, tensor in expected["frozen"].items()), topology
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_checkpoint_goes_on_on_the_same_ranks_and_on_others(
+    kind: str, precision: str, ranks: Ranks, tmp_path: Any
+) -> None:
+    """In bfloat16 too what is frozen is saved as it was before it was rounded."""
+    writer = {"zero": 3, "stage": kind, "precision": precision}
+    steps = SAVED_AT + 3
+    expected = ranks.run(save_and_go_on, 2, directory=str(tmp_path), topology=writer, steps=steps)[0]
+    same = ranks.run(load_and_go_on, 2, directory=str(tmp_path), topologies=[writer], steps=steps)[0][0]
+    assert same["records"] == expected["records"]
+    assert same["checksum"] == expected["checksum"]
+    for world, others in ((1, [{"engine": "plain", "zero": 0}, {"zero": 3}]), (2, [{"zero": 0}, {"zero": 1}])):
+        wanted = [{**other, "stage": kind, "precision": precision} for other in others]
+        for result in ranks.run(load_and_go_on, world, directory=str(tmp_path), topologies=wanted, steps=steps)[0]:
+            assert result["loaded"] == result["saved"], (world, others)
+            if precision == "float32":
+                reference = torch.tensor(expected["records"])
+                torch.testing.assert_close(torch.tensor(result["records"]), reference, rtol=1e-5, atol=0)

@@ -1,0 +1,45 @@
+"""One holder at a time; a file system without locks is not taken for another holder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from rxt_dist.locks import Lock, locked
+
+
+def test_one_holder_or_several_that_share(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with locked(path) as first:
+        assert first is Lock.TAKEN
+        with locked(path) as second, locked(path, shared=True) as third:
+            assert (second, third) == (Lock.BUSY, Lock.BUSY)
+    with locked(path, shared=True) as first, locked(path, shared=True) as second, locked(path) as alone:
+        assert (first, second, alone) == (Lock.TAKEN, Lock.TAKEN, Lock.BUSY)
+    with locked(path) as again:
+        assert again is Lock.TAKEN
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_told_from_another_holder(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: object, flags: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / ".lock") as lock:
+        assert lock is Lock.UNSUPPORTED
+
+
+def test_any_other_error_is_told_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: object, flags: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(OSError, match="Input/output error"), locked(tmp_path / ".lock"):
+        pass
