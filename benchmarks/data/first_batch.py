@@ -52,7 +52,15 @@ def write_many_shards(root: Path, shards: int) -> DatasetManifest:
         infos.append(info)
     totals = Totals(rows=shards * rows, tokens=shards * rows * SEQ_LEN)
     source = SourceInfo("en", "en", SplitInfo(totals, tuple(infos)))
-    manifest = DatasetManifest(SEQ_LEN, VOCABULARY, "0" * 64, "0" * 64, PACKING_VERSION, (), (source,))
+    manifest = DatasetManifest(
+        seq_len=SEQ_LEN,
+        vocab_size=VOCABULARY,
+        tokenizer_sha256="0" * 64,
+        spec_hash="0" * 64,
+        inputs=(),
+        sources=(source,),
+        packing_version=PACKING_VERSION,
+    )
     write_json_atomic(root / DATASET_FILE, manifest.to_dict())
     return manifest
 

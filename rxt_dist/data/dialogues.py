@@ -11,24 +11,25 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rxt_dist.data.inputs import InputFile
 from rxt_dist.data.interactions import answer_labels, check_interactions
 from rxt_dist.data.manifest import (
     DATASET_FILE,
-    TOKENIZER_FILE,
+    Counts,
     DatasetManifest,
-    FileInfo,
+    Manifest,
+    Source,
+    Split,
     blake3_file,
     canonical_json,
-    digest_json,
+    load_as,
     load_manifest,
     read_manifest,
     require_tokenizer,
@@ -50,7 +51,7 @@ _REPAIR = "Delete the file and run the same `rxt-dist data interactions` again: 
 
 
 @dataclass(frozen=True)
-class DialogueTotals:
+class DialogueTotals(Counts):
     """Counts over dialogues; `tokens` includes control tokens, `targets` are the tokens with loss."""
 
     dialogues: int = 0
@@ -58,10 +59,6 @@ class DialogueTotals:
     tokens: int = 0
     targets: int = 0
     text_bytes: int = 0
-
-    def __add__(self, other: DialogueTotals) -> DialogueTotals:
-        mine, theirs = asdict(self), asdict(other)
-        return DialogueTotals(**{name: mine[name] + theirs[name] for name in mine})
 
 
 @dataclass(frozen=True)
@@ -79,106 +76,46 @@ class DialogueShard:
 
 
 @dataclass(frozen=True)
-class DialogueSplit:
-    """The shards of one source and split, in order."""
+class DialogueSplit(Split[DialogueTotals, DialogueShard]):
+    """The dialogues of one source and split."""
+
+    totals_type, shard_type = DialogueTotals, DialogueShard
 
     totals: DialogueTotals = DialogueTotals()
-    shards: tuple[DialogueShard, ...] = ()
-
-    def __add__(self, other: DialogueSplit) -> DialogueSplit:
-        return DialogueSplit(self.totals + other.totals, self.shards + other.shards)
-
-    @staticmethod
-    def from_dict(value: Mapping[str, Any]) -> DialogueSplit:
-        shards = tuple(DialogueShard.from_dict(shard) for shard in value["shards"])
-        return DialogueSplit(DialogueTotals(**value["totals"]), shards)
 
 
 @dataclass(frozen=True)
-class DialogueSource:
+class DialogueSource(Source[DialogueSplit]):
     """Dialogues that are weighted and evaluated together."""
 
-    name: str
-    language: str
+    split_type = DialogueSplit
+
     train: DialogueSplit = DialogueSplit()
     eval: DialogueSplit = DialogueSplit()
 
-    def split(self, name: str) -> DialogueSplit:
-        return {"train": self.train, "eval": self.eval}[name]
 
-    def __add__(self, other: DialogueSource) -> DialogueSource:
-        return replace(self, train=self.train + other.train, eval=self.eval + other.eval)
+@dataclass(frozen=True, kw_only=True)
+class DialogueManifest(Manifest[DialogueSource]):
+    """The manifest of a dataset of dialogues; `seq_len` is the most tokens that a turn has."""
 
-    @staticmethod
-    def from_dict(value: Mapping[str, Any]) -> DialogueSource:
-        train, held_out = DialogueSplit.from_dict(value["train"]), DialogueSplit.from_dict(value["eval"])
-        return DialogueSource(value["name"], value["language"], train, held_out)
+    FORMAT, VERSION = DIALOGUES_FORMAT, DIALOGUES_VERSION
+    source_type = DialogueSource
+    own_fields = ("template",)
 
-
-@dataclass(frozen=True)
-class DialogueManifest:
-    """The top manifest; `seq_len` is the most tokens that a turn has.
-
-    `files` are all other files of the folder; `rxt_dist.data.sealing.finish_dataset` fills it in.
-    """
-
-    seq_len: int
-    vocab_size: int
-    tokenizer_sha256: str
     template: str
-    spec_hash: str
-    inputs: tuple[InputFile, ...]
-    sources: tuple[DialogueSource, ...]
-    files: tuple[FileInfo, ...] = ()
 
     @property
     def totals(self) -> DialogueTotals:
         return sum((source.train.totals + source.eval.totals for source in self.sources), DialogueTotals())
-
-    @property
-    def root_digest(self) -> str:
-        content = [DIALOGUES_VERSION, self.seq_len, self.tokenizer_sha256, [asdict(source) for source in self.sources]]
-        return digest_json(content)
 
     def shards(self) -> Iterator[DialogueShard]:
         """Every shard of every source and split."""
         for source in self.sources:
             yield from source.train.shards + source.eval.shards
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "format": DIALOGUES_FORMAT,
-            "version": DIALOGUES_VERSION,
-            "seq_len": self.seq_len,
-            "dtype": "uint16",
-            "tokenizer": {
-                "file": TOKENIZER_FILE,
-                "sha256": self.tokenizer_sha256,
-                "vocab_size": self.vocab_size,
-                "special_tokens": SPECIAL_TOKENS,
-            },
-            "template": self.template,
-            "spec_hash": self.spec_hash,
-            "inputs": [item.to_dict() for item in self.inputs],
-            "files": [asdict(item) for item in self.files],
-            "sources": [asdict(source) for source in self.sources],
-            "totals": asdict(self.totals),
-            "root_digest": self.root_digest,
-        }
-
-    @staticmethod
-    def from_dict(value: Mapping[str, Any]) -> DialogueManifest:
-        return DialogueManifest(
-            seq_len=int(value["seq_len"]),
-            vocab_size=int(value["tokenizer"]["vocab_size"]),
-            tokenizer_sha256=value["tokenizer"]["sha256"],
-            template=value["template"],
-            spec_hash=value["spec_hash"],
-            inputs=tuple(InputFile(**item) for item in value["inputs"]),
-            sources=tuple(DialogueSource.from_dict(source) for source in value["sources"]),
-            # Earlier versions stated none.
-            files=tuple(FileInfo(**item) for item in value.get("files", ())),
-        )
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Self:
+        return super().from_dict({"files": (), **value})  # earlier versions stated none
 
 
 AnyManifest = DatasetManifest | DialogueManifest
@@ -225,31 +162,19 @@ def load_dialogue_manifest(root: Path) -> DialogueManifest:
         DataError: no such dataset, one that cannot be read, another kind or version of dataset, or a manifest that was
             edited or damaged.
     """
-    path = root / DATASET_FILE
-    text = read_manifest(path)
-    if text is None:
-        raise DataError(
-            f"{root} is not a dataset: it has no {DATASET_FILE}. Make one with `rxt-dist data interactions INPUTS "
-            f"--kind dialogues --out DIR` (the same command finishes an interrupted one), or check the path."
+    hint = (
+        "Make one with `rxt-dist data interactions INPUTS --kind dialogues --out DIR` (the same command finishes an "
+        "interrupted one), or check the path."
+    )
+
+    def refused(value: Mapping[str, Any]) -> str:
+        return (
+            f"{root / DATASET_FILE} has format {value.get('format')!r} version {value.get('version')!r}, but dialogues "
+            f"are {DIALOGUES_FORMAT!r} version {DIALOGUES_VERSION}. Name a folder that `rxt-dist data interactions "
+            f"--kind dialogues` made."
         )
-    try:
-        value = json.loads(text)
-        if (value.get("format"), value.get("version")) != (DIALOGUES_FORMAT, DIALOGUES_VERSION):
-            raise DataError(
-                f"{path} has format {value.get('format')!r} version {value.get('version')!r}, but dialogues are "
-                f"{DIALOGUES_FORMAT!r} version {DIALOGUES_VERSION}. Name a folder that `rxt-dist data interactions "
-                f"--kind dialogues` made."
-            )
-        manifest = DialogueManifest.from_dict(value)
-        claimed = value["root_digest"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} cannot be read ({type(error).__name__}: {error}). {_REPAIR}") from error
-    if claimed != manifest.root_digest:
-        raise DataError(
-            f"{path} states root digest {claimed} but its content has {manifest.root_digest}: it was edited or "
-            f"damaged. {_REPAIR}"
-        )
-    return manifest
+
+    return load_as(DialogueManifest, root, hint, refused, _REPAIR)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

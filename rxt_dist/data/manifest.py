@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import blake3
 
@@ -96,7 +97,159 @@ def sums_file(file: str) -> str:
 
 
 @dataclass(frozen=True)
-class Totals:
+class Counts:
+    """Numbers that are added field by field."""
+
+    def __add__(self, other: Self) -> Self:
+        theirs = vars(other)
+        return replace(self, **{name: value + theirs[name] for name, value in vars(self).items()})
+
+
+class Shard(Protocol):
+    """What every kind of shard states: `file` relative to the dataset folder, and the `blake3` of it."""
+
+    @property
+    def file(self) -> str: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def blake3(self) -> str: ...
+
+
+TotalsT = TypeVar("TotalsT", bound=Counts)
+ShardT = TypeVar("ShardT", bound=Shard)
+
+
+@dataclass(frozen=True)
+class Split(Generic[TotalsT, ShardT]):
+    """The shards of one source and split, in order."""
+
+    totals_type: ClassVar[Any]
+    shard_type: ClassVar[Any]
+
+    totals: TotalsT
+    shards: tuple[ShardT, ...] = ()
+
+    def __add__(self, other: Self) -> Self:
+        return replace(self, totals=self.totals + other.totals, shards=self.shards + other.shards)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Self:
+        shards = tuple(cls.shard_type.from_dict(shard) for shard in value["shards"])
+        return cls(cls.totals_type(**value["totals"]), shards)
+
+
+SplitT = TypeVar("SplitT", bound=Split[Any, Any])
+
+
+@dataclass(frozen=True)
+class Source(Generic[SplitT]):
+    """One source: what a mixture weighs and an evaluation reports by itself."""
+
+    split_type: ClassVar[Any]
+
+    name: str
+    language: str
+    train: SplitT
+    eval: SplitT
+
+    def split(self, name: str) -> SplitT:
+        return {"train": self.train, "eval": self.eval}[name]
+
+    def __add__(self, other: Self) -> Self:
+        language = self.language if self.language == other.language else "mul"
+        return replace(self, language=language, train=self.train + other.train, eval=self.eval + other.eval)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Self:
+        read = cls.split_type.from_dict
+        return cls(value["name"], value["language"], read(value["train"]), read(value["eval"]))
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file of the dataset folder that is neither a shard nor its row checksums."""
+
+    file: str
+    bytes: int
+    blake3: str
+
+
+SourceT = TypeVar("SourceT", bound=Source[Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Generic[SourceT]):
+    """The top manifest. `root_digest` covers everything that decides a training token, and no time, path or host.
+
+    `files` are all other files of the folder; `rxt_dist.data.sealing.finish_dataset` fills it in.
+    """
+
+    FORMAT: ClassVar[str]
+    VERSION: ClassVar[int]
+    source_type: ClassVar[Any]
+    own_fields: ClassVar[tuple[str, ...]]  # what only this kind of dataset states
+
+    seq_len: int
+    vocab_size: int
+    tokenizer_sha256: str
+    spec_hash: str
+    inputs: tuple[InputFile, ...]
+    sources: tuple[SourceT, ...]
+    files: tuple[FileInfo, ...] = ()
+
+    @property
+    @abstractmethod
+    def totals(self) -> Counts:
+        """Over all sources and splits."""
+
+    @property
+    def root_digest(self) -> str:
+        return digest_json([self.VERSION, self.seq_len, self.tokenizer_sha256, self.sources])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": self.FORMAT,
+            "version": self.VERSION,
+            "seq_len": self.seq_len,
+            "dtype": "uint16",
+            "tokenizer": {
+                "file": TOKENIZER_FILE,
+                "sha256": self.tokenizer_sha256,
+                "vocab_size": self.vocab_size,
+                "special_tokens": SPECIAL_TOKENS,
+            },
+            **{name: getattr(self, name) for name in self.own_fields},
+            "spec_hash": self.spec_hash,
+            "inputs": [item.to_dict() for item in self.inputs],
+            "files": [asdict(item) for item in self.files],
+            "sources": [asdict(source) for source in self.sources],
+            "totals": asdict(self.totals),
+            "root_digest": self.root_digest,
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Self:
+        is_documents = value.get("boundaries") == BOUNDARY_POLICY
+        return cls(
+            seq_len=int(value["seq_len"]),
+            vocab_size=int(value["tokenizer"]["vocab_size"]),
+            tokenizer_sha256=value["tokenizer"]["sha256"],
+            spec_hash=value["spec_hash"],
+            inputs=tuple(InputFile.of_manifest(item, is_documents) for item in value["inputs"]),
+            sources=tuple(cls.source_type.from_dict(source) for source in value["sources"]),
+            files=tuple(FileInfo(**item) for item in value["files"]),
+            **{name: value[name] for name in cls.own_fields},
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Totals(Counts):
     """Counts over documents or rows; `tokens` includes BOS and EOS but no padding, `text_bytes` is UTF-8."""
 
     documents: int = 0
@@ -106,10 +259,6 @@ class Totals:
     text_bytes: int = 0
     split_documents: int = 0
     escaped_literals: int = 0
-
-    def __add__(self, other: Totals) -> Totals:
-        mine, theirs = asdict(self), asdict(other)
-        return Totals(**{name: mine[name] + theirs[name] for name in mine})
 
 
 class RecordBatchInfo(NamedTuple):
@@ -151,118 +300,48 @@ class ShardInfo:
 
 
 @dataclass(frozen=True)
-class SplitInfo:
-    """The shards of one source and split, in row order."""
+class SplitInfo(Split[Totals, ShardInfo]):
+    """The rows of one source and split."""
+
+    totals_type, shard_type = Totals, ShardInfo
 
     totals: Totals = Totals()
-    shards: tuple[ShardInfo, ...] = ()
-
-    def __add__(self, other: SplitInfo) -> SplitInfo:
-        return SplitInfo(self.totals + other.totals, self.shards + other.shards)
-
-    @staticmethod
-    def from_dict(value: Mapping[str, Any]) -> SplitInfo:
-        return SplitInfo(Totals(**value["totals"]), tuple(ShardInfo.from_dict(shard) for shard in value["shards"]))
 
 
 @dataclass(frozen=True)
-class SourceInfo:
-    """One source: what a mixture weighs and an evaluation reports by itself."""
+class SourceInfo(Source[SplitInfo]):
+    """A source of rows."""
 
-    name: str
-    language: str
+    split_type = SplitInfo
+
     train: SplitInfo = SplitInfo()
     eval: SplitInfo = SplitInfo()
 
-    def split(self, name: str) -> SplitInfo:
-        return {"train": self.train, "eval": self.eval}[name]
 
-    def __add__(self, other: SourceInfo) -> SourceInfo:
-        language = self.language if self.language == other.language else "mul"
-        return replace(self, language=language, train=self.train + other.train, eval=self.eval + other.eval)
+@dataclass(frozen=True, kw_only=True)
+class DatasetManifest(Manifest[SourceInfo]):
+    """The manifest of a dataset of rows: documents, or single interactions."""
 
-    @staticmethod
-    def from_dict(value: Mapping[str, Any]) -> SourceInfo:
-        train, held_out = SplitInfo.from_dict(value["train"]), SplitInfo.from_dict(value["eval"])
-        return SourceInfo(value["name"], value["language"], train, held_out)
+    FORMAT, VERSION = FORMAT_NAME, FORMAT_VERSION
+    source_type = SourceInfo
+    own_fields = ("packing_version", "boundaries")
 
-
-@dataclass(frozen=True)
-class FileInfo:
-    """A file of the dataset folder that is neither a shard nor its row checksums."""
-
-    file: str
-    bytes: int
-    blake3: str
-
-
-@dataclass(frozen=True)
-class DatasetManifest:
-    """The top manifest. `root_digest` covers everything that decides a training token, and no time, path or host.
-
-    `files` are all other files of the folder; `rxt_dist.data.sealing.finish_dataset` fills it in.
-    """
-
-    seq_len: int
-    vocab_size: int
-    tokenizer_sha256: str
-    spec_hash: str
     packing_version: int
-    inputs: tuple[InputFile, ...]
-    sources: tuple[SourceInfo, ...]
-    files: tuple[FileInfo, ...] = ()
     boundaries: str = BOUNDARY_POLICY
 
     @property
     def totals(self) -> Totals:
         return sum((source.train.totals + source.eval.totals for source in self.sources), Totals())
 
-    @property
-    def root_digest(self) -> str:
-        return digest_json([FORMAT_VERSION, self.seq_len, self.tokenizer_sha256, self.sources])
-
     def shards(self) -> Iterator[ShardInfo]:
         """Every shard of every source and split."""
         for source in self.sources:
             yield from source.train.shards + source.eval.shards
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT_NAME,
-            "version": FORMAT_VERSION,
-            "seq_len": self.seq_len,
-            "dtype": "uint16",
-            "tokenizer": {
-                "file": TOKENIZER_FILE,
-                "sha256": self.tokenizer_sha256,
-                "vocab_size": self.vocab_size,
-                "special_tokens": SPECIAL_TOKENS,
-            },
-            "boundaries": self.boundaries,
-            "packing_version": self.packing_version,
-            "spec_hash": self.spec_hash,
-            "inputs": [item.to_dict() for item in self.inputs],
-            "files": [asdict(item) for item in self.files],
-            "sources": [asdict(source) for source in self.sources],
-            "totals": asdict(self.totals),
-            "root_digest": self.root_digest,
-        }
 
-    @staticmethod
-    def from_dict(value: Mapping[str, Any]) -> DatasetManifest:
-        return DatasetManifest(
-            seq_len=int(value["seq_len"]),
-            vocab_size=int(value["tokenizer"]["vocab_size"]),
-            tokenizer_sha256=value["tokenizer"]["sha256"],
-            spec_hash=value["spec_hash"],
-            packing_version=int(value["packing_version"]),
-            inputs=tuple(
-                InputFile.of_manifest(item, value["boundaries"] == BOUNDARY_POLICY) for item in value["inputs"]
-            ),
-            sources=tuple(SourceInfo.from_dict(source) for source in value["sources"]),
-            files=tuple(FileInfo(**item) for item in value["files"]),
-            boundaries=value["boundaries"],
-        )
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def read_manifest(path: Path) -> bytes | None:
@@ -282,36 +361,57 @@ def read_manifest(path: Path) -> bytes | None:
 
 
 def load_manifest(directory: Path) -> DatasetManifest:
-    """Read and check `directory/dataset.json`.
+    """Read and check `directory/dataset.json` of a dataset of rows.
 
     Raises:
         DataError: no such dataset, an unfinished one, one that cannot be read, another format version, or a manifest
             that was edited.
     """
-    path = directory / DATASET_FILE
+    unfinished = (directory / "units").is_dir()
+    hint = (
+        f"A build was started there and has not finished; run the same `{maker(directory)}` again to finish it."
+        if unfinished
+        else "Make one with `rxt-dist data build INPUTS --out DIR`, or check the path."
+    )
+    wanted = f"{FORMAT_NAME!r} version {FORMAT_VERSION}"
+    repair = f"`rxt-dist data verify {directory} --repair` restores it from its copy."
+    return load_as(DatasetManifest, directory, hint, lambda value: refusal(directory, value, wanted), repair)
+
+
+ManifestT = TypeVar("ManifestT", bound=Manifest[Any])
+
+
+def load_as(
+    kind: type[ManifestT], root: Path, hint: str, refused: Callable[[Mapping[str, Any]], str], repair: str
+) -> ManifestT:
+    """Read and check the manifest of one kind of dataset.
+
+    Args:
+        hint: what to do where there is none.
+        refused: what to say of a dataset of another kind.
+        repair: what to do where it is damaged.
+
+    Raises:
+        DataError: with these.
+    """
+    path = root / DATASET_FILE
     text = read_manifest(path)
     if text is None:
-        unfinished = (directory / "units").is_dir()
-        hint = (
-            f"A build was started there and has not finished; run the same `{maker(directory)}` again to finish it."
-            if unfinished
-            else "Make one with `rxt-dist data build INPUTS --out DIR`, or check the path."
-        )
-        raise DataError(f"{directory} is not a dataset: it has no {DATASET_FILE}. {hint}")
+        raise DataError(f"{root} is not a dataset: it has no {DATASET_FILE}. {hint}")
     try:
         value = json.loads(text)
-        if (value.get("format"), value.get("version")) != (FORMAT_NAME, FORMAT_VERSION):
-            raise DataError(refusal(directory, value, f"{FORMAT_NAME!r} version {FORMAT_VERSION}"))
-        manifest = DatasetManifest.from_dict(value)
+        if (value.get("format"), value.get("version")) != (kind.FORMAT, kind.VERSION):
+            raise DataError(refused(value))
+        manifest = kind.from_dict(value)
         claimed = value["root_digest"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} cannot be read as a dataset manifest ({type(error).__name__}: {error}). It is damaged or was "
-            f"edited by hand; `rxt-dist data verify {directory} --repair` restores it from its copy."
+            f"{path} cannot be read as a dataset manifest ({type(error).__name__}: {error}): it is damaged or was "
+            f"edited by hand. {repair}"
         ) from error
     if claimed != manifest.root_digest:
         raise DataError(
             f"{path} states root digest {claimed} but its content has {manifest.root_digest}: it was edited or "
-            f"damaged. `rxt-dist data verify {directory} --repair` restores it from its copy."
+            f"damaged. {repair}"
         )
     return manifest

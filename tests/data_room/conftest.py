@@ -37,7 +37,13 @@ def write_dataset(root: Path, documents: dict[str, dict[str, Documents]], vocab_
             infos[split] = SplitInfo(totals, writer.finish())
         sources.append(SourceInfo(name, name, infos["train"], infos["eval"]))
     manifest = DatasetManifest(
-        SEQ_LEN, vocab_size, "ab" * 32, "cd" * 32, PACKING_VERSION, (), tuple(sorted(sources, key=lambda s: s.name))
+        seq_len=SEQ_LEN,
+        vocab_size=vocab_size,
+        tokenizer_sha256="ab" * 32,
+        spec_hash="cd" * 32,
+        inputs=(),
+        sources=tuple(sorted(sources, key=lambda s: s.name)),
+        packing_version=PACKING_VERSION,
     )
     (root / "dataset.json").write_text(json.dumps(manifest.to_dict()))
     return manifest

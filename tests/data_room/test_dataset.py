@@ -114,7 +114,15 @@ def write_many_shards(root: Path, shards: int, monkeypatch: pytest.MonkeyPatch) 
         shutil.copyfile(root / first.file, root / info.file)
         shutil.copyfile(root / sums_file(first.file), root / sums_file(info.file))
     source = SourceInfo("en", "en", SplitInfo(Totals(rows=32 * shards), tuple(infos)))
-    manifest = DatasetManifest(32, 65_536, "ab" * 32, "cd", PACKING_VERSION, (), (source,))
+    manifest = DatasetManifest(
+        seq_len=32,
+        vocab_size=65_536,
+        tokenizer_sha256="ab" * 32,
+        spec_hash="cd",
+        inputs=(),
+        sources=(source,),
+        packing_version=PACKING_VERSION,
+    )
     (root / "dataset.json").write_text(json.dumps(manifest.to_dict()))
 
 

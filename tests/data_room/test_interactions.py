@@ -137,7 +137,15 @@ def _write(root: Path, sources: dict[str, list[Dialogue]]) -> DialogueManifest:
             writer.add([np.array(turn, dtype=np.uint16) for turn in item])
         split = DialogueSplit(DialogueTotals(len(items)), writer.finish())
         made.append(DialogueSource(name, name, split))
-    manifest = DialogueManifest(64, 65_536, "ab", "beta", "cd", (), tuple(made))
+    manifest = DialogueManifest(
+        seq_len=64,
+        vocab_size=65_536,
+        tokenizer_sha256="ab",
+        spec_hash="cd",
+        inputs=(),
+        sources=tuple(made),
+        template="beta",
+    )
     (root / "dataset.json").write_text(json.dumps(manifest.to_dict()))
     return manifest
 
