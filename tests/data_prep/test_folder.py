@@ -58,3 +58,16 @@ def test_somebody_else_s_folder_is_left_alone(request_of: InteractionRequest) ->
     build_interactions(new)
     with pytest.raises(DataError, match="seq_len was 64 and is now 32"):
         build_interactions(replace(new, seq_len=32))
+
+
+@pytest.mark.parametrize("damage", ["another specification", "a shard cut off"])
+def test_a_unit_that_is_not_whole_is_built_again(request_of: InteractionRequest, damage: str) -> None:
+    first = build_interactions(request_of)
+    (path,) = (request_of.out / "units").glob("*.json")
+    if damage == "a shard cut off":
+        shard = next(request_of.out.glob("en/train/*.arrow"))
+        shard.write_bytes(shard.read_bytes()[:-8])
+    else:
+        path.write_text(path.read_text().replace('"spec_hash": "', '"spec_hash": "0'))
+    again = build_interactions(request_of)
+    assert (first.units_kept, again.units_kept, again.manifest) == (0, 0, first.manifest)

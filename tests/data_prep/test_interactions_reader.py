@@ -6,6 +6,7 @@ import datetime
 import gzip
 import json
 import random
+import tracemalloc
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -291,13 +292,63 @@ def test_packed_lines_and_parquet_give_the_same_records(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
     with pa.CompressedOutputStream(str(tmp_path / "c.jsonl.zst"), "zstd") as stream:
         stream.write(plain.read_bytes())
-    pq.write_table(pa.Table.from_pylist(records), tmp_path / "d.parquet", row_group_size=2)
+    table = pa.Table.from_pylist(records)
+    pq.write_table(table, tmp_path / "d.parquet", row_group_size=2)
+    for name, new in (("e.arrow", pa.ipc.new_file), ("f.arrow", pa.ipc.new_stream)):
+        with new(str(tmp_path / name), table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
     expected = [(record.interactions, record.language) for record in _read(plain)[0]]
     assert len(expected) == 5
-    for name in ("b.jsonl.gz", "c.jsonl.zst", "d.parquet"):
+    for name in ("b.jsonl.gz", "c.jsonl.zst", "d.parquet", "e.arrow", "f.arrow"):
         read = _read(tmp_path / name)[0]
         assert [(record.interactions, record.language) for record in read] == expected
-    assert read[4].place.endswith("d.parquet, row 5")
+        assert read[4].place.endswith(f"{name}, {'line' if 'jsonl' in name else 'row'} 5")
+
+
+def _as_text(values: list[bytes]) -> pa.Array:
+    """Bytes that claim to be UTF-8."""
+    array = pa.array(values, pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(array), array.buffers())
+
+
+def test_invalid_utf8_in_tables_is_mended_in_any_depth(tmp_path: Path) -> None:
+    texts = _as_text([b"a\xff", "ą".encode()])
+    answers = pa.array(["b", "c"])
+    flat = pa.table({"query": texts, "answer": answers})
+    single = pa.StructArray.from_arrays([texts, answers, pa.array([None, "t"])], ["query", "answer", "think"])
+    nested = pa.table({"interactions": pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), single)})
+    for name, table in (("flat", flat), ("nested", nested)):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        with pa.ipc.new_file(str(tmp_path / f"{name}.arrow"), table.schema) as writer:
+            writer.write_table(table)
+        for suffix in ("parquet", "arrow"):
+            read, counts = _read(tmp_path / f"{name}.{suffix}")
+            assert [record.interactions[0].query for record in read] == ["a\ufffd", "ą"]
+            assert [record.interactions[0].think for record in read] == ["", "t" if name == "nested" else ""]
+            assert counts.repaired_utf8 == 1
+
+
+def test_texts_that_a_dictionary_holds_are_held_once(tmp_path: Path) -> None:
+    queries = pa.array(["q" * 3_000_000, "r"] * 40).dictionary_encode()
+    table = pa.table({"query": queries, "answer": [str(number) for number in range(80)]})
+    pq.write_table(table, tmp_path / "x.en.parquet")
+    with pa.ipc.new_file(str(tmp_path / "x.en.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    for name in ("x.en.parquet", "x.en.arrow"):
+        tracemalloc.start()
+        answers = [record.interactions[0].answer for (file,) in [find_record_files([tmp_path / name])]
+                   for record in read_records(file, InteractionCounts())]  # fmt: skip
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert answers == [str(number) for number in range(80)]
+        assert peak < 60_000_000  # of 120 MB of text
+
+
+def test_a_column_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["q"])] * 2 + [pa.array(["a"])], names=["query", "query", "answer"])
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet has more than one column 'query'"):
+        _read(tmp_path / "x.parquet")
 
 
 def test_files_that_are_not_what_they_seem_are_named(tmp_path: Path) -> None:
