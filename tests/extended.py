@@ -1,7 +1,8 @@
 """Stages that the tests add to the registry when they import this module.
 
 `lm` is the one of docs/extending.md, added as somebody who follows the page would: a configuration class, a file, a
-line. It has frozen parameters and two learning rates, and reads no memory. `encoder` has no experts.
+line. It has frozen parameters and two learning rates, and reads no memory. `encoder` has no experts, `frozen-experts`
+does not train them.
 """
 
 from __future__ import annotations
@@ -73,4 +74,15 @@ class EncoderStage(JointStage):
 
 if "lm" not in stages.STAGES:
     _add()
+    Decoder: Any = stages.STAGES["lm"].config
+
+    class FrozenExpertsConfig(Decoder):
+        """The stage of the page, with its routed experts and routers as they begin."""
+
+        kind: Literal["frozen-experts"] = "frozen-experts"  # type: ignore[assignment]
+
+        def rate_group(self, parameter: str) -> str | None:
+            return None if ".routed." in parameter else super().rate_group(parameter)
+
+    stages.STAGES["frozen-experts"] = stages.StageEntry(FrozenExpertsConfig, stages.STAGES["lm"].code)
     stages.STAGES["encoder"] = stages.StageEntry(EncoderConfig, "extended:EncoderStage")

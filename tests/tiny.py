@@ -107,4 +107,9 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 # What each stage reads.
-BATCHES: dict[str, Callable[[int], Any]] = {"joint": packed_batch, "lm": packed_batch, "encoder": packed_batch}
+BATCHES: dict[str, Callable[[int], Any]] = {
+    "joint": packed_batch,
+    "lm": packed_batch,
+    "frozen-experts": packed_batch,
+    "encoder": packed_batch,
+}

@@ -82,13 +82,15 @@ class StartConfig(Config):
     run: Path | None = Field(None, description="Run directory to begin from.")
     export: Path | None = Field(None, description="Instead: folder of .safetensors files with our parameter names.")
     parts: tuple[PartName, ...] = Field(
-        min_length=1, description="Parts of the network to take; those that are not named begin afresh."
+        description="Parts of the network to take; those that are not named begin afresh."
     )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.run is None) == (self.export is None):
             raise ValueError("start needs one of run and export")
+        if not self.parts:
+            raise ValueError("start.parts is empty, so nothing would be taken: name some, or leave start out")
         return self
 
 

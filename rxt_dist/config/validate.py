@@ -13,6 +13,8 @@ from rxt_dist.config.run import RampConfig, RunConfig
 from rxt_dist.errors import ConfigError, nearest
 
 _SHOWN = 8
+# Stages tell experts by the middle of the name, whichever layer they are in.
+_AN_EXPERT = "decoder.layers.0.feed_forward.routed.experts.gate_up_proj"
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,14 @@ class DataFacts:
 def settle_topology(config: RunConfig, world_size: int) -> RunConfig:
     """Replace expert_parallel 0 by the largest number of ranks of one node that divides experts and world size.
 
-    Experts with biases of their own, engine 'plain' and stages without experts get 1: there is nothing to split.
+    Experts with biases of their own, engine 'plain' and stages that train no experts get 1: there is nothing to
+    split.
     """
     if config.parallel.expert_parallel:
         return config
     moe, ranks = config.model.decoder.moe, min(world_size, config.cluster.gpus_per_node)
     sizes = [size for size in divisors(moe.experts) if size <= ranks and world_size % size == 0]
-    if moe.bias == "local" or config.parallel.engine == "plain" or not _routes(config):
+    if moe.bias == "local" or config.parallel.engine == "plain" or not _trains_experts(config):
         sizes = [1]
     parallel = config.parallel.model_copy(update={"expert_parallel": max(sizes)})
     return config.model_copy(update={"parallel": parallel})
@@ -68,10 +71,10 @@ def _check_experts(config: RunConfig, world_size: int) -> None:
     moe, ranks = config.model.decoder.moe, config.parallel.expert_parallel
     if ranks == 1:
         return
-    if not _routes(config):
+    if not _trains_experts(config):
         raise ConfigError(
-            f"expert_parallel is {ranks}, but stage '{config.stage.kind}' builds no experts: set "
-            f"parallel.expert_parallel=1."
+            f"expert_parallel is {ranks}, but stage '{config.stage.kind}' trains no experts, and only trained ones can "
+            f"be split: set parallel.expert_parallel=1."
         )
     if moe.experts % ranks:
         raise ConfigError(
@@ -90,9 +93,11 @@ def _check_experts(config: RunConfig, world_size: int) -> None:
         )
 
 
-def _routes(config: RunConfig) -> bool:
-    """Whether the stage builds the decoder, where the routed experts are."""
-    return "decoder" in config.stage.parts() and config.model.moe_layers > 0
+def _trains_experts(config: RunConfig) -> bool:
+    """Whether the stage builds and trains routed experts. DeepSpeed splits no others: its optimizers want a group of
+    expert parameters wherever there are split layers."""
+    built = "decoder" in config.stage.parts() and config.model.moe_layers > 0
+    return built and config.stage.rate_group(_AN_EXPERT) is not None
 
 
 def _check_engine(config: RunConfig, world_size: int) -> None:

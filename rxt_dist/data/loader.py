@@ -51,16 +51,16 @@ class TokenBatch:
     """B rows of T tokens as they were read, in host memory.
 
     tokens_BT: int16, the bits of the stored uint16 ids (torch knows few operations on uint16).
-    cu_seqlens: int32 [N + 1] bounds of all segments in the flattened B * T tokens, from 0 to B * T; the padding tail
+    cu_seqlens: int32 [I + 1] bounds of all segments in the flattened B * T tokens, from 0 to B * T; the padding tail
         of a row is a segment of its own, so no segment spans two rows.
-    numbers_N: int32 number of each segment within its row, from 0; -1 for a padding tail.
+    numbers_I: int32 number of each segment within its row, from 0; -1 for a padding tail.
     source_B: int64 index of each row's source in the dataset's sources.
     samples_B: int64 global position of each row; the key of all randomness that concerns it.
     """
 
     tokens_BT: torch.Tensor
     cu_seqlens: torch.Tensor
-    numbers_N: torch.Tensor
+    numbers_I: torch.Tensor
     source_B: torch.Tensor
     samples_B: torch.Tensor
 
@@ -80,7 +80,7 @@ class TokenBatch:
 
     @property
     def _document_lengths(self) -> torch.Tensor:
-        return self.cu_seqlens.diff().long()[self.numbers_N >= 0]
+        return self.cu_seqlens.diff().long()[self.numbers_I >= 0]
 
     def micro_batches(self, rows: int) -> list[TokenBatch]:
         """Split into consecutive batches of `rows` rows.
@@ -100,7 +100,7 @@ class TokenBatch:
                 TokenBatch(
                     tokens_BT=self.tokens_BT[part],
                     cu_seqlens=self.cu_seqlens[first : last + 1] - start * width,
-                    numbers_N=self.numbers_N[first:last],
+                    numbers_I=self.numbers_I[first:last],
                     source_B=self.source_B[part],
                     samples_B=self.samples_B[part],
                 )
@@ -109,17 +109,17 @@ class TokenBatch:
 
     def first(self, rows: int) -> TokenBatch:
         """The batch with only its first `rows` rows; the others become padding, which counts for nothing."""
-        tokens_BT, numbers_N = self.tokens_BT.clone(), self.numbers_N.clone()
+        tokens_BT, numbers_I = self.tokens_BT.clone(), self.numbers_I.clone()
         tokens_BT[rows:] = PAD_ID
-        numbers_N[self.cu_seqlens[:-1] >= rows * self.tokens_BT.shape[1]] = -1
-        return replace(self, tokens_BT=tokens_BT, numbers_N=numbers_N)
+        numbers_I[self.cu_seqlens[:-1] >= rows * self.tokens_BT.shape[1]] = -1
+        return replace(self, tokens_BT=tokens_BT, numbers_I=numbers_I)
 
     def unpack(self) -> TokenRows:
         """What the network and the losses need to know of each token."""
         shape, total = self.tokens_BT.shape, self.tokens_BT.numel()
-        lengths_N = self.cu_seqlens.diff()
-        starts = torch.repeat_interleave(self.cu_seqlens[:-1], lengths_N, output_size=total)
-        segments = torch.repeat_interleave(self.numbers_N, lengths_N, output_size=total)
+        lengths_I = self.cu_seqlens.diff()
+        starts = torch.repeat_interleave(self.cu_seqlens[:-1], lengths_I, output_size=total)
+        segments = torch.repeat_interleave(self.numbers_I, lengths_I, output_size=total)
         return TokenRows(
             tokens_BT=self.tokens_BT.to(torch.int64).bitwise_and_(0xFFFF),
             positions_BT=torch.arange(total).sub_(starts).view(shape),
@@ -177,12 +177,12 @@ def token_batch(
     cu_seqlens = np.zeros(len(at_I) + len(tail_at) + 1, dtype=np.int32)
     cu_seqlens[1 + at_I] = ends[1:] + (row_ends_B - width - ends[first_B]).repeat(seg_count_B)
     cu_seqlens[1 + tail_at] = row_ends_B[is_padded_B]
-    numbers_N = np.full(len(cu_seqlens) - 1, -1, dtype=np.int32)
-    numbers_N[at_I] = np.arange(len(seg_len_I)) - first_B.repeat(seg_count_B)
+    numbers_I = np.full(len(cu_seqlens) - 1, -1, dtype=np.int32)
+    numbers_I[at_I] = np.arange(len(seg_len_I)) - first_B.repeat(seg_count_B)
     return TokenBatch(
         tokens_BT=tokens_BT,
         cu_seqlens=torch.from_numpy(cu_seqlens),
-        numbers_N=torch.from_numpy(numbers_N),
+        numbers_I=torch.from_numpy(numbers_I),
         source_B=torch.from_numpy(source_B),
         samples_B=torch.from_numpy(samples_B.copy()),
     )

@@ -79,10 +79,11 @@ def describe_kernels(config: RunConfig, device: torch.device) -> list[str]:
     own = "one grouped product (torch._grouped_mm)" if fast else "a loop of products in one autograd function"
     experts = "AutoEP's" if config.parallel.expert_parallel > 1 else own
     router = "float32 on TF32 tensor cores" if fast else "float32"
+    routed = [f"experts: {experts}; router in {router}"] if "decoder" in config.stage.parts() else []
     return [
         f"device: {device.type}, {train.precision}",
-        f"kernels: attention {attention}; experts {experts}; cross-entropy in chunks of {train.logit_chunk_tokens}",
-        f"router: {router}",
+        f"kernels: attention {attention}; cross-entropy in chunks of {train.logit_chunk_tokens}",
+        *routed,
         f"activations: {'recomputed layer by layer' if train.recompute else 'kept'}",
     ]
 

@@ -22,14 +22,14 @@ from rxt_dist.config.model import MoEConfig
 class Dispatch:
     """Where each (token, choice) pair goes: R = N * K rows, sorted by expert.
 
-    order_R: index into the flattened [N * K] choices for each sorted row.
-    inverse_R: position among the sorted rows for each flattened choice.
+    order_X: index into the flattened [N * K] choices for each sorted row.
+    inverse_X: position among the sorted rows for each flattened choice.
     counts_E: rows of each expert.
     choices: K.
     """
 
-    order_R: Tensor
-    inverse_R: Tensor
+    order_X: Tensor
+    inverse_X: Tensor
     counts_E: Tensor
     choices: int
 
@@ -44,8 +44,8 @@ class Dispatch:
 
     @property
     def tokens(self) -> Tensor:
-        """The token of each sorted row, int64 [R]."""
-        return self.order_R // self.choices
+        """The token of each sorted row, int64 [X]."""
+        return self.order_X // self.choices
 
 
 def count_experts(selected: Tensor, experts: int) -> Tensor:
@@ -57,15 +57,15 @@ def count_experts(selected: Tensor, experts: int) -> Tensor:
 class _Layout(NamedTuple):
     """Rows of a buffer in which every expert owns a block, its length rounded up to `_alignment`.
 
-    blocks: (expert, its rows) for every expert that has any. position_R: the row of each flattened choice.
-    source_P: the token of each row. weight_P1: its routing weight; 0 in rows that only fill a block, which therefore
+    blocks: (expert, its rows) for every expert that has any. position_X: the row of each flattened choice.
+    source_X: the token of each row. weight_X1: its routing weight; 0 in rows that only fill a block, which therefore
     add nothing to any gradient.
     """
 
     blocks: list[tuple[int, slice]]
-    position_R: Tensor
-    source_P: Tensor
-    weight_P1: Tensor
+    position_X: Tensor
+    source_X: Tensor
+    weight_X1: Tensor
 
     @staticmethod
     def of(dispatch: Dispatch, weights_NK: Tensor, dtype: torch.dtype) -> _Layout:
@@ -80,13 +80,13 @@ class _Layout(NamedTuple):
             end += length
             filled += count
         device = weights_NK.device
-        shift_R = torch.tensor(shifts, device=device).repeat_interleave(dispatch.counts_E)
-        position_R = dispatch.inverse_R + shift_R[dispatch.inverse_R]
-        source_P = torch.zeros(end, dtype=torch.int64, device=device)
-        source_P[position_R] = torch.arange(weights_NK.shape[0], device=device).repeat_interleave(dispatch.choices)
-        weight_P1 = torch.zeros(end, 1, dtype=dtype, device=device)
-        weight_P1[position_R, 0] = weights_NK.detach().flatten().to(dtype)
-        return _Layout(blocks, position_R, source_P, weight_P1)
+        shift_X = torch.tensor(shifts, device=device).repeat_interleave(dispatch.counts_E)
+        position_X = dispatch.inverse_X + shift_X[dispatch.inverse_X]
+        source_X = torch.zeros(end, dtype=torch.int64, device=device)
+        source_X[position_X] = torch.arange(weights_NK.shape[0], device=device).repeat_interleave(dispatch.choices)
+        weight_X1 = torch.zeros(end, 1, dtype=dtype, device=device)
+        weight_X1[position_X, 0] = weights_NK.detach().flatten().to(dtype)
+        return _Layout(blocks, position_X, source_X, weight_X1)
 
 
 def _alignment(dtype: torch.dtype) -> int:
@@ -117,31 +117,31 @@ class _LoopedExperts(torch.autograd.Function):
         down_bias_ED: Tensor | None,
     ) -> Tensor:
         layout = _Layout.of(dispatch, weights_NK, x_ND.dtype)
-        out_PD = x_ND.new_empty(layout.source_P.shape[0], x_ND.shape[1])
-        hidden_PF = x_ND.new_empty(layout.source_P.shape[0], gate_up_EFD.shape[1])
+        out_XD = x_ND.new_empty(layout.source_X.shape[0], x_ND.shape[1])
+        hidden_XF = x_ND.new_empty(layout.source_X.shape[0], gate_up_EFD.shape[1])
         for expert, rows in layout.blocks:
-            x_CD, hidden_CF = x_ND.index_select(0, layout.source_P[rows]), hidden_PF[rows]
+            x_CD, hidden_CF = x_ND.index_select(0, layout.source_X[rows]), hidden_XF[rows]
             _linear(x_CD, gate_up_EFD[expert], _at(gate_up_bias_EF, expert), out=hidden_CF)
-            _linear(_swiglu(hidden_CF), down_EDF[expert], _at(down_bias_ED, expert), out=out_PD[rows])
+            _linear(_swiglu(hidden_CF), down_EDF[expert], _at(down_bias_ED, expert), out=out_XD[rows])
         ctx.save_for_backward(
-            x_ND, weights_NK, hidden_PF, gate_up_EFD, down_EDF, gate_up_bias_EF, down_bias_ED, *layout[1:]
+            x_ND, weights_NK, hidden_XF, gate_up_EFD, down_EDF, gate_up_bias_EF, down_bias_ED, *layout[1:]
         )
         ctx.blocks = layout.blocks
-        return _sum_choices(out_PD, layout.position_R.view_as(weights_NK), weights_NK.to(out_PD.dtype))
+        return _sum_choices(out_XD, layout.position_X.view_as(weights_NK), weights_NK.to(out_XD.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_ND, weights_NK, hidden_PF, gate_up_EFD, down_EDF, gate_up_bias, down_bias, position, source, weight = (
+        x_ND, weights_NK, hidden_XF, gate_up_EFD, down_EDF, gate_up_bias, down_bias, position, source, weight = (
             ctx.saved_tensors
         )
         (grad_ND,) = grads
-        grad_rows_PD = hidden_PF.new_empty(hidden_PF.shape[0], x_ND.shape[1])
-        grad_weights_P = hidden_PF.new_empty(hidden_PF.shape[0], dtype=torch.float32)
+        grad_rows_XD = hidden_XF.new_empty(hidden_XF.shape[0], x_ND.shape[1])
+        grad_weights_X = hidden_XF.new_empty(hidden_XF.shape[0], dtype=torch.float32)
         grad_gate_up, grad_down = torch.empty_like(gate_up_EFD), torch.empty_like(down_EDF)
         grad_gate_up_bias = None if gate_up_bias is None else torch.empty_like(gate_up_bias)
         grad_down_bias = None if down_bias is None else torch.empty_like(down_bias)
         for expert, rows in ctx.blocks:
-            hidden_CF, weight_C1, source_C = hidden_PF[rows], weight[rows], source[rows]
+            hidden_CF, weight_C1, source_C = hidden_XF[rows], weight[rows], source[rows]
             gate_CF, up_CF = hidden_CF.chunk(2, dim=-1)
             silu_CF = F.silu(gate_CF)
             act_CF = silu_CF * up_CF
@@ -151,7 +151,7 @@ class _LoopedExperts(torch.autograd.Function):
             grad_weights_C = (grad_act_CF * act_CF).sum(-1, dtype=torch.float32)
             if down_bias is not None:
                 grad_weights_C += grad_CD.float() @ down_bias[expert].float()
-            grad_weights_P[rows] = grad_weights_C
+            grad_weights_X[rows] = grad_weights_C
             grad_CD *= weight_C1
             grad_act_CF *= weight_C1
             torch.mm(grad_CD.t(), act_CF, out=grad_down[expert])
@@ -160,13 +160,13 @@ class _LoopedExperts(torch.autograd.Function):
             torch.mul(grad_act_CF, silu_CF, out=grad_up_CF)
             torch.ops.aten.silu_backward.grad_input(grad_act_CF.mul_(up_CF), gate_CF, grad_input=grad_gate_CF)
             torch.mm(grad_hidden_CF.t(), x_ND.index_select(0, source_C), out=grad_gate_up[expert])
-            torch.mm(grad_hidden_CF, gate_up_EFD[expert], out=grad_rows_PD[rows])
+            torch.mm(grad_hidden_CF, gate_up_EFD[expert], out=grad_rows_XD[rows])
             if grad_gate_up_bias is not None and grad_down_bias is not None:
                 torch.sum(grad_hidden_CF, 0, out=grad_gate_up_bias[expert])
                 torch.sum(grad_CD, 0, out=grad_down_bias[expert])
         _zero_idle((grad_gate_up, grad_down, grad_gate_up_bias, grad_down_bias), [expert for expert, _ in ctx.blocks])
-        grad_x = _sum_choices(grad_rows_PD, position.view_as(weights_NK), None)
-        grad_weights = grad_weights_P[position].view_as(weights_NK).to(weights_NK.dtype)
+        grad_x = _sum_choices(grad_rows_XD, position.view_as(weights_NK), None)
+        grad_weights = grad_weights_X[position].view_as(weights_NK).to(weights_NK.dtype)
         return grad_x, grad_weights, None, grad_gate_up, grad_down, grad_gate_up_bias, grad_down_bias
 
 
@@ -189,17 +189,17 @@ def _zero_idle(gradients: Sequence[Tensor | None], busy: list[int]) -> None:
                 gradient[expert].zero_()
 
 
-def _sum_choices(rows_PD: Tensor, position_NK: Tensor, weights_NK: Tensor | None) -> Tensor:
-    """Sum of each token's K rows, weighted where weights are given: [P, D] -> [N, D].
+def _sum_choices(rows_XD: Tensor, position_NK: Tensor, weights_NK: Tensor | None) -> Tensor:
+    """Sum of each token's K rows, weighted where weights are given: [X, D] -> [N, D].
 
     An embedding bag sums while it gathers. With 4,096 tokens, K = 10 and D = 512 it takes 3 ms; gathering [N, K, D]
     first and summing it then takes 75 ms.
     """
-    return F.embedding_bag(position_NK, rows_PD, mode="sum", per_sample_weights=weights_NK)
+    return F.embedding_bag(position_NK, rows_XD, mode="sum", per_sample_weights=weights_NK)
 
 
-def _swiglu(hidden_RF: Tensor) -> Tensor:
-    gate, up = hidden_RF.chunk(2, dim=-1)
+def _swiglu(hidden_XF: Tensor) -> Tensor:
+    gate, up = hidden_XF.chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
@@ -229,15 +229,15 @@ class ExpertStack(nn.Module):
 
     def _grouped(self, x_ND: Tensor, weights_NK: Tensor, dispatch: Dispatch) -> Tensor:
         ends_E = dispatch.counts_E.cumsum(0).to(torch.int32)
-        hidden_RF = torch._grouped_mm(x_ND[dispatch.tokens], self.gate_up_proj.transpose(1, 2), offs=ends_E)
+        hidden_XF = torch._grouped_mm(x_ND[dispatch.tokens], self.gate_up_proj.transpose(1, 2), offs=ends_E)
         if self.gate_up_bias is not None:
-            hidden_RF = hidden_RF + self._per_row(self.gate_up_bias, dispatch)
-        out_RD = torch._grouped_mm(_swiglu(hidden_RF), self.down_proj.transpose(1, 2), offs=ends_E)
+            hidden_XF = hidden_XF + self._per_row(self.gate_up_bias, dispatch)
+        out_XD = torch._grouped_mm(_swiglu(hidden_XF), self.down_proj.transpose(1, 2), offs=ends_E)
         if self.down_bias is not None:
-            out_RD = out_RD + self._per_row(self.down_bias, dispatch)
-        choices_NKD = out_RD[dispatch.inverse_R].view(*weights_NK.shape, -1)
-        return torch.bmm(weights_NK.to(out_RD.dtype).unsqueeze(1), choices_NKD).squeeze(1)
+            out_XD = out_XD + self._per_row(self.down_bias, dispatch)
+        choices_NKD = out_XD[dispatch.inverse_X].view(*weights_NK.shape, -1)
+        return torch.bmm(weights_NK.to(out_XD.dtype).unsqueeze(1), choices_NKD).squeeze(1)
 
     @staticmethod
     def _per_row(bias_EF: Tensor, dispatch: Dispatch) -> Tensor:
-        return bias_EF.repeat_interleave(dispatch.counts_E, dim=0, output_size=dispatch.order_R.numel())
+        return bias_EF.repeat_interleave(dispatch.counts_E, dim=0, output_size=dispatch.order_X.numel())

@@ -12,7 +12,7 @@ from rxt_dist.model.count import count_parameters, embedding_parameters
 
 
 def training_flops(model: ModelConfig, tokens: int, sum_sq_document_lengths: int, mlm_targets: int) -> int:
-    """Operations of joint training on some rows, forward and backward.
+    """Operations of training decoder and encoder on some rows, forward and backward.
 
     With N the active parameters of decoder and encoder without their embeddings, P the sum of the squared document
     lengths (the number of query-key pairs of full attention) and w the width of a layer's attention (query heads times

@@ -1,7 +1,7 @@
 """Initial weights: every choice that differs from the published systems, and why, in this one place.
 
 Kept: norms 1, biases 0, residual memory gates at their configured start (3.0), and the embedding N(0, 1). The last is
-no matter of taste here: joint pre-training adds noise of an absolute level to the encoder's residual stream, and a
+no matter of taste here: pre-training adds noise of an absolute level to the encoder's residual stream, and a
 stream that starts at 1 / sqrt(D) drowns in it (with such an embedding the demo model never learnt to read its memory).
 
 Different:

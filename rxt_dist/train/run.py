@@ -75,9 +75,13 @@ def _train(
         reporter.message(text)
     for change in directory.changes:
         reporter.event("changed", setting=change)
+    if not directory.has_locks:
+        reporter.event("unlocked", disk=str(directory.path))
     if checkpoint is not None:
         load_state(engine, frozen, checkpoint, position.applied)
         reporter.event("resume", step=position.step, row=position.row, checkpoint=checkpoint.path.name)
+    elif origin is not None:
+        reporter.event("begin", path=origin["path"], step=origin["step"], parts=origin["parts"])
     if writer is not None:
         writer.truncate_after(position.step)
         if origin is not None:

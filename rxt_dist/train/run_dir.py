@@ -54,6 +54,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.stop_file = path / "STOP"
         self.changes: list[str] = []
+        self.has_locks = True
 
     @contextmanager
     def locked(self) -> Iterator[Lock]:
@@ -73,6 +74,7 @@ class RunDirectory:
                     f"{self.stop_file}), or give this run another name (name=...)."
                 )
             if lock is Lock.UNSUPPORTED:
+                self.has_locks = False
                 print(
                     f"warning: the file system of {self.path} knows no locks (Lustre mounted without `flock`, NFS "
                     f"without its lock service), so that nothing keeps a second launch out of this run. Two would "

@@ -122,7 +122,7 @@ def test_the_dispatch_sorts_by_expert_and_keeps_the_order_of_tokens() -> None:
     dispatch = Dispatch.of(torch.tensor([[2, 0], [0, 1], [2, 1]]), 4)
     assert dispatch.counts_E.tolist() == [2, 2, 2, 0]
     assert dispatch.tokens.tolist() == [0, 1, 1, 2, 0, 2]
-    assert dispatch.order_R[dispatch.inverse_R].tolist() == list(range(6))
+    assert dispatch.order_X[dispatch.inverse_X].tolist() == list(range(6))
 
 
 def test_counts_are_a_histogram() -> None:

@@ -24,9 +24,10 @@ from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.config.load import load_run
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.stages import STAGES
+from rxt_dist.config.validate import settle_topology, validate_run
 from rxt_dist.engine.interface import KINDS
 from rxt_dist.engine.plain import PlainEngine
-from rxt_dist.errors import ExitCode
+from rxt_dist.errors import ConfigError, ExitCode
 from rxt_dist.model.init import initialise
 from rxt_dist.plan import plan_run
 from rxt_dist.ranks import Ranks
@@ -300,6 +301,20 @@ def test_a_run_reports_its_terms_and_goes_on_after_a_stop(kind: str, tmp_path: P
         if term.title:
             names = [key for key in evaluated[-1] if key.endswith(f"/{term.name}_loss")]
             assert {name.split("/")[1] for name in names} == {"en", "pl"}
+
+
+@EACH_STAGE
+def test_experts_that_do_not_train_are_not_split(kind: str, tmp_path: Path, shards: Path) -> None:
+    wanted = [f"stage={{kind: {kind}}}", "parallel={engine: deepspeed, zero: 1, expert_parallel: 2}"]
+    config = load_run(TinyRun(tmp_path, shards).file, [*wanted, "cluster.gpus_per_node=2"])
+    model = make_stage(config_of(kind)).model
+    if any(parameter.requires_grad and ".experts." in name for name, parameter in model.named_parameters()):
+        validate_run(config, 2, None)
+        return
+    with pytest.raises(ConfigError, match="trains no experts, and only trained ones can be split"):
+        validate_run(config, 2, None)
+    free = config.model_copy(update={"parallel": config.parallel.model_copy(update={"expert_parallel": 0})})
+    assert settle_topology(free, 2).parallel.expert_parallel == 1
 
 
 @EACH_STAGE

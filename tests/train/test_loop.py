@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -242,3 +243,45 @@ def test_ranks_evaluate_equally_often_and_what_fills_up_counts_for_nothing(tmp_p
     assert training.stage.counts(blank).tolist() == [0, 0, 0, 0]
     assert not blank.tokens_BT.any()
     assert all(training.stage.counts(micro)[0] > 0 for micro in (*seen[0], seen[1][0]))
+
+
+def test_a_stage_may_make_several_updates_of_a_batch_and_look_at_its_model_first(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps are batches: rows, rates and levels follow them; updates that were applied are counted one by one."""
+    engine = Recorder()
+    training = training_of(tmp_path, shards, engine)
+    stage: Any = training.stage
+    looked = []
+
+    def twice(parts: Any, trained: int, reading: Any) -> Iterator[list[JointBatch]]:
+        with reading():
+            looked.append(trained)
+        micros = [stage.prepare(part, trained) for part in parts]
+        yield micros
+        yield micros[:1]
+
+    monkeypatch.setattr(stage, "updates", twice)
+    run_loop(training, Position())
+    reporter: Any = training.reporter
+    position, figures, _ = reporter.lines[-1]
+    assert (position.step, position.applied, position.row) == (STEPS, 2 * STEPS, STEPS * ROWS)
+    assert looked == [step * STEP_TOKENS for step in range(STEPS)]
+    assert [len(micros) for micros, _ in engine.steps] == [2, 1] * STEPS
+    rates = [rate for _, rate in engine.steps]
+    assert rates[::2] == rates[1::2]
+    assert figures["step_s"] > 0
+
+
+def test_each_group_has_its_share_of_the_learning_rate(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Recorder()
+    given: list[dict[str, float]] = []
+    step = engine.train_step
+    monkeypatch.setattr(engine, "train_step", lambda micros, rates: given.append(rates) or step(micros, rates))
+    training = training_of(tmp_path, shards, engine)
+    late = 3 * STEP_TOKENS
+    monkeypatch.setattr(training.stage, "rates", lambda trained: {"all": 1.0, "late": 0.5 * (trained >= late)})
+    run_loop(training, Position())
+    assert [rates["late"] / rates["all"] for rates in given] == pytest.approx([0, 0, 0, 0.5, 0.5, 0.5])
