@@ -204,8 +204,9 @@ def build(job: Job[BuiltT]) -> BuiltT:
     out = job.out
     out.mkdir(parents=True, exist_ok=True)
     with access_errors(out, KEPT), held(out, job.sharing.is_array, job.say):
-        with alone(out, job.say):
-            require_ours(out)
+        if not (out / SPEC_FILE).is_file():
+            with alone(out, job.say):  # so that nobody else is just setting it up
+                require_ours(out)
         units = job.plan()
         spec = _settled(job, units)
         # After the specification: until that is there, only its companions tell the folder from somebody else's.

@@ -20,7 +20,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import blake3
 
@@ -105,19 +105,8 @@ class Counts:
         return replace(self, **{name: value + theirs[name] for name, value in vars(self).items()})
 
 
-class Shard(Protocol):
-    """What every kind of shard states: `file` relative to the dataset folder, and the `blake3` of it."""
-
-    @property
-    def file(self) -> str: ...
-    @property
-    def bytes(self) -> int: ...
-    @property
-    def blake3(self) -> str: ...
-
-
 TotalsT = TypeVar("TotalsT", bound=Counts)
-ShardT = TypeVar("ShardT", bound=Shard)
+ShardT = TypeVar("ShardT")
 
 
 @dataclass(frozen=True)
