@@ -56,8 +56,11 @@ def model_config(*overrides: str) -> ModelConfig:
     return load_model(DEMO, [*small, *overrides])
 
 
-def run_config(*, model: ModelConfig | None = None, stage: str = DEFAULT_STAGE, **changes: Any) -> RunConfig:
-    """A run of the tiny model; `changes` are fields of its train, optimizer, parallel and stage sections."""
+def run_config(*, model: ModelConfig | None = None, stage: Any = DEFAULT_STAGE, **changes: Any) -> RunConfig:
+    """A run of the tiny model; `changes` are fields of its train, optimizer, parallel and stage sections.
+
+    stage: a kind, or a configuration class.
+    """
 
     def section(kind: Any, **defaults: Any) -> Any:
         own = {name: changes.pop(name) for name in list(changes) if name in kind.model_fields}
@@ -67,7 +70,7 @@ def run_config(*, model: ModelConfig | None = None, stage: str = DEFAULT_STAGE, 
         "parallel": section(ParallelConfig),
         "optimizer": section(OptimizerConfig),
         "train": section(TrainConfig, **TRAIN),
-        "stage": section(STAGES[stage].config),
+        "stage": section(STAGES[stage].config if isinstance(stage, str) else stage),
     }
     assert not changes, f"no section has {list(changes)}"
     return RunConfig.model_construct(model=model or model_config(), seed=0, **parts)

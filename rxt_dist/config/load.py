@@ -78,13 +78,13 @@ def _stage_kind(tree: Tree) -> str:
     """The kind of stage, which decides how the rest is read."""
     stage = tree.values.get("stage") if isinstance(tree.values, dict) else None
     kind = stage.get("kind", DEFAULT_STAGE) if isinstance(stage, dict) else DEFAULT_STAGE
-    if kind not in STAGES:
+    if not isinstance(kind, str) or kind not in STAGES:
         known = ", ".join(STAGES)
         raise ConfigError(
             f"{tree.place(('stage', 'kind'))}: 'stage.kind' is {json.dumps(kind, default=str)}, but the stages are "
             f"{known}.{nearest(str(kind), STAGES)}"
         )
-    return str(kind)
+    return kind
 
 
 def load_model(path: Path, overrides: Sequence[str] = ()) -> ModelConfig:

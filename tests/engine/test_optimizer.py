@@ -122,3 +122,29 @@ def test_every_parameter_has_a_step_counter_of_its_own() -> None:
         parameter.grad = torch.ones(2)
     optimizer.step()
     assert [optimizer.state[parameter]["step"].item() for parameter in parameters] == [5.0, 5.0]
+
+
+def test_rates_have_groups_of_their_own_and_a_rate_of_zero_moves_nothing() -> None:
+    """Neither decay nor the moments of earlier steps: parameters at rate 0 stay to the bit."""
+    config = OptimizerConfig(weight_decay=0.5)
+    named = {name: nn.Parameter(torch.ones(3)) for name in ("slow.weight", "slow.bias", "fast.weight")}
+    matrices = {"slow.weight", "fast.weight"}
+    groups = parameter_groups(named.items(), matrices, config, lambda name: name.split(".")[0])
+    assert [(group["rate"], group["weight_decay"]) for group in groups] == [("slow", 0.5), ("slow", 0.0), ("fast", 0.5)]
+    optimizer = adamw(groups, config)
+
+    def step(rates: dict[str, float]) -> dict[str, list[float]]:
+        set_learning_rates(optimizer, rates)
+        for parameter in named.values():
+            parameter.grad = torch.ones(3)
+        optimizer.step()
+        return {name: parameter.tolist() for name, parameter in named.items()}
+
+    first = step({"slow": 0.1, "fast": 0.1})
+    assert first["slow.weight"] == first["fast.weight"] == pytest.approx([1 - 0.05 - 0.1] * 3)
+    assert first["slow.bias"] == pytest.approx([0.9] * 3)
+    second = step({"slow": 0.0, "fast": 0.2})
+    assert {name: second[name] for name in ("slow.weight", "slow.bias")} == {
+        name: first[name] for name in ("slow.weight", "slow.bias")
+    }
+    assert second["fast.weight"] < first["fast.weight"]

@@ -273,15 +273,46 @@ def test_a_stage_may_make_several_updates_of_a_batch_and_look_at_its_model_first
     assert figures["step_s"] > 0
 
 
-def test_each_group_has_its_share_of_the_learning_rate(
-    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = Recorder()
-    given: list[dict[str, float]] = []
+def test_each_group_learns_at_its_own_rate(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stage's factors, of the tokens before a step, times the rate of the step's end."""
+    engine, given = Recorder(), []
+    training = training_of(tmp_path, shards, engine, f"schedule.warmup_tokens={STEP_TOKENS * STEPS}")
+    monkeypatch.setattr(training.stage, "rates", lambda tokens: {"all": 1.0, "late": float(tokens >= 2 * STEP_TOKENS)})
     step = engine.train_step
-    monkeypatch.setattr(engine, "train_step", lambda micros, rates: given.append(rates) or step(micros, rates))
-    training = training_of(tmp_path, shards, engine)
-    late = 3 * STEP_TOKENS
-    monkeypatch.setattr(training.stage, "rates", lambda trained: {"all": 1.0, "late": 0.5 * (trained >= late)})
+
+    def listen(micros: list[JointBatch], rates: dict[str, float]) -> StepResult:
+        given.append(rates)
+        return step(micros, rates)
+
+    monkeypatch.setattr(engine, "train_step", listen)
     run_loop(training, Position())
-    assert [rates["late"] / rates["all"] for rates in given] == pytest.approx([0, 0, 0, 0.5, 0.5, 0.5])
+    peaks = [1e-3 * (step + 1) / STEPS for step in range(STEPS)]
+    assert [rates["all"] for rates in given] == pytest.approx(peaks)
+    assert [rates["late"] for rates in given] == pytest.approx([0, 0, *peaks[2:]])
+
+
+def test_several_updates_of_a_batch_are_one_step(tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows, steps and time of a step count once; updates, tokens and losses count all."""
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(interval, "time", clock)
+    engine = Recorder()
+    training = training_of(tmp_path, shards, engine, "log.every_steps=2")
+    once = training.stage.updates
+
+    def thrice(parts: Any, trained: int, reading: Any) -> Any:
+        for _ in range(3):
+            now[0] += 1
+            yield from once(parts, trained, reading)
+
+    monkeypatch.setattr(training.stage, "updates", thrice)
+    run_loop(training, Position())
+    assert len(engine.steps) == 3 * STEPS
+    assert [samples_of(micros)[0] for micros, _ in engine.steps[:6]] == [0, 0, 0, ROWS, ROWS, ROWS]
+    reporter: Any = training.reporter
+    assert [position.step for position, _, _ in reporter.lines] == [1, 2, 4, 6]
+    assert [figures["step_s"] for _, figures, _ in reporter.lines] == pytest.approx([3, 3, 3, 3])
+    last, _, tokens = reporter.lines[-1]
+    assert (last.applied, last.row, tokens) == (3 * STEPS, STEPS * ROWS, STEPS * STEP_TOKENS)
+    assert last.tokens_seen == 3 * sum(range(1, 3 * STEPS + 1))
