@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -18,6 +19,10 @@ from data_prep.commands.common import (
     say,
     summary,
 )
+
+if TYPE_CHECKING:
+    from data_prep.megatron.importing import ImportResult
+    from rxt_dist.data.manifest import DatasetManifest
 
 
 def import_megatron(
@@ -41,9 +46,8 @@ def import_megatron(
     """Turn a corpus that Megatron's tools tokenised into shards, without tokenising it again.
 
     Example: `rxt-dist data import-megatron corpus_text_document --tokenizer tokenizer.json --seq-len 8192 --out
-    data/corpus`. A [BOS] that begins a document and an [EOS] that ends it are taken off, and put back by packing; to
-    take off another end of document, name it with `--eod`. What `export-megatron` wrote keeps its source and language,
-    which PREFIX.rxt.json states.
+    data/corpus`. A [BOS] that begins a document and an [EOS] (or --eod) that ends it are taken off, and put back by
+    packing. What `export-megatron` wrote keeps its source and language, which PREFIX.rxt.json states.
 
     Workers share the corpus in parts of 256 MiB. As a job array, on nodes that share the folder: add `--task
     $SLURM_ARRAY_TASK_ID --tasks 64`; the task that ends last finishes the dataset.
@@ -75,19 +79,16 @@ def import_megatron(
     if manifest is None:
         emit_unfinished(as_json, out, result)
         return
-    value = summary(out, manifest) | {
-        "read": asdict(result.counts),
-        "naming": naming.said,
-        "units": result.units,
-        "units_kept": result.units_kept,
-    }
+    told = {"read": asdict(result.counts), "naming": naming.said}
+    value = summary(out, manifest) | told | {"units": result.units, "units_kept": result.units_kept}
 
-    def show() -> None:
-        print_summary(out, manifest)
-        read = result.counts
-        print(
-            f"Took over {read.documents:,} documents, skipped {read.empty:,} empty; took off {read.bos:,} [BOS] and "
-            f"{read.eod:,} ends of document. {result.units_kept} of {result.units} units were already finished."
-        )
+    emit(as_json, value, lambda: _show(out, manifest, result))
 
-    emit(as_json, value, show)
+
+def _show(out: Path, manifest: DatasetManifest, result: ImportResult) -> None:
+    print_summary(out, manifest)
+    read = result.counts
+    print(
+        f"Took over {read.documents:,} documents, skipped {read.empty:,} empty; took off {read.bos:,} [BOS] and "
+        f"{read.eod:,} ends of document. {result.units_kept} of {result.units} units were already finished."
+    )

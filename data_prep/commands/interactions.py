@@ -84,10 +84,8 @@ def interactions(
     if manifest is None:
         emit_unfinished(as_json, out, result)
         return
-    value = {
-        "dataset": str(out),
-        "kind": kind.value,
-        "template": template.value,
+    asked = {"dataset": str(out), "kind": kind.value, "template": template.value}
+    value = asked | {
         "seq_len": manifest.seq_len,
         "root_digest": manifest.root_digest,
         "units": result.units,
