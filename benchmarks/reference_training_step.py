@@ -2,9 +2,9 @@
 
 Runs inside the environment that benchmarks/training_step.py makes, where the package is installed and this project is
 not. The step is the package's own `JointTrainingModel`, called as its trainer calls it with default settings: encoder
-on masked ids, MLM loss, the encoder's layers detached and noised as the decoder's memory, next-token loss; then backward,
-clipping and AdamW. One process, its loop over experts, no balance loss, rows without padding. bfloat16 is autocast, as
-its trainer does it.
+on masked ids, MLM loss, the encoder's layers detached and noised as the decoder's memory, next-token loss; then
+backward, clipping and AdamW. One process, its loop over experts, no balance loss, rows without padding. bfloat16 is
+autocast, as its trainer does it.
 """
 
 from __future__ import annotations
