@@ -11,7 +11,7 @@ otherwise:
 - int64_us, int64_mtok_s: order, copy, row checksums and widening to int64, in memory that is used again, without
   document bounds: what loaders give that know no documents.
 - prefetched_us: read_us with the hand-over, when the reading thread feeds the main thread.
-- expand_us: `HostBatch.to`, here on the CPU: widening, labels, positions, segments.
+- expand_us: `TokenBatch.unpack`: widening, positions, segments.
 """
 
 from __future__ import annotations
@@ -76,16 +76,15 @@ def measure(dataset_dir: Path, batch_rows: int = 8, batches: int = 500) -> dict[
             np.copyto(wide_BT, narrow_BT)
 
     def prefetched() -> None:
-        with prefetch(reader, positions(batches)) as ready:
+        with prefetch(reader.read, positions(batches)) as ready:
             for _ in ready:
                 pass
 
     one = reader.read(np.arange(batch_rows))
-    cpu = torch.device("cpu")
 
     def expand() -> None:
         for _ in range(batches):
-            one.to(cpu)
+            one.unpack()
 
     read()
     int64_us = _median_us(batches, widen)

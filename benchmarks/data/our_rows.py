@@ -70,7 +70,7 @@ def measure(root: Path, seq_len: int, batches: int) -> dict[str, float]:
         cpu_s = cpu_per_call(work, batches)
         result[f"{work.__name__}_us"] = cpu_s * 1e6
         result[f"{work.__name__}_mtok_per_cpu_s"] = BATCH_ROWS * seq_len / cpu_s / 1e6
-    with prefetch(reader, (positions() for _ in itertools.repeat(None))) as ready:
+    with prefetch(reader.read, (positions() for _ in itertools.repeat(None))) as ready:
         result["process_us"] = cpu_per_call(lambda: next(ready), batches) * 1e6
         result["consumer_us"] = cpu_per_call(lambda: next(ready), batches, time.thread_time) * 1e6
     return result

@@ -176,7 +176,7 @@ class Stage(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def flops(cls, run: RunConfig, work: Work) -> int:
-        """Floating-point operations of training on `work`, forward and backward (train/flops.py has the convention)."""
+        """Floating-point operations of training on `work`, forward and backward (model/flops.py has the convention)."""
 
     @classmethod
     @abstractmethod

@@ -1,9 +1,9 @@
-"""Tokens per second of the joint training step on this machine, beside the public reference package.
+"""Tokens per second of a training step on this machine, beside the public reference package.
 
-    python benchmarks/joint_step.py [--shape nano] [--rounds 3]
+    python benchmarks/training_step.py [--shape nano] [--rounds 3]
 
 The reference (rxlm 0.3.80) has a non-commercial licence, so it is no dependency: the first run installs it into
-benchmarks/.reference-venv with the torch version of this environment, and reference_joint_step.py runs in it. Every
+benchmarks/.reference-venv with the torch version of this environment, and reference_training_step.py runs in it. Every
 measurement is a fresh process; the two sides alternate, and medians over the rounds are compared. Prints a table
 and one JSON object; takes about ten minutes on two cores, and 7.5 GB for `micro`.
 """
@@ -25,7 +25,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 REFERENCE_VENV = HERE / ".reference-venv"
 REFERENCE = "rxlm==0.3.80"
-# What the reference's joint step imports. Its other declared dependencies (transformer-engine, datasets, ...) are for
+# What the reference's step imports. Its other declared dependencies (transformer-engine, datasets, ...) are for
 # kernels and trainers that are not measured here, so it is installed without dependencies.
 REFERENCE_NEEDS = ("huggingface-hub", "transformers>=4.51,<5", "tokenizers>=0.21,<0.22", "numpy", "pyyaml")
 # Model file, rows, tokens in a row, timed steps a round.
@@ -55,7 +55,7 @@ def measure(side: str, shape: str, precision: str) -> dict[str, Any]:
     python = reference_python() if side == "reference" else Path(sys.executable)
     command = [
         str(python),
-        str(HERE / f"{side.replace('ours', 'our')}_joint_step.py"),
+        str(HERE / f"{side.replace('ours', 'our')}_training_step.py"),
         str(HERE.parent / "configs" / "model" / model),
         f"--rows={rows}",
         f"--length={length}",

@@ -1,7 +1,8 @@
-"""Time our joint training step; prints one JSON object. The other side is benchmarks/reference_joint_step.py.
+"""Time our training step; prints one JSON object. The other side is benchmarks/reference_training_step.py.
 
-The step is `PlainEngine.train_step` as `rxt-dist train` calls it: masking for the MLM loss, encoder, noised memory,
-decoder, both losses, balance and z-loss, backward, clipping and AdamW. One process, rows without padding.
+The step is `Stage.prepare` and `PlainEngine.train_step` as `rxt-dist train` calls them: masking for the MLM loss,
+encoder, noised memory, decoder, both losses, balance and z-loss, backward, clipping and AdamW. One process, rows
+without padding.
 """
 
 from __future__ import annotations
@@ -16,27 +17,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rxt_dist.config.load import load_model
-from rxt_dist.config.run import OptimizerConfig, StageConfig, TrainConfig
-from rxt_dist.data.loader import Batch, host_batch
+from rxt_dist.config.load import load_run
+from rxt_dist.data.loader import TokenBatch, token_batch
 from rxt_dist.data.rows import SPECIAL_COUNT
 from rxt_dist.engine.build import choose_device
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.model.init import initialise
-from rxt_dist.model.reactive import ReactiveTransformer
-from rxt_dist.stages.joint import JointStage
+from rxt_dist.stages.base import build_network, stage_class
 
+RUN = Path(__file__).resolve().parent.parent / "configs/run/demo.yaml"
 WARMUP_STEPS = 2
 LEARNING_RATE = 3e-4
 
 
-def random_batch(generator: np.random.Generator, vocabulary: int, rows: int, length: int, step: int) -> Batch:
+def random_batch(generator: np.random.Generator, vocabulary: int, rows: int, length: int, step: int) -> TokenBatch:
     """Rows of random ordinary tokens, each row one document."""
     tokens_RT = generator.integers(SPECIAL_COUNT, vocabulary, (rows, length)).astype(np.uint16)
     narrow = torch.from_numpy(tokens_RT.view(np.int16))
     samples = np.arange(rows) + step * rows
-    read = host_batch(narrow, np.full(rows, 1), np.full(rows, length), np.zeros(rows, np.int64), samples)
-    return read.to(torch.device("cpu"))
+    return token_batch(narrow, np.full(rows, 1), np.full(rows, length), np.zeros(rows, np.int64), samples)
 
 
 def main() -> None:
@@ -49,23 +48,24 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), required=True)
     arguments = parser.parse_args()
 
-    # The joint stage has no use for the memory attention; the reference's joint model is built without it too.
-    config = load_model(arguments.model, []).model_copy(update={"memory_attention": None})
-    model = ReactiveTransformer(config)
-    initialise(model, 0)
     tokens = arguments.rows * arguments.length
-    train = TrainConfig(total_tokens=10**9, global_batch_tokens=tokens, precision=arguments.precision)
-    stage = JointStage(model, StageConfig(), 0, train.logit_chunk_tokens)
-    engine = PlainEngine(stage, train, OptimizerConfig(), choose_device(local_rank=0))
+    train = f"total_tokens: 1e9, global_batch_tokens: {tokens}, precision: {arguments.precision}"
+    # The first stage with its own defaults, not the demo's; like the reference's model it has no memory attention.
+    config = load_run(RUN, [f"model={arguments.model}", f"train={{{train}}}", "stage={}", "optimizer={}", "seed=0"])
+    model = build_network(config)
+    initialise(model, config.seed)
+    stage = stage_class(config)(model, config)
+    engine = PlainEngine(stage, config, choose_device(local_rank=0))
+    rates = {group: LEARNING_RATE * factor for group, factor in stage.rates(0).items()}
     generator = np.random.default_rng(0)
     seconds, losses = [], []
     for step in range(WARMUP_STEPS + arguments.steps):
-        batch = random_batch(generator, config.vocab_size, arguments.rows, arguments.length, step)
+        batch = random_batch(generator, config.model.vocab_size, arguments.rows, arguments.length, step)
         began = time.perf_counter()
-        result = engine.train_step([stage.prepare(batch, step * tokens)], LEARNING_RATE)
+        result = engine.train_step([stage.prepare(batch, step * tokens)], rates)
         seconds.append(time.perf_counter() - began)
-        means_T = result.totals.sums_T / result.totals.counts_T
-        losses.append(means_T[:2].sum().item())
+        means_J = result.totals.sums_J / result.totals.counts_J
+        losses.append(means_J[:2].sum().item())
     timed = seconds[WARMUP_STEPS:]
     print(
         json.dumps(

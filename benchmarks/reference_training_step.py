@@ -1,10 +1,10 @@
-"""Time the joint training step of the public reference package; prints one JSON object.
+"""Time a training step of the public reference package; prints one JSON object.
 
-Runs inside the environment that benchmarks/joint_step.py makes, where the package is installed and this project is not.
-The step is the package's own joint model, called as its trainer calls it with default settings: encoder on masked ids,
-MLM loss, the encoder's layers detached and noised as the decoder's memory, next-token loss; then backward, clipping and
-AdamW. One process, its loop over experts, no balance loss, rows without padding. bfloat16 is autocast, as its trainer
-does it.
+Runs inside the environment that benchmarks/training_step.py makes, where the package is installed and this project is
+not. The step is the package's own `JointTrainingModel`, called as its trainer calls it with default settings: encoder
+on masked ids, MLM loss, the encoder's layers detached and noised as the decoder's memory, next-token loss; then
+backward, clipping and AdamW. One process, its loop over experts, no balance loss, rows without padding. bfloat16 is
+autocast, as its trainer does it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def common_arguments(shape: dict[str, Any]) -> dict[str, Any]:
 
 
 def build(shape: dict[str, Any]) -> JointTrainingModel:
-    """The reference's joint model of the given shape, with one embedding for both components."""
+    """The reference's model of the given shape, with one embedding for both components."""
     decoder_shape, encoder_shape = shape["decoder"], shape["encoder"]
     moe = decoder_shape["moe"]
     encoder = RxTEncoder(
