@@ -174,8 +174,11 @@ def _guess(kind: type[Config], path: KeyPath) -> str:
     elsewhere = [name for name in _all_keys(kind) if name.split(".")[-1] == path[-1]]
     if elsewhere:
         return f" Did you mean {' or '.join(repr(name) for name in elsewhere)}?"
-    here = {dotted((*path[:-1], key)): key for key in _class_at(kind, path[:-1]).model_fields}
-    return nearest(dotted(path), here) or f" Known here: {', '.join(here.values())}."
+    here = list(_class_at(kind, path[:-1]).model_fields)
+    # By the key alone: names that share a long path would all seem alike.
+    meant = nearest(str(path[-1]), here)
+    place = "".join(f"{part}." for part in path[:-1])
+    return meant.replace("'", f"'{place}", 1) if meant else f" Known here: {', '.join(here)}."
 
 
 def _all_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
