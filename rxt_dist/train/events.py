@@ -12,7 +12,7 @@ from rxt_dist.files import full_disk_errors
 
 
 class EventLog:
-    """The events of one run: begin, resume, changed, skip, save, stop, eval, finish."""
+    """The events of one run: resume, changed, skip, profile, save, stop, eval, finish, wandb_lost."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -5,6 +5,7 @@
     metrics.jsonl           one line per log step; the truth
     events.jsonl            resumes, skips, saves, stops
     logs/                   one file per rank
+    profile/                traces and tables of `--profile`
     checkpoints/            see rxt_dist/checkpoint/store.py
     wandb/                  the copy for Weights & Biases
     STOP                    create it to stop the run at its next step
@@ -51,6 +52,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.events = EventLog(path / "events.jsonl")
         self.logs = path / "logs"
+        self.profile = path / "profile"
         self.checkpoints = path / "checkpoints"
         self.stop_file = path / "STOP"
         self.changes: list[str] = []
@@ -127,8 +129,14 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__ if torch else None,
         "code": code_version(),
-        "packages": {package.name: package.version for package in metadata.distributions() if package.name},
+        "packages": _packages(),
     }
+
+
+def _packages() -> dict[str, str]:
+    """Versions of everything that is installed, by name. Each description is parsed once, which `.name` does not."""
+    described = [package.metadata for package in metadata.distributions()]
+    return {package["Name"]: package["Version"] for package in described if package["Name"]}
 
 
 def code_version() -> dict[str, Any]:
