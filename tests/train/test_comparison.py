@@ -73,6 +73,7 @@ def compare(a: Folder, b: Folder, tolerance: float = 0.0) -> Any:
     return compare_runs(read_run(a.run.path), read_run(b.run.path), tolerance)
 
 
+@pytest.mark.slow
 def test_the_same_training_twice_is_equal_and_another_seed_is_not(tmp_path: Path) -> None:
     """Whatever depends on the clock is left out, and nothing else."""
     shards = build_shards(tmp_path)

@@ -82,6 +82,7 @@ def work(profile: StepProfile, first: int, last: int) -> None:
         profile.after_step(step)
 
 
+@pytest.mark.slow
 def test_a_profiled_run_trains_as_any_other(tmp_path: Path, shards: Path) -> None:
     """Bit by bit, to the end of the run; step 3 is the first to be recorded."""
     plain = run_of(tmp_path, shards, "plain", 0)
