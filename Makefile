@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test quick quick-tests lint clean
 
 install: .venv/installed
 
@@ -22,7 +22,14 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=25
+
+# What a change should pass before it is looked at: within two minutes on two cores.
+quick: install
+	$(MAKE) --jobs=2 --output-sync=target lint quick-tests
+
+quick-tests: install
+	$(BIN)/python -m pytest -m "not slow and not distributed and not faults"
 
 clean:
 	rm -rf .venv .demo runs

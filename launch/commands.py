@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rxt_dist.commands.arguments import Overrides, RunFile
+from rxt_dist.commands.arguments import Overrides, Profiled, RunFile
 
 app = typer.Typer(help="Start the ranks of a run.", no_args_is_help=True)
 
@@ -27,6 +27,7 @@ def local(
     resume_attempts: Annotated[
         int, typer.Option(min=0, help="How often to start again after a preemption or a crash.")
     ] = 0,
+    profile: Profiled = None,
 ) -> None:
     """Start all ranks on this machine, pass signals on to them, and return what they return.
 
@@ -40,5 +41,6 @@ def local(
     config = load_run(run, overrides or [])
     number = ranks or config.cluster.gpus_per_node
     validate_run(settle_topology(config, number), number, None)
-    command = [sys.executable, "-m", "rxt_dist", "train", str(run), *(overrides or [])]
+    options = ["--profile", str(profile)] if profile else []
+    command = [sys.executable, "-m", "rxt_dist", "train", str(run), *(overrides or []), *options]
     raise typer.Exit(launch(command, number, resume_attempts))

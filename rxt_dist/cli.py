@@ -22,6 +22,7 @@ VERBS = {
     "plan": "rxt_dist.commands.plan:plan",
     "doctor": "rxt_dist.commands.doctor:doctor",
     "data": "data_prep.commands:app",
+    "diff": "rxt_dist.commands.diff:diff",
     "checkpoint": "rxt_dist.commands.checkpoint:app",
     "config": "rxt_dist.commands.config:app",
     "launch": "launch.commands:app",

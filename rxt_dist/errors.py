@@ -25,12 +25,13 @@ class ExitCode(IntEnum):
     CRASH_LOOP = 93
 
 
-# Starting again cannot mend these: the same configuration, data or divergence would meet the next life.
+# Starting again cannot mend these: the same configuration, data, memory or divergence would meet the next life.
 _FINAL = frozenset(
     {
         ExitCode.DONE,
         ExitCode.CONFIG,
         ExitCode.DATA,
+        ExitCode.MEMORY,
         ExitCode.DISK,
         ExitCode.DIVERGED,
         ExitCode.CRASH_LOOP,

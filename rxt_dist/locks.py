@@ -41,3 +41,21 @@ def locked(path: Path, shared: bool = False, wait: bool = False) -> Iterator[Loc
                 raise
             result = Lock.UNSUPPORTED
         yield result
+
+
+def held(path: Path) -> bool:
+    """Whether another process holds the lock on `path` for itself; False where the file system knows no locks.
+
+    Nothing is written, so that what others own can be asked about.
+    """
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+    return False

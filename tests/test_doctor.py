@@ -12,6 +12,7 @@ from deepspeed.accelerator import real_accelerator
 from rxt_dist import doctor
 
 
+@pytest.mark.slow
 def test_this_machine_can_train() -> None:
     checks = doctor.examine()
     assert {check.name: check.found for check in checks if check.status == "fail"} == {}

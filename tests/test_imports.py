@@ -9,6 +9,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,7 @@ def sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Dotted names of all that a file imports, wherever in it; `from a import b` gives `a` and `a.b`."""
     found: set[str] = set()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rxt_dist.locks import Lock, locked
+from rxt_dist.locks import Lock, held, locked
 
 
 def test_one_holder_or_several_that_share(tmp_path: Path) -> None:
@@ -43,3 +43,20 @@ def test_any_other_error_is_told_as_what_it_is(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(fcntl, "flock", fail)
     with pytest.raises(OSError, match="Input/output error"), locked(tmp_path / ".lock"):
         pass
+
+
+def test_asking_whether_a_lock_is_held_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    assert not held(path)
+    assert not path.exists()
+    with locked(path):
+        assert held(path)
+    assert not held(path)
+    with locked(path, shared=True):
+        assert not held(path)
+
+    def refuse(file: object, flags: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert not held(path)

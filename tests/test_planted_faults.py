@@ -37,6 +37,7 @@ def a_tree(folder: Path, test: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_fault_is_found_survives_or_proves_nothing(tmp_path: Path) -> None:
     """And the tree is as before, whatever came of it."""
     found = a_tree(tmp_path / "found", "from code import ANSWER\ndef test_it():\n    assert ANSWER == 42\n")
@@ -63,6 +64,7 @@ def test_a_hanging_program_is_found_by_its_own_tests_and_proves_nothing_to_other
     assert ("proves nothing" in verdict.by) is not found
 
 
+@pytest.mark.slow
 def test_what_its_own_tests_miss_is_tried_against_all(tmp_path: Path) -> None:
     tree = a_tree(tmp_path / "tree", "def test_nothing():\n    pass\n")
     (tree / "tests").mkdir()

@@ -171,6 +171,17 @@ class CheckpointStore:
         found += [_describe(step, path, committed=False) for step, path in self._folders(_UNFINISHED)]
         return sorted(found, key=lambda info: (info.step, info.committed))
 
+    def read(self, step: int) -> Checkpoint:
+        """The committed checkpoint of `step` as its manifest describes it; its files are not looked at.
+
+        Raises:
+            CheckpointError: the manifest is missing or damaged.
+        """
+        try:
+            return _read_manifest(self.folder(step))
+        except _ManifestError as error:
+            raise CheckpointError(f"The manifest of {self.folder(step)} cannot be read: {error}.") from error
+
     def verify(self, checkpoint: int | Path, full: bool = True) -> _Problems:
         """Problems of one checkpoint, each naming its file; empty when it is sound.
 

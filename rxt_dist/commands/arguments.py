@@ -13,3 +13,12 @@ Overrides = Annotated[
     typer.Argument(metavar="a.b=c", help="Overrides such as train.total_tokens=1e6 optimizer.lr=3e-4."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Profiled = Annotated[
+    int | None,
+    typer.Option(
+        "--profile",
+        metavar="N",
+        min=1,
+        help="Profile N steps of this life, from its third on, into profile/ of the run directory.",
+    ),
+]

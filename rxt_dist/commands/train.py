@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from rxt_dist.commands.arguments import Overrides, RunFile
+from rxt_dist.commands.arguments import Overrides, Profiled, RunFile
 
 
 def train(
     run: RunFile,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, print the resolved config, and stop.")] = False,
+    profile: Profiled = None,
 ) -> None:
     """Train. Start one process per rank, with torchrun, srun or `rxt-dist launch local`; alone it is the only rank."""
     from rxt_dist.config.load import load_run, resolved_yaml
@@ -38,4 +39,4 @@ def train(
     with StopRequest(config.directory / "STOP") as stop:
         from rxt_dist.train.run import train as run_training
 
-        raise typer.Exit(int(run_training(config, ranks, stop)))
+        raise typer.Exit(int(run_training(config, ranks, stop, profile or 0)))

@@ -12,8 +12,8 @@ from rxt_dist.files import full_disk_errors
 
 
 class EventLog:
-    """The events of one run: begin (from other weights), resume, changed, unlocked, skip, save,
-    stop, eval, finish, wandb_lost."""
+    """The events of one run: begin (from other weights), resume, changed, unlocked, skip, save, stop, eval, profile,
+    finish, wandb_lost."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

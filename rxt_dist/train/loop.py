@@ -25,6 +25,7 @@ from rxt_dist.errors import DivergedError, ExitCode
 from rxt_dist.stages.base import Batch, DataSource, Stage
 from rxt_dist.train.evaluate import Evaluation, evaluate, sources_without_evaluation
 from rxt_dist.train.interval import Interval
+from rxt_dist.train.profile import StepProfile
 from rxt_dist.train.reporter import Reporter
 from rxt_dist.train.resume import Position
 from rxt_dist.train.signals import StopRequest
@@ -43,6 +44,7 @@ class Training:
     stop: StopRequest
     reporter: Reporter
     identity: dict[str, Any]
+    profile: StepProfile | None = None
 
     def tokens(self, position: Position) -> int:
         """What the budget says has been trained."""
@@ -74,6 +76,8 @@ def run_loop(training: Training, position: Position) -> ExitCode:
                 figures = interval.figures() | {"lr": lr} | training.stage.levels(trained)
                 reporter.line(position, figures, training.tokens(position))
             paused = time.monotonic()
+            if training.profile is not None:
+                training.profile.after_step(position.step)
             if _crosses(before, position, config.eval.every_tokens, training) and not step.last:
                 run_evaluation(training, position)
             reason = training.stop.reason

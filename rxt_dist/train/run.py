@@ -24,6 +24,7 @@ from rxt_dist.stages.base import DataSource, build_network, stage_class
 from rxt_dist.train.loop import Training, run_loop
 from rxt_dist.train.metrics import MetricsWriter
 from rxt_dist.train.preflight import order_lines, preflight
+from rxt_dist.train.profile import Recording, profiling, require_steps
 from rxt_dist.train.progress import Progress
 from rxt_dist.train.reporter import Reporter
 from rxt_dist.train.resume import Position, find_checkpoint, position_of, set_weights
@@ -31,13 +32,18 @@ from rxt_dist.train.run_dir import RunDirectory
 from rxt_dist.train.signals import StopRequest
 
 
-def train(config: RunConfig, ranks: Ranks, stop: StopRequest) -> ExitCode:
+def train(config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0) -> ExitCode:
     """Train one rank's share of a run, from the newest valid checkpoint in its directory if there is one.
+
+    Args:
+        profiled: how many steps of this life are to be profiled.
 
     Raises:
         UserError: of any kind, with its exit code; before the model is built for all that can be known by then.
     """
     data = preflight(config, ranks.world_size)
+    if profiled:
+        require_steps(config, data, profiled)
     device = choose_device(ranks.local_rank)
     if ranks.rank == 0:
         # Left by an earlier life; one made from here on is meant for this one.
@@ -47,7 +53,7 @@ def train(config: RunConfig, ranks: Ranks, stop: StopRequest) -> ExitCode:
         directory = RunDirectory.open(config.directory, resolved_yaml(config), training_hash(config), ranks.rank)
         group.together(lambda: stack.enter_context(directory.locked()) if group.rank == 0 else None)
         stack.enter_context(_output_in(directory, ranks.rank))
-        return _train(stack, config, stop, group, directory, data)
+        return _train(stack, config, stop, group, directory, data, profiled)
 
 
 def _train(
@@ -57,6 +63,7 @@ def _train(
     group: Collectives,
     directory: RunDirectory,
     data: DataSource,
+    profiled: int,
 ) -> ExitCode:
     store = CheckpointStore(directory.checkpoints, config.checkpoint.keep)
     checkpoint, remarks = find_checkpoint(group, store)
@@ -97,7 +104,9 @@ def _train(
         "versions": {"rxt_dist": rxt_dist.__version__, "torch": torch.__version__},
         **({"origin": origin} if origin else {}),
     }
-    return run_loop(Training(config, engine, stage, frozen, data, store, stop, reporter, identity), position)
+    recording = Recording(profiled, directory.profile, group.rank, group.device)
+    profile = stack.enter_context(profiling(recording, reporter))
+    return run_loop(Training(config, engine, stage, frozen, data, store, stop, reporter, identity, profile), position)
 
 
 @contextmanager

@@ -5,6 +5,7 @@
     metrics.jsonl           one line per log step; the truth
     events.jsonl            resumes, skips, saves, stops
     logs/                   one file per rank
+    profile/                traces and tables of `--profile`
     checkpoints/            see rxt_dist/checkpoint/store.py
     wandb/                  the copy for Weights & Biases
     STOP                    create it to stop the run at its next step
@@ -51,8 +52,10 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.events = EventLog(path / "events.jsonl")
         self.logs = path / "logs"
+        self.profile = path / "profile"
         self.checkpoints = path / "checkpoints"
         self.stop_file = path / "STOP"
+        self.lock_file = path / ".lock"
         self.changes: list[str] = []
         self.has_locks = True
 
@@ -67,7 +70,7 @@ class RunDirectory:
             ConfigError: another process trains it. Two of them would delete each other's checkpoints.
             OSError: whatever else the system says; a crash, after which a launcher starts again.
         """
-        with locked(self.path / ".lock") as lock:
+        with locked(self.lock_file) as lock:
             if lock is Lock.BUSY:
                 raise ConfigError(
                     f"{self.path} is being trained by another process. Wait until it has ended, stop it (create "
@@ -129,8 +132,20 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__ if torch else None,
         "code": code_version(),
-        "packages": {package.name: package.version for package in metadata.distributions() if package.name},
+        "packages": _packages(),
     }
+
+
+def _packages() -> dict[str, str]:
+    """Versions of everything that is installed, by name.
+
+    Of two of one name the first on the path is imported. Each description is parsed once, which `.name` does not.
+    """
+    versions: dict[str, str] = {}
+    for described in (package.metadata for package in metadata.distributions()):
+        if described["Name"]:
+            versions.setdefault(described["Name"], described["Version"])
+    return versions
 
 
 def code_version() -> dict[str, Any]:
@@ -173,22 +188,22 @@ def _require_same_training(run: RunDirectory, resolved_yaml: str, training_hash:
 def _differences(old_yaml: str, new_yaml: str, *, every: bool = False) -> list[str]:
     """`key was A, is B` for every training key (or for every key) whose value differs."""
     try:
-        old = dict(_leaves(yaml.safe_load(old_yaml)))
+        old = dict(leaves(yaml.safe_load(old_yaml)))
     except yaml.YAMLError:
         return ["config.resolved.yaml is no longer readable YAML"]
-    new = dict(_leaves(yaml.safe_load(new_yaml)))
+    new = dict(leaves(yaml.safe_load(new_yaml)))
     free = () if every else tuple(f"{free}." for free in RESUMABLE)
     keys = [key for key in {**new, **old} if not f"{key}.".startswith(free)]
     return [f"{key} was {_shown(old, key)}, is {_shown(new, key)}" for key in keys if old.get(key) != new.get(key)]
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of everything that is not a mapping; lists are values."""
     if not isinstance(value, Mapping):
         yield key, value
         return
     for name, inner in value.items():
-        yield from _leaves(inner, f"{key}.{name}" if key else str(name))
+        yield from leaves(inner, f"{key}.{name}" if key else str(name))
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:

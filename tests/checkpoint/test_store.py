@@ -361,3 +361,14 @@ def test_a_manifest_is_plain_json_with_every_file(store: CheckpointStore) -> Non
     manifest = json.loads((save(store, 4) / MANIFEST).read_text())
     assert set(manifest) == {"format", "step", "meta", "files", "digest"}
     assert all(set(file) == {"name", "bytes", "sha256"} for file in manifest["files"])
+
+
+def test_a_manifest_is_read_without_its_files(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    written = store.begin(1) / "weights"
+    written.write_bytes(b"x")
+    store.commit(1, [store.record(written)], {"tokens": {"of": 3}})
+    (store.folder(1) / "weights").unlink()
+    assert store.read(1).meta == {"tokens": {"of": 3}}
+    with pytest.raises(CheckpointError, match="step-00000002 cannot be read"):
+        store.read(2)

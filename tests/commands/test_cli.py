@@ -21,8 +21,8 @@ DEMO = "configs/run/demo.yaml"
 HELP_OF_ALL = """
 import sys
 from rxt_dist.cli import main
-for verb in ([], ["train"], ["plan"], ["doctor"], ["data"], ["checkpoint"], ["config", "show"], ["launch", "local"]):
-    sys.argv = ["rxt-dist", *verb, "--help"]
+for verb in ("", "train", "plan", "doctor", "data", "checkpoint", "diff", "config show", "launch local"):
+    sys.argv = ["rxt-dist", *verb.split(), "--help"]
     try:
         main()
     except SystemExit as end:

@@ -152,6 +152,7 @@ def test_damaged_arrow_is_named(tmp_path: Path) -> None:
         list(records(Slice(item, 0, 1, 0)))
 
 
+@pytest.mark.slow
 def test_one_large_row_group_does_not_fill_the_memory(tmp_path: Path) -> None:
     """120 MB of text in one row group; Arrow may hold a few pages and a batch of it."""
     path = tmp_path / "x.parquet"
@@ -197,6 +198,7 @@ def read_in_a_process(path: Path) -> list[int]:
     return value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["parquet", "feather"])
 def test_a_few_huge_texts_among_short_ones_do_not_fill_the_memory(tmp_path: Path, kind: str) -> None:
     """216 MB in 8 of 20,000 texts, in one row group or record batch."""

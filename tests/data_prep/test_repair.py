@@ -87,6 +87,7 @@ def _damaged(report: Report) -> set[str]:
     return {finding.file for finding in report.findings}
 
 
+@pytest.mark.slow
 def test_one_flipped_bit_anywhere_is_found_and_mended_bit_by_bit(dataset: Path, contents: dict[str, bytes]) -> None:
     rng = np.random.default_rng(8)
     digest = load_manifest(dataset).root_digest

@@ -137,6 +137,7 @@ def test_a_full_disk_is_explained_and_leaves_no_temporary_files(job: WriteName, 
     assert list((job.out / "units").glob("*.tmp.*")) == []
 
 
+@pytest.mark.slow
 def test_workers_with_too_much_memory_are_replaced(job: WriteName, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "RECYCLE_BYTES", 0)
     names = [f"slow{i}" for i in range(4)]

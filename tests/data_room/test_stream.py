@@ -58,6 +58,7 @@ def wanted(dataset_dir: Path) -> str:
     return digest
 
 
+@pytest.mark.slow
 def test_the_stream_is_the_same_for_every_number_of_ranks_and_every_batch(dataset_dir: Path, wanted: str) -> None:
     assert len(SETTINGS) >= 20
     assert [setting for setting in SETTINGS if stream(dataset_dir, [setting])[0] != wanted] == []

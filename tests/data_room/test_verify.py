@@ -56,6 +56,7 @@ def test_a_sound_dataset_is_sound(dataset: Path) -> None:
     require_sound(report, dataset)
 
 
+@pytest.mark.slow
 def test_one_flipped_bit_anywhere_is_found(dataset: Path) -> None:
     """Every file of the folder, at random places; `--quick` finds it everywhere but inside the shards."""
     rng = np.random.default_rng(5)

@@ -273,6 +273,7 @@ def lines_of(tiny: TinyRun) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in timed} for line in tiny.lines()]
 
 
+@pytest.mark.slow
 @EACH_STAGE
 def test_a_run_reports_its_terms_and_goes_on_after_a_stop(kind: str, tmp_path: Path, shards: Path) -> None:
     """Stopped twice and begun again: the same lines as in one life."""

@@ -178,6 +178,7 @@ def test_a_failing_wandb_is_one_event_and_one_warning(
     assert wandb is None or wandb.calls.count("log") == {"log": 1, "finish": 3}.get(fails_in, 0)
 
 
+@pytest.mark.slow
 def test_the_real_wandb_offline_writes_into_the_run_directory(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -127,6 +127,18 @@ def test_environment_imports_nothing() -> None:
     assert environment()["torch"] == torch.__version__
 
 
+def test_of_two_versions_of_a_package_the_one_that_is_imported_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packages that carry copies of others put them at the end of the path."""
+    for version in ("1", "2"):
+        described = tmp_path / version / f"twice-{version}.dist-info"
+        described.mkdir(parents=True)
+        (described / "METADATA").write_text(f"Metadata-Version: 2.1\nName: twice\nVersion: {version}\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "1"), *sys.path, str(tmp_path / "2")])
+    assert environment()["packages"]["twice"] == "1"
+
+
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_code_version_is_the_commit_of_its_own_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> str:

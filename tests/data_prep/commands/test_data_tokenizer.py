@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from data_verbs import as_json, run
 
 from rxt_dist.errors import ConfigError, DataError
@@ -21,6 +22,7 @@ def test_weights_decide_the_sample(corpus: Path, data_file: Path) -> None:
     assert overridden["vocab_size"] == 400
 
 
+@pytest.mark.slow
 def test_report_and_comparison(corpus: Path) -> None:
     small, large = corpus / "small.json", corpus / "large.json"
     as_json("tokenizer", corpus / "text", "--out", small, "--vocab-size", 300)
