@@ -1,6 +1,6 @@
 """What every stage of the registry keeps, and the stage of docs/extending.md: a new one inherits this proof.
 
-Several ranks are in tests/distributed/test_stages.py.
+Several ranks are in tests/distributed/test_stages_on_ranks.py.
 """
 
 from __future__ import annotations
