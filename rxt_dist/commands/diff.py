@@ -85,7 +85,7 @@ def _lines(runs: tuple[RunRecord, RunRecord], found: Comparison, equal: bool, to
     if not found.checksums:
         lines.append("state: no checkpoint of the same step")
     for title, differences in (("configuration", found.settings), ("environment", found.surroundings)):
-        lines.append(f"{title}: " + ("" if differences else "equal"))
+        lines.append(f"{title}:" if differences else f"{title}: equal")
         lines += [f"  {key}: {_known(a)}, {_known(b)}" for key, a, b in differences]
     lines.append(f"EQUAL{within}" if equal else "DIFFERENT")
     return lines

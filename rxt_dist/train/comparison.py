@@ -91,7 +91,7 @@ def read_run(path: Path) -> RunRecord:
 
     Raises:
         ConfigError: it is no run, or is being trained.
-        DataError: it has no figures yet, or a line is cut off.
+        DataError: it has no figures yet, a line is cut off, or another of its files is damaged.
     """
     run = RunDirectory(path)
     if not run.config.is_file():
@@ -108,11 +108,10 @@ def read_run(path: Path) -> RunRecord:
     resumed = [event["step"] for event in run.events.read() if event["kind"] == "resume"]
     checkpoints, remarks = _checkpoints(run)
     newest = checkpoints[max(checkpoints)] if checkpoints else {}
-    environment = json.loads(run.environment.read_text(encoding="utf-8")) if run.environment.exists() else {}
+    environment = _mapping(run.environment) if run.environment.exists() else {}
     surroundings = {key: value for key, value in leaves(environment) if key != "time"}
     surroundings |= {"ranks": newest.get("ranks"), "data": newest.get("data", {}).get("dataset_digest")}
-    settings = dict(leaves(yaml.safe_load(run.config.read_text(encoding="utf-8"))))
-    del settings["name"]
+    settings = {key: value for key, value in leaves(_mapping(run.config)) if key != "name"}
     checksums = {step: meta["checksum"] for step, meta in checkpoints.items()}
     return RunRecord(path, _lines(entries, resumed), checksums, settings, surroundings, tuple(remarks))
 
@@ -180,6 +179,17 @@ def _note(
 def _over_steps(name: str) -> bool:
     """Whether a figure is of all steps since the line before, and not of the last one alone."""
     return not name.startswith(_EVALUATION) and (name.endswith(("_loss", "_accuracy")) or name == "skipped")
+
+
+def _mapping(path: Path) -> Mapping[str, Any]:
+    """The content of a YAML or JSON file, which is YAML too."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        content = None
+    if not isinstance(content, Mapping):
+        raise DataError(f"{path} is damaged: it is no YAML mapping. The next start of the run writes it anew.")
+    return content
 
 
 def _entries(metrics: Path) -> list[dict[str, Any]]:

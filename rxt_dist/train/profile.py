@@ -27,6 +27,7 @@ from rxt_dist.train.reporter import Reporter
 
 # The first step of a life fills caches and chooses kernels; in the second the profiler itself starts, which takes time.
 _UNRECORDED = 2
+_STEP, _OUTSIDE = "ProfilerStep*", "outside of operators (Python, waiting)"
 _TABLE_ROWS, _SHOWN_ROWS, _NAME_WIDTH = 100, 10, 60
 
 
@@ -148,7 +149,7 @@ def _costs(profiler: torch.profiler.profile, device: torch.device, steps: int) -
     total = sum(cost for cost, _ in costs) or 1.0
     lines = [
         f"profile: {cost / total:6.1%}  {cost / steps / 1000:9.2f} ms a step  {event.count / steps:8.1f} calls a step"
-        f"  {event.key[:_NAME_WIDTH]}"
+        f"  {_OUTSIDE if event.key == _STEP else event.key[:_NAME_WIDTH]}"
         for cost, event in costs[:_SHOWN_ROWS]
     ]
     return str(table), lines

@@ -233,6 +233,14 @@ def test_reading_changes_nothing(a: Folder) -> None:
     assert sorted(a.run.path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", ["config.resolved.yaml", "environment.json"])
+@pytest.mark.parametrize("content", ["", "{", "some text"])
+def test_a_damaged_file_is_named(a: Folder, name: str, content: str) -> None:
+    (a.run.path / name).write_text(content)
+    with pytest.raises(DataError, match=f"{name} is damaged"):
+        read_run(a.run.path)
+
+
 @pytest.mark.parametrize("content", [None, "", "\n"])
 def test_a_run_without_figures(a: Folder, content: str | None) -> None:
     if content is None:
