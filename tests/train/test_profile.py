@@ -7,10 +7,12 @@ import gzip
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 from training_run import STEP_TOKENS, TinyRun, build_shards
 from typer.testing import CliRunner
 
