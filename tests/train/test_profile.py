@@ -158,10 +158,15 @@ def test_on_a_gpu_the_short_lines_are_its_kernels() -> None:
 
 def test_a_run_that_fails_keeps_its_error(tmp_path: Path) -> None:
     recording, listener = Recording(5, tmp_path / "profile", 0, torch.device("cpu")), Listener()
-    with pytest.raises(RuntimeError, match="lost"), profiling(recording, listener) as profile:  # type: ignore[arg-type]
-        assert profile is not None
-        work(profile, 1, 4)
-        raise RuntimeError("lost")
+
+    def fail() -> None:
+        with profiling(recording, listener) as profile:  # type: ignore[arg-type]
+            assert profile is not None
+            work(profile, 1, 4)
+            raise RuntimeError("lost")
+
+    with pytest.raises(RuntimeError, match="lost"):
+        fail()
     assert files_of(tmp_path / "profile") == []
 
 
