@@ -188,7 +188,7 @@ def _mapping(path: Path) -> Mapping[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError):
         content = None
     if not isinstance(content, Mapping):
-        raise DataError(f"{path} is damaged: it is no YAML mapping. The next start of the run writes it anew.")
+        raise DataError(f"{path} is damaged: it is no mapping that can be read as YAML. Restore it from a copy.")
     return content
 
 

@@ -156,7 +156,15 @@ def test_an_error_of_the_system_that_may_be_ours_keeps_its_traceback(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["trian"], ["train"], ["train", DEMO, "--no-such-option"], ["launch", "local", DEMO, "--ranks", "0"]]
+    "arguments",
+    [
+        ["trian"],
+        ["train"],
+        ["train", DEMO, "--no-such-option"],
+        ["train", DEMO, "--profile", "0"],
+        ["launch", "local", DEMO, "--ranks", "0"],
+        ["launch", "local", DEMO, "--profile", "some"],
+    ],
 )
 def test_a_wrong_command_line_has_the_same_exit_code(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, *arguments) == 64

@@ -7,10 +7,12 @@ import gzip
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 from training_run import STEP_TOKENS, TinyRun, build_shards
 from typer.testing import CliRunner
 
@@ -125,6 +127,47 @@ def test_it_is_written_once_and_told_in_short(tmp_path: Path) -> None:
     assert recorded_steps(tmp_path / "profile/step-00000013-rank-00003.trace.json.gz") == [2, 3]
     assert any("aten::mm" in line and "1.0 calls a step" in line for line in listener.messages)
     assert len(listener.messages) <= 10
+
+
+def test_on_a_gpu_the_short_lines_are_its_kernels() -> None:
+    """Neither the operators that started them, nor annotations that span them, which would count them again."""
+
+    class Averages(list[SimpleNamespace]):
+        def table(self, **options: object) -> str:
+            return str(options["sort_by"])
+
+    def event(key: str, device: DeviceType, micros: float, annotation: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(
+            key=key, device_type=device, self_device_time_total=micros, count=4, is_user_annotation=annotation
+        )
+
+    averages = Averages([
+        event("aten::mm", DeviceType.CPU, 3000.0),
+        event("copy", DeviceType.CUDA, 1000.0),
+        event("gemm", DeviceType.CUDA, 3000.0),
+        event("ProfilerStep*", DeviceType.CUDA, 9000.0, annotation=True),
+    ])  # fmt: skip
+    profiler: Any = SimpleNamespace(key_averages=lambda: averages)
+    table, lines = module._costs(profiler, torch.device("cuda", 0), 2)
+    assert table == "self_cuda_time_total"
+    assert [line.split() for line in lines] == [
+        ["profile:", "75.0%", "1.50", "ms", "a", "step", "2.0", "calls", "a", "step", "gemm"],
+        ["profile:", "25.0%", "0.50", "ms", "a", "step", "2.0", "calls", "a", "step", "copy"],
+    ]
+
+
+def test_a_run_that_fails_keeps_its_error(tmp_path: Path) -> None:
+    recording, listener = Recording(5, tmp_path / "profile", 0, torch.device("cpu")), Listener()
+
+    def fail() -> None:
+        with profiling(recording, listener) as profile:  # type: ignore[arg-type]
+            assert profile is not None
+            work(profile, 1, 4)
+            raise RuntimeError("lost")
+
+    with pytest.raises(RuntimeError, match="lost"):
+        fail()
+    assert files_of(tmp_path / "profile") == []
 
 
 def test_a_full_disk_has_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
