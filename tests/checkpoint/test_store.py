@@ -361,3 +361,11 @@ def test_a_manifest_is_plain_json_with_every_file(store: CheckpointStore) -> Non
     manifest = json.loads((save(store, 4) / MANIFEST).read_text())
     assert set(manifest) == {"format", "step", "meta", "files", "digest"}
     assert all(set(file) == {"name", "bytes", "sha256"} for file in manifest["files"])
+
+
+def test_steps_are_those_of_committed_folders(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints", 2)
+    assert list(store.steps()) == []
+    for name in ("step-00000020", "step-00000003", "step-00000004.tmp", "other"):
+        (store.directory / name).mkdir(parents=True)
+    assert list(store.steps()) == [3, 20]
