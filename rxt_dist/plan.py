@@ -25,6 +25,8 @@ from rxt_dist.stages.base import build_network, stage_class
 
 _FLOAT32_BYTES = 4
 _SECONDS_PER_DAY = 86400
+# Where no data says how long rows are, steps are counted in tokens: a batch of whole rows has as many of either.
+_ANY_ROW = 1
 ZERO_STAGES = (0, 1, 2, 3)
 
 
@@ -194,7 +196,7 @@ def _batch(config: RunConfig, seq_len: int) -> dict[str, int]:
         "global_rows": rows,
         "ranks": config.cluster.ranks,
         "micro_batches_per_step": max(1, rows // (config.cluster.ranks * config.train.micro_batch_rows)),
-        "steps": count_steps(config.train, seq_len),
+        "steps": count_steps(config.train, config.data.seq_len or _ANY_ROW),
     }
 
 

@@ -70,3 +70,18 @@ def test_time_follows_from_operations_and_utilisation() -> None:
         "micro_batches_per_step": 8,
         "steps": 95_367,
     }
+
+
+@pytest.mark.parametrize("ramp", ["null", "{start_tokens: 16, increment_tokens: 16, over_tokens: 1600}"])
+def test_steps_are_counted_before_anybody_knows_how_long_rows_are(ramp: str) -> None:
+    """The model's row is then longer than a batch."""
+    unknown = [
+        "parallel.expert_parallel=1",
+        "data.seq_len=null",
+        "train.global_batch_tokens=64",
+        "train.total_tokens=6500",
+        f"train.ramp={ramp}",
+    ]
+    steps = plan_run(load_run(RUNS / "demo.yaml", unknown))["batch"]["steps"]
+    assert steps == plan_run(load_run(RUNS / "demo.yaml", [*unknown, "data.seq_len=16"]))["batch"]["steps"]
+    assert steps == 101 if ramp == "null" else steps > 101

@@ -8,7 +8,7 @@ begins; one that resumes has everything in its own checkpoints and never looks h
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,13 +22,15 @@ from rxt_dist.checkpoint.pieces import SavedPieces
 from rxt_dist.checkpoint.store import MIN_KEEP, Checkpoint, CheckpointStore
 from rxt_dist.config.load import load_run
 from rxt_dist.config.run import StartConfig
-from rxt_dist.engine.interface import WEIGHT
+from rxt_dist.engine.interface import WEIGHT, Engine
 from rxt_dist.errors import CheckpointError, ConfigError
 from rxt_dist.files import sha256_file
 from rxt_dist.stages.base import build_network
 
 Shapes = Mapping[str, tuple[int, ...]]
 _SHOWN = 4
+# Integers would be taken for weights as they are, without the scales that they were divided by.
+_FLOATS = ("F64", "F32", "BF16", "F16")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class Origin:
         return asdict(self)
 
 
+# Name of a parameter, an offset in it once it is flattened, and a tensor [n] for the elements from there on.
+_Run = tuple[str, int, Tensor]
+
+
 class _Weights(Protocol):
     """What weights can be taken from."""
 
@@ -58,8 +64,8 @@ class _Weights(Protocol):
         """Verify the contents. Returns the checkpoint that is meant, if it is one, and a digest."""
         ...
 
-    def fill(self, checkpoint: Checkpoint | None, named: Iterable[tuple[str, Tensor]]) -> None:
-        """Copy parameters into tensors of their shapes."""
+    def fill(self, checkpoint: Checkpoint | None, runs: Iterable[_Run]) -> None:
+        """Copy runs of parameters into tensors of their lengths."""
         ...
 
 
@@ -120,7 +126,19 @@ def fill_from(start: StartConfig, checkpoint: Checkpoint | None, model: nn.Modul
     Raises:
         CheckpointError: something of them is missing.
     """
-    _weights(start).fill(checkpoint, ((name, parameter.data) for name, parameter in _named(model, start.parts)))
+    named = _named(model, start.parts)
+    _weights(start).fill(checkpoint, ((name, 0, parameter.data.view(-1)) for name, parameter in named))
+
+
+def fill_masters(start: StartConfig, checkpoint: Checkpoint | None, engine: Engine) -> None:
+    """Fill the float32 weights of a bfloat16 engine, which has made them of weights that it had rounded before.
+
+    Raises:
+        CheckpointError: as `fill_from`.
+    """
+    with torch.no_grad():
+        fragments = (piece for piece in engine.fragments(owned=False) if piece.name.split(".")[0] in start.parts)
+        _weights(start).fill(checkpoint, ((piece.name, piece.start, piece.tensors[WEIGHT]) for piece in fragments))
 
 
 def _named(model: nn.Module, parts: Iterable[str]) -> list[tuple[str, nn.Parameter]]:
@@ -135,7 +153,7 @@ def _weights(start: StartConfig) -> _Weights:
     if start.run is not None:
         return _RunWeights(start.run)
     assert start.export is not None
-    return _ExportWeights(start.export)
+    return _ExportWeights(start.export, start.parts)
 
 
 class _RunWeights:
@@ -152,7 +170,7 @@ class _RunWeights:
                 f"start.run is {self._directory}, which holds no run: there is no {path.name} in it. Name the folder "
                 f"of a run, for example runs/NAME."
             )
-        if not any(info.committed and not info.problem for info in self._store.list()):
+        if all(self._store.verify(step, full=False) for step in self._store.steps()):
             raise CheckpointError(f"start.run {self._directory} has no committed checkpoint yet: train that run first.")
         with torch.device("meta"):
             model = build_network(load_run(path))
@@ -164,17 +182,18 @@ class _RunWeights:
             raise CheckpointError(f"start.run {self._directory} has no valid checkpoint to begin from.")
         return checkpoint, checkpoint.digest
 
-    def fill(self, checkpoint: Checkpoint | None, named: Iterable[tuple[str, Tensor]]) -> None:
+    def fill(self, checkpoint: Checkpoint | None, runs: Iterable[_Run]) -> None:
         assert checkpoint is not None
         pieces = SavedPieces(checkpoint)
-        for name, target in named:
-            pieces.fill(WEIGHT, name, 0, target.view(-1))
+        for name, first, target in runs:
+            pieces.fill(WEIGHT, name, first, target)
 
 
 class _ExportWeights:
     """A folder of .safetensors files whose tensors are named as the network's parameters."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, parts: Collection[str]) -> None:
+        self._directory, self._parts = directory, parts
         self._paths = sorted(directory.glob("*.safetensors"))
         if not self._paths:
             raise ConfigError(f"start.export is {directory}, which holds no .safetensors file.")
@@ -191,12 +210,19 @@ class _ExportWeights:
                 self._tensors[name] = file
 
     def shapes(self) -> Shapes:
-        return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._tensors.items()}
+        slices = {name: file.get_slice(name) for name, file in self._tensors.items()}
+        for name, found in slices.items():
+            if name.split(".")[0] in self._parts and found.get_dtype() not in _FLOATS:
+                raise ConfigError(
+                    f"'{name}' in start.export {self._directory} has the type {found.get_dtype()}, but weights are "
+                    f"{', '.join(_FLOATS)}: export them without quantisation."
+                )
+        return {name: tuple(found.get_shape()) for name, found in slices.items()}
 
     def choose(self, report: Callable[[str], None]) -> tuple[Checkpoint | None, str]:
         described = "".join(f"{path.name}:{sha256_file(path)};" for path in self._paths)
         return None, hashlib.sha256(described.encode()).hexdigest()
 
-    def fill(self, checkpoint: Checkpoint | None, named: Iterable[tuple[str, Tensor]]) -> None:
-        for name, target in named:
-            target.copy_(self._tensors[name].get_tensor(name))
+    def fill(self, checkpoint: Checkpoint | None, runs: Iterable[_Run]) -> None:
+        for name, first, target in runs:
+            target.copy_(self._tensors[name].get_tensor(name).flatten()[first : first + target.numel()])

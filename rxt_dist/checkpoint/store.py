@@ -211,6 +211,11 @@ class CheckpointStore:
             report(f"Checkpoint {folder} is rejected: {'; '.join(problems)}.")
         return None
 
+    def steps(self) -> Sequence[int]:
+        """Steps that have a committed checkpoint, in ascending order, by the names of folders: one look, and
+        right while another process saves."""
+        return [step for step, _ in self._folders(_FINAL)]
+
     def _folders(self, pattern: re.Pattern[str]) -> _Folders:
         """(step, folder) of every folder whose name matches, by ascending step."""
         if not self.directory.is_dir():

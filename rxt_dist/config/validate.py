@@ -65,6 +65,8 @@ def validate_run(config: RunConfig, world_size: int, facts: DataFacts | None) ->
     seq_len = config.data.seq_len or (facts.seq_len if facts else None)
     if seq_len is not None:
         _check_batch(config, world_size, seq_len, facts.row_tokens if facts else seq_len)
+    elif config.train.ramp is not None:
+        _check_ramp(config, config.train.ramp, world_size, None)
 
 
 def _check_experts(config: RunConfig, world_size: int) -> None:
@@ -122,11 +124,12 @@ def _check_engine(config: RunConfig, world_size: int) -> None:
 
 def _check_start(config: RunConfig) -> None:
     parts = config.stage.parts()
-    for part in config.start.parts if config.start else ():
-        if part not in parts:
-            raise ConfigError(
-                f"start.parts names '{part}', but stage '{config.stage.kind}' builds {', '.join(parts)}: leave it out."
-            )
+    surplus = [part for part in (config.start.parts if config.start else ()) if part not in parts]
+    if surplus:
+        raise ConfigError(
+            f"start.parts names {', '.join(map(repr, surplus))}, but stage '{config.stage.kind}' builds "
+            f"{', '.join(parts)}: leave {'it' if len(surplus) == 1 else 'them'} out."
+        )
 
 
 def _check_schedule(config: RunConfig) -> None:
@@ -186,20 +189,21 @@ def _check_batch(config: RunConfig, world_size: int, seq_len: int, row_tokens: i
         _check_ramp(config, train.ramp, world_size, row_tokens)
 
 
-def _check_ramp(config: RunConfig, ramp: RampConfig, world_size: int, row_tokens: int) -> None:
+def _check_ramp(config: RunConfig, ramp: RampConfig, world_size: int, row_tokens: int | None) -> None:
     full = config.train.global_batch_tokens
     if ramp.start_tokens >= full:
         raise ConfigError(
             f"train.ramp.start_tokens ({ramp.start_tokens:,}) is not below train.global_batch_tokens ({full:,}): the "
             f"ramp enlarges the batch, so start with less or set train.ramp=null."
         )
-    if ramp.over_tokens < row_tokens:
+    if row_tokens is not None and ramp.over_tokens < row_tokens:
         raise ConfigError(
             f"train.ramp.over_tokens ({ramp.over_tokens:,}) is less than one row of {row_tokens} tokens: make it "
             f"longer, or set train.ramp=null."
         )
-    _check_portion("train.ramp.start_tokens", ramp.start_tokens, config, world_size, row_tokens)
-    _check_portion("train.ramp.increment_tokens", ramp.increment_tokens, config, world_size, row_tokens)
+    if row_tokens is not None:
+        _check_portion("train.ramp.start_tokens", ramp.start_tokens, config, world_size, row_tokens)
+        _check_portion("train.ramp.increment_tokens", ramp.increment_tokens, config, world_size, row_tokens)
     if (full - ramp.start_tokens) % ramp.increment_tokens:
         raise ConfigError(
             f"train.ramp cannot reach train.global_batch_tokens ({full:,}) from {ramp.start_tokens:,} by "

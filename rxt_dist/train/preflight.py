@@ -47,8 +47,7 @@ def preflight(config: RunConfig, world_size: int) -> DataSource:
 
 def has_checkpoints(config: RunConfig) -> bool:
     """Whether the run has been begun, so that its weights come from its own checkpoints."""
-    store = CheckpointStore(RunDirectory(config.directory).checkpoints, config.checkpoint.keep)
-    return any(info.committed for info in store.list())
+    return bool(CheckpointStore(RunDirectory(config.directory).checkpoints, config.checkpoint.keep).steps())
 
 
 def order_lines(order: GlobalOrder) -> list[str]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rxt_dist.checkpoint.frozen import load_frozen
-from rxt_dist.checkpoint.start import choose_origin, fill_from
+from rxt_dist.checkpoint.start import choose_origin, fill_from, fill_masters
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.config.run import RunConfig
 from rxt_dist.data.sampler import DataState
 from rxt_dist.engine.collectives import Collectives
+from rxt_dist.engine.interface import Engine
 from rxt_dist.errors import CheckpointError
 from rxt_dist.model.init import initialise
 from rxt_dist.stages.base import DataSource, Stage
@@ -38,7 +39,7 @@ def find_checkpoint(group: Collectives, store: CheckpointStore) -> tuple[Checkpo
     def find() -> tuple[Checkpoint | None, list[str]]:
         remarks: list[str] = []
         found = store.latest_valid(remarks.append)
-        if found is None and any(info.committed for info in store.list()):
+        if found is None and store.steps():
             raise CheckpointError(
                 f"No checkpoint in {store.directory} is valid, and this run will not start again from nothing over "
                 f"them. {' '.join(remarks)} Restore the files, or remove the folder to start over."
@@ -65,21 +66,29 @@ def position_of(checkpoint: Checkpoint, data: DataSource) -> Position:
         ) from error
 
 
-def set_weights(
-    stage: Stage, config: RunConfig, checkpoint: Checkpoint | None, group: Collectives
-) -> tuple[dict[str, Any] | None, list[str]]:
-    """Give the stage's model the weights that it has before an engine takes it; what is trained of a checkpoint comes
-    later, into the engine.
+@dataclass(frozen=True)
+class Beginning:
+    """Where the weights of a life come from.
 
-    Returns the origin of weights that did not begin afresh (None: all did), and what there is to say about it.
+    origin: of those of the run that did not begin afresh; None: all did. remarks: what there is to say about it.
+    chosen: the checkpoint of another run from which this life takes some.
     """
+
+    origin: dict[str, Any] | None = None
+    remarks: tuple[str, ...] = ()
+    chosen: Checkpoint | None = None
+
+
+def set_weights(stage: Stage, config: RunConfig, checkpoint: Checkpoint | None, group: Collectives) -> Beginning:
+    """Give the stage's model the weights that it has before an engine takes it; what is trained of a checkpoint comes
+    later, into the engine."""
     if checkpoint is not None:
-        load_frozen(stage.model, checkpoint)
-        return checkpoint.meta.get("origin"), []
+        group.together(lambda: load_frozen(stage.model, checkpoint))
+        return Beginning(checkpoint.meta.get("origin"))
     initialise(stage.model, config.seed)
     start = config.start
     if start is None:
-        return None, []
+        return Beginning()
     remarks: list[str] = []
     found = group.together(lambda: choose_origin(start, remarks.append) if group.rank == 0 else None)[0]
     assert found is not None
@@ -88,4 +97,13 @@ def set_weights(
     at = f"step {origin.step} of {origin.path}" if origin.step is not None else origin.path
     fresh = [part for part in config.stage.parts() if part not in start.parts]
     remarks.append(f"weights: {', '.join(start.parts)} from {at}; afresh: {', '.join(fresh) or 'nothing'}")
-    return origin.to_dict(), remarks
+    return Beginning(origin.to_dict(), tuple(remarks), chosen)
+
+
+def set_masters(engine: Engine, config: RunConfig, beginning: Beginning) -> None:
+    """Give an engine that rounds weights to bfloat16 those of a start as they were: the parts that it trains begin with
+    what was learnt, not with its eight leading bits."""
+    start = config.start
+    if start is not None and config.train.precision == "bfloat16":
+        engine.ranks.together(lambda: fill_masters(start, beginning.chosen, engine))
+        engine.finish_load(0, engine.routing_state())

@@ -27,7 +27,7 @@ from rxt_dist.train.preflight import order_lines, preflight
 from rxt_dist.train.profile import Recording, profiling, require_steps
 from rxt_dist.train.progress import Progress
 from rxt_dist.train.reporter import Reporter
-from rxt_dist.train.resume import Position, find_checkpoint, position_of, set_weights
+from rxt_dist.train.resume import Position, find_checkpoint, position_of, set_masters, set_weights
 from rxt_dist.train.run_dir import RunDirectory
 from rxt_dist.train.signals import StopRequest
 
@@ -69,7 +69,8 @@ def _train(
     checkpoint, remarks = find_checkpoint(group, store)
     position = position_of(checkpoint, data) if checkpoint else Position()
     stage = stage_class(config)(build_network(config), config)
-    origin, about_weights = set_weights(stage, config, checkpoint, group)
+    beginning = set_weights(stage, config, checkpoint, group)
+    origin = beginning.origin
     frozen = FrozenWeights(stage.model, group)
     engine = build_engine(stage, config, group.device)
     stack.callback(engine.close)
@@ -78,7 +79,7 @@ def _train(
     progress = stack.enter_context(Progress(config.train.total_tokens, group.rank == 0))
     reporter = Reporter(writer, progress, stage.terms)
     described = (*engine.describe(), *describe_kernels(config, group.device), *order_lines(data.order))
-    for text in (*described, *remarks, *about_weights):
+    for text in (*described, *remarks, *beginning.remarks):
         reporter.message(text)
     for change in directory.changes:
         reporter.event("changed", setting=change)
@@ -88,6 +89,7 @@ def _train(
         load_state(engine, frozen, checkpoint, position.applied)
         reporter.event("resume", step=position.step, row=position.row, checkpoint=checkpoint.path.name)
     elif origin is not None:
+        set_masters(engine, config, beginning)
         reporter.event("begin", path=origin["path"], step=origin["step"], parts=origin["parts"])
     if writer is not None:
         writer.truncate_after(position.step)

@@ -223,3 +223,26 @@ def test_places_that_hold_no_weights_are_refused(other: Path, exported: Path, tm
     assert "twice; the second time in more.safetensors" in refusal(start_of(exported), config)
     (exported / "more.safetensors").write_bytes(b"\0" * 100)
     assert "more.safetensors cannot be read as safetensors" in refusal(start_of(exported), config)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_an_export_of_another_precision_is_taken(dtype: torch.dtype, exported: Path, tmp_path: Path) -> None:
+    config, start = config_of(tmp_path), start_of(exported)
+    rewritten(exported, lambda values: values.update({name: value.to(dtype) for name, value in values.items()}))
+    model = network(config)
+    with torch.device("meta"):
+        check_start(start, build_network(config))
+    fill_from(start, None, model)
+    wanted = weights_of(network(config, seed=3))["embedding.weight"].to(dtype).float()
+    assert torch.equal(weights_of(model)["embedding.weight"], wanted)
+
+
+def test_integers_are_no_weights(exported: Path, tmp_path: Path) -> None:
+    """They were divided by scales that stand elsewhere. What is not taken may have any type."""
+    rewritten(exported, lambda values: values.update({"encoder.scales": torch.zeros(3, dtype=torch.int8)}))
+    with torch.device("meta"):
+        check_start(start_of(exported), build_network(config_of(tmp_path)))
+    rewritten(exported, lambda values: values.update({"lm_head.output.bias": torch.zeros(600, dtype=torch.int8)}))
+    text = refusal(start_of(exported), config_of(tmp_path))
+    assert "'lm_head.output.bias' in start.export" in text
+    assert "has the type I8" in text

@@ -372,3 +372,11 @@ def test_a_manifest_is_read_without_its_files(tmp_path: Path) -> None:
     assert store.read(1).meta == {"tokens": {"of": 3}}
     with pytest.raises(CheckpointError, match="step-00000002 cannot be read"):
         store.read(2)
+
+
+def test_steps_are_those_of_committed_folders(tmp_path):
+    store = CheckpointStore(tmp_path / "checkpoints", 2)
+    assert list(store.steps()) == []
+    for name in ("step-00000020", "step-00000003", "step-00000004.tmp", "other"):
+        (store.directory / name).mkdir(parents=True)
+    assert list(store.steps()) == [3, 20]

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from rxt_dist.config.load import load_run
-from rxt_dist.config.run import RunConfig
+from rxt_dist.config.model import PartName
+from rxt_dist.config.run import RunConfig, StartConfig
+from rxt_dist.config.stages import JointConfig
 from rxt_dist.config.validate import DataFacts, settle_topology, validate_run
 from rxt_dist.errors import ConfigError, ExitCode
 
@@ -134,3 +136,19 @@ def test_row_length_comes_from_the_data_where_the_run_leaves_it_open() -> None:
     validate_run(config, 2, FACTS)
     with pytest.raises(ConfigError, match="rows of 384 tokens are longer than"):
         validate_run(config, 2, replace(FACTS, seq_len=384))
+
+
+def test_a_ramp_that_never_reaches_its_batch_is_refused_before_rows_are_known() -> None:
+    with pytest.raises(ConfigError, match="use an increment that divides 3,072"):
+        validate_run(demo([*ALONE, "data.seq_len=null", RAMP.format(1024, 1000, 1e5)]), 1, None)
+
+
+def test_all_parts_of_a_start_that_the_stage_does_not_build_are_named() -> None:
+    class DecoderAlone(JointConfig):
+        def parts(self) -> tuple[PartName, ...]:
+            return ("embedding", "decoder")
+
+    start = StartConfig(run=Path("runs/first"), parts=("memory_attention", "decoder", "encoder"))
+    config = demo(ALONE).model_copy(update={"start": start, "stage": DecoderAlone()})
+    with pytest.raises(ConfigError, match=r"names 'memory_attention', 'encoder', but stage 'joint' builds .*them out"):
+        validate_run(config, 1, None)

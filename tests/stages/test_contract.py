@@ -96,6 +96,12 @@ def test_what_a_stage_says_of_itself_fits_together(kind: str) -> None:
 
 
 @EACH_STAGE
+def test_where_biases_balance_the_experts_no_loss_does(kind: str) -> None:
+    stage = make_stage(config_of(kind, balancing="bias"))
+    assert all(weight == 0 for term, weight in zip(stage.terms, stage.weights(), strict=True) if term.name == "balance")
+
+
+@EACH_STAGE
 def test_a_micro_batch_is_made_in_host_memory(kind: str) -> None:
     """Nobody asks a device what the host knows; the engine copies it, once."""
     stage = make_stage(config_of(kind))

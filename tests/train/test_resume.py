@@ -10,19 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from training_run import TinyRun, build_shards
 
+from rxt_dist.checkpoint.pieces import SavedPieces
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.config.load import load_run
 from rxt_dist.config.run import RunConfig
 from rxt_dist.data.sampler import DataState
 from rxt_dist.engine.collectives import Collectives
+from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.errors import CheckpointError, DataError, ExitCode
 from rxt_dist.model.init import initialise
 from rxt_dist.ranks import Ranks
 from rxt_dist.stages.base import Stage, build_network, stage_class
-from rxt_dist.train.resume import Position, find_checkpoint, position_of, set_weights
+from rxt_dist.train.resume import Beginning, Position, find_checkpoint, position_of, set_masters, set_weights
 from rxt_dist.train.run import train
 from rxt_dist.train.signals import StopRequest
 
@@ -74,7 +77,7 @@ def same(mine: dict[str, Tensor], other: dict[str, Tensor], *parts: str) -> bool
 def test_a_new_run_begins_with_the_weights_of_its_seed(first: TinyRun) -> None:
     config = load_run(first.file)
     stage = stage_of(config)
-    assert set_weights(stage, config, None, ALONE) == (None, [])
+    assert set_weights(stage, config, None, ALONE) == Beginning()
     assert same(weights_of(stage), initialised(config))
 
 
@@ -82,7 +85,8 @@ def test_weights_that_are_taken_over_stay_and_the_others_begin_afresh(first: Tin
     start = f"start={{run: {first.directory}, parts: [embedding, decoder]}}"
     config = load_run(first.file, ["name=second", "seed=5", start])
     stage = stage_of(config)
-    origin, remarks = set_weights(stage, config, None, ALONE)
+    beginning = set_weights(stage, config, None, ALONE)
+    origin = beginning.origin
     found, fresh = weights_of(stage), initialised(config)
     taken = stage_of(load_run(first.file, ["seed=5", start]))
     set_weights(taken, config, None, ALONE)
@@ -98,7 +102,7 @@ def test_weights_that_are_taken_over_stay_and_the_others_begin_afresh(first: Tin
         "digest": saved.digest,
         "parts": ("embedding", "decoder"),
     }
-    (said,) = remarks
+    (said,) = beginning.remarks
     assert f"embedding, decoder from step {STEPS} of {first.directory}; afresh: lm_head, encoder, mlm_head" in said
 
 
@@ -108,8 +112,8 @@ def test_a_run_that_resumes_looks_for_its_origin_in_its_own_checkpoint(first: Ti
     saved = newest(first.directory)
     origin = {"path": "gone", "step": 3}
     resumed = Checkpoint(7, saved.path, {**saved.meta, "origin": origin}, saved.files, saved.digest)
-    assert set_weights(stage_of(config), config, resumed, ALONE) == (origin, [])
-    assert set_weights(stage_of(config), config, saved, ALONE) == (None, [])
+    assert set_weights(stage_of(config), config, resumed, ALONE) == Beginning(origin)
+    assert set_weights(stage_of(config), config, saved, ALONE) == Beginning()
 
 
 def test_the_origin_is_in_environment_and_in_every_checkpoint_of_every_life(first: TinyRun, tmp_path: Path) -> None:
@@ -177,3 +181,30 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(first: Tin
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match="is valid, and this run will not start again from nothing"):
         find_checkpoint(ALONE, CheckpointStore(copy, 2))
+
+
+@pytest.mark.parametrize("kind", ["run", "export"])
+def test_a_start_in_bfloat16_begins_with_the_weights_as_they_were(kind: str, first: TinyRun, tmp_path: Path) -> None:
+    """An engine makes its float32 weights of rounded ones; those that were learnt before are not rounded."""
+    stage = stage_of(load_run(first.file))
+    saved = SavedPieces(newest(first.directory))
+    for name, parameter in stage.model.named_parameters():
+        saved.fill("weight", name, 0, parameter.data.view(-1))
+    learnt = weights_of(stage)
+    save_file(learnt, tmp_path / "model.safetensors")
+    place = first.directory if kind == "run" else tmp_path
+    start = f"start={{{kind}: {place}, parts: [embedding, decoder]}}"
+    config = load_run(first.file, ["train.precision=bfloat16", start])
+    beginning = set_weights(stage, config, None, ALONE)
+    engine = PlainEngine(stage, config, torch.device("cpu"))
+    set_masters(engine, config, beginning)
+    rounded = 0
+    for fragment in engine.fragments(owned=True):
+        found = fragment.tensors["weight"].view_as(learnt[fragment.name])
+        if fragment.name.split(".")[0] in ("embedding", "decoder"):
+            assert torch.equal(found, learnt[fragment.name]), fragment.name
+            rounded += not torch.equal(found, found.bfloat16().float())
+    assert rounded > 5, "rounding would show"
+    for name, value in weights_of(stage).items():
+        if name.split(".")[0] in ("embedding", "decoder"):
+            assert torch.equal(value, learnt[name].bfloat16())
