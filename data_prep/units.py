@@ -256,6 +256,19 @@ def identity(status: os.stat_result) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
+def require_as_seen(item: Input) -> None:
+    """Refuse a file that was written to since it was looked at, before a unit of what is there now is committed."""
+    try:
+        same = identity(os.stat(item.path)) == item.seen
+    except OSError:
+        same = False
+    if not same:
+        raise DataError(
+            f"{item.path} was changed while the dataset was built. Restore it and run the same command again, or "
+            f"build into another folder when nothing writes to the file."
+        )
+
+
 def fingerprint_file(path: Path) -> str:
     """Hex blake3 over up to 16 evenly spaced blocks of 64 KiB, the first and the last among them.
 

@@ -44,7 +44,7 @@ from rxt_dist.data.writer import ShardSpec
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import access_errors, require_folder, require_free_space, write_atomic, write_json_atomic
 
-_DIFFERENCES, _TASKS_NAMED = 5, 8
+_DIFFERENCES, _TASKS_NAMED, _BRIEF_CHARACTERS = 5, 8, 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,8 @@ class Job(ABC, Generic[BuiltT]):
     def difference(self, key: str, old: Any, new: Any) -> str:
         """How the folder's settings differ from these in `key`, for a person."""
         if key != "inputs" or old is None or new is None:
-            return f"{key} was {old} and is now {new}"
+            before, now = (brief(value) if None in (old, new) else value for value in (old, new))
+            return f"{key} was {before} and is now {now}"
         before, now = ({item["file"]: item["blake3"] for item in side} for side in (old, new))
         changed = [f"{name} ({'new' if name not in before else 'gone' if name not in now else 'other content'})"
                    for name in sorted({*before, *now}) if before.get(name) != now.get(name)]  # fmt: skip
@@ -354,6 +355,12 @@ def _put_tokenizer(job: Job[BuiltT], spec: Mapping[str, Any]) -> None:
         text = job.tokenizer_json()
         _compare(job, wanted, {"tokenizer_sha256": tokenizer_fingerprint(text)})
         write_atomic(job.out / TOKENIZER_FILE, text)
+
+
+def brief(value: Any) -> str:
+    """A setting that only one of two specifications has."""
+    text = str(value)
+    return text if len(text) <= _BRIEF_CHARACTERS else f"{text[:_BRIEF_CHARACTERS]}..."
 
 
 def first_few(items: Sequence[str], count: int = _DIFFERENCES) -> str:

@@ -2,6 +2,7 @@
 
 build.json       the specification: all that decides the rows; a folder is never changed to another one
 plan.json        which parts of which inputs make a unit
+origin.json      of which dataset it was packed again
 units/*.json     the manifest of a unit is its commit: a shard that no manifest names does not exist
 .lock            held by one build, or shared by the tasks of an array
 .setup.lock      held by the one task that does what is done once
@@ -20,7 +21,7 @@ from rxt_dist.errors import DataError
 from rxt_dist.files import write_json_atomic
 from rxt_dist.locks import Lock, locked
 
-SPEC_FILE, PLAN_FILE = "build.json", "plan.json"
+SPEC_FILE, PLAN_FILE, ORIGIN_FILE = "build.json", "plan.json", "origin.json"
 UNITS_FOLDER = "units"
 KEPT = "Finished units are kept."
 
@@ -80,7 +81,7 @@ def _tidied(out: Path, state: Lock) -> Iterator[None]:
 def require_ours(out: Path) -> None:
     """Raise DataError if something else than a dataset lies in the folder."""
     found = sorted(item.name for item in out.iterdir() if not item.name.startswith("."))
-    if SPEC_FILE not in found and set(found) - {TOKENIZER_FILE, PLAN_FILE}:  # which are put there before it
+    if SPEC_FILE not in found and set(found) - {TOKENIZER_FILE, PLAN_FILE, ORIGIN_FILE}:  # which are there before it
         raise DataError(f"{out} is not empty and is not a dataset (it holds {found[:5]}). Choose another --out.")
 
 

@@ -66,7 +66,6 @@ class Progress:
     what: str
     units: int
     total_bytes: int
-    kept: int = 0
     done: int = 0
     failed: int = 0
     done_bytes: int = 0

@@ -27,7 +27,7 @@ from data_prep.interactions.reader import (
 )
 from data_prep.readers.base import Slice
 from data_prep.tokenizing.tokenizer import load_tokenizer
-from data_prep.units import Unit, group, identity
+from data_prep.units import Unit, group, require_as_seen
 from rxt_dist.data.dialogues import (
     DIALOGUES_VERSION,
     DialogueManifest,
@@ -214,7 +214,8 @@ class _UnitBuilder:
                 report(passed, tokens)
             passed += part.text_bytes
             report(passed, tokens)
-        _require_unchanged(unit)
+        for part in unit.slices:
+            require_as_seen(part.input)
         names = sorted(sources)
         return {
             "files": [part.input.name for part in unit.slices],
@@ -246,17 +247,6 @@ class _UnitBuilder:
         template = self._request.template
         dialogues = {split: _Dialogues(out, f"{first.source}/{split}", unit, spec, template) for split in SPLITS}
         return _Source(first.language, dialogues, fraction)
-
-
-def _require_unchanged(unit: Unit) -> None:
-    """Refuse files that were written to since they were hashed, before a unit of what is there now is committed."""
-    for part in unit.slices:
-        path = Path(part.input.path)
-        if not path.exists() or identity(path.stat()) != part.input.seen:
-            raise DataError(
-                f"{path} was changed while the dataset was built. Restore it and run the same command again, or "
-                f"build into another folder when nothing writes to the file."
-            )
 
 
 def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

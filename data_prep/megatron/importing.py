@@ -25,7 +25,7 @@ from data_prep.megatron.corpus import MegatronCorpus
 from data_prep.megatron.description import description_file, read_description
 from data_prep.readers.base import Input, Slice
 from data_prep.tokenizing.tokenizer import load_tokenizer
-from data_prep.units import Unit, fingerprint_file
+from data_prep.units import Unit, fingerprint_file, identity, require_as_seen
 from rxt_dist.config.corpus import source_name_problem
 from rxt_dist.data.inputs import InputFile
 from rxt_dist.data.manifest import (
@@ -122,6 +122,8 @@ class ImportJob(Job[ImportResult]):
         self._request = request
         tokenizer, sha256 = load_tokenizer(request.tokenizer), tokenizer_fingerprint(self.tokenizer_json())
         self._corpus = MegatronCorpus(request.prefix)
+        # Before anything is read of them: workers open them by name, and would read on in others that took their place.
+        looked_at = [(path, identity(path.stat())) for path in (self._corpus.bin, self._corpus.idx)]
         about = read_description(request.prefix)
         if about is not None and about.tokenizer_sha256 != sha256:
             raise DataError(
@@ -130,17 +132,17 @@ class ImportJob(Job[ImportResult]):
                 f"tokenizer.json of the dataset that was exported."
             )
         _check_tokenizer(self._corpus, tokenizer, request)
-        self._files = tuple(
-            InputFile(path.name, path.stat().st_size, fingerprint=fingerprint_file(path))
-            for path in (self._corpus.bin, self._corpus.idx)
+        self._pair = tuple(
+            Input(path.name, str(path), 0, path.stat().st_size, fingerprint_file(path), seen=seen)
+            for path, seen in looked_at
         )
+        self._files = tuple(InputFile(item.name, item.bytes, fingerprint=item.fingerprint) for item in self._pair)
 
     def plan(self) -> Sequence[Unit]:
         """Consecutive documents of some 256 MiB; a slice counts documents."""
         corpus = self._corpus
-        pair = Input(corpus.bin.name, str(corpus.prefix), 0)
         return [
-            Unit(f"u{number:05d}", (Slice(pair, start, stop, size),), size)
+            Unit(f"u{number:05d}", (Slice(self._pair[0], start, stop, size),), size)
             for number, (start, stop) in enumerate(corpus.ranges(_UNIT_BYTES))
             for size in [corpus.byte_of(stop) - corpus.byte_of(start)]
         ]
@@ -167,7 +169,7 @@ class ImportJob(Job[ImportResult]):
         return sum(unit.text_bytes for unit in units) * 2 // self._corpus.item_bytes + (1 << 20)
 
     def work(self, spec: ShardSpec, units: Sequence[Unit], threads: bool) -> ImportWork:
-        return ImportWork(self.out, spec, self._request)
+        return ImportWork(self.out, spec, self._request, self._pair)
 
     def merge(self, spec: ShardSpec, contents: Sequence[Mapping[str, Any]]) -> ImportResult:
         counts = ImportCounts()
@@ -188,9 +190,10 @@ class ImportJob(Job[ImportResult]):
 
 @dataclass(frozen=True)
 class ImportWork(UnitWork):
-    """Imports units of documents."""
+    """Imports units of documents from a `pair` of .bin and .idx."""
 
     request: ImportRequest
+    pair: tuple[Input, ...]
 
     def builder(self) -> _UnitImporter:
         """Open the corpus."""
@@ -201,7 +204,7 @@ class _UnitImporter:
     """Imports units; one in each process."""
 
     def __init__(self, work: ImportWork) -> None:
-        self._out, self._request, self._spec = work.out, work.request, work.spec
+        self._out, self._request, self._spec, self._pair = work.out, work.request, work.spec, work.pair
         self._corpus = MegatronCorpus(work.request.prefix)
         self._eod = EOS_ID if work.request.eod is None else work.request.eod
         self._bytes_of = _bytes_of_ids(load_tokenizer(work.out / TOKENIZER_FILE))
@@ -226,6 +229,8 @@ class _UnitImporter:
             report(self._corpus.byte_of(last) - self._corpus.byte_of(part.start), tokens)
         for split, item in held_out.finish():
             streams[split].add(item)
+        for file in self._pair:
+            require_as_seen(file)
         splits = {split: stream.finish() for split, stream in streams.items()}
         source = SourceInfo(self._request.source, self._request.language, splits["train"], splits["eval"])
         sources = [asdict(source)] if counts.documents else []

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.building.builder import Built, Job, Sharing, UnitWork, build, merged_sources, rows_manifest
-from data_prep.building.folder import PLAN_FILE, SPEC_FILE, UNITS_FOLDER, Say
+from data_prep.building.folder import ORIGIN_FILE, PLAN_FILE, SPEC_FILE, UNITS_FOLDER, Say
 from data_prep.building.workers import Report, Show
 from data_prep.shards.rows import gather, pieces_of
 from data_prep.shards.system_errors import dataset_errors
@@ -39,7 +39,6 @@ from rxt_dist.data.writer import ShardSpec, ShardWriter
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import json_bytes
 
-ORIGIN_FILE = "origin.json"
 _WINDOW_TOKENS = 1 << 23  # a window of very long documents ends here, to bound memory
 
 Int32Array = npt.NDArray[np.int32]

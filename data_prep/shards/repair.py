@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.building.builder import UnitWork
-from data_prep.building.folder import SPEC_FILE, UNITS_FOLDER
+from data_prep.building.folder import ORIGIN_FILE, SPEC_FILE, UNITS_FOLDER
 from data_prep.building.workers import Progress, run_units
 from data_prep.documents.unit import DocumentWork
-from data_prep.shards.repack import ORIGIN_FILE, RepackWork
+from data_prep.shards.repack import RepackWork
 from data_prep.shards.rows import read_unchecked, unit_name
 from data_prep.shards.system_errors import dataset_errors
 from data_prep.shards.trace import build_settings, clean_settings, input_problem, read_json, stored_plan, stored_unit

@@ -16,11 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.building.encode import TokenizersBackend
-from data_prep.building.folder import PLAN_FILE, SPEC_FILE
+from data_prep.building.folder import ORIGIN_FILE, PLAN_FILE, SPEC_FILE
 from data_prep.cleaning.clean import Cleaner
 from data_prep.cleaning.deduplicate import dropped_documents
 from data_prep.corpora import Document, ReadCounts, read_unit
-from data_prep.shards.repack import ORIGIN_FILE
 from data_prep.shards.rows import gather, pieces_of, read_unchecked, unit_name
 from data_prep.units import Plan, Unit, fingerprint_file
 from rxt_dist.config.clean import CleanConfig

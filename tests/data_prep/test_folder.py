@@ -9,6 +9,7 @@ import golden_inputs
 import pytest
 
 from data_prep.building import builder
+from data_prep.documents.build import BuildRequest, build_dataset
 from data_prep.interactions.build import InteractionRequest, build_interactions
 from rxt_dist.errors import DataError
 
@@ -20,7 +21,9 @@ class Killed(BaseException):
 @pytest.fixture
 def request_of(tmp_path: Path) -> InteractionRequest:
     (tmp_path / "tokenizer.json").write_text(golden_inputs.tokenizer_json(), encoding="utf-8")
-    (tmp_path / "x.en.jsonl").write_bytes(golden_inputs.lines([{"query": f"{n}?", "answer": "yes"} for n in range(9)]))
+    (tmp_path / "x.en.jsonl").write_bytes(
+        golden_inputs.lines([{"query": f"{n}?", "answer": "yes", "text": "x"} for n in range(9)])
+    )
     return InteractionRequest((tmp_path / "x.en.jsonl",), tmp_path / "out", tmp_path / "tokenizer.json", 64, workers=1)
 
 
@@ -58,6 +61,9 @@ def test_somebody_else_s_folder_is_left_alone(request_of: InteractionRequest) ->
     build_interactions(new)
     with pytest.raises(DataError, match="seq_len was 64 and is now 32"):
         build_interactions(replace(new, seq_len=32))
+    # All inputs of another kind of dataset would hide what is wrong.
+    with pytest.raises(DataError, match=r"inputs was \[\{.{58}\.\.\. and is now None; kind was single and is now None"):
+        build_dataset(BuildRequest(request_of.inputs, new.out, request_of.tokenizer, 64, workers=1))
 
 
 @pytest.mark.parametrize("damage", ["another specification", "a shard cut off"])

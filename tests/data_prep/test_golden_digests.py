@@ -103,3 +103,35 @@ def test_all_jobs_refuse_in_the_same_words(
     with pytest.raises(DiskError, match=r"needs about .* but only 10 bytes is free there"):
         run(kind, place, out)
     assert not (out / "build.json").exists()
+
+
+@pytest.mark.parametrize("written", range(4))
+@pytest.mark.parametrize("kind", ["documents", "repacked"])
+def test_a_kill_before_the_specification_is_written_is_no_obstacle(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, written: int
+) -> None:
+    """With none, one, ... of the small files in place that lie beside it: tokenizer, plan, origin."""
+    from data_prep.building import builder
+
+    class Killed(BaseException):
+        """As a kill, no handler of the program's stops it."""
+
+    done: list[Path] = []
+    write = builder.write_atomic
+
+    def counted(path: Path, content: bytes | str) -> None:
+        if len(done) == written:
+            raise Killed
+        done.append(path)
+        write(path, content)
+
+    def killed(path: Path, value: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(builder, "write_atomic", counted)
+        patched.setattr(builder, "write_json_atomic", killed)
+        with pytest.raises(Killed):
+            run(kind, place, tmp_path / "out")
+    assert run(kind, place, tmp_path / "out").manifest is not None
+    assert digests(tmp_path / "out") == DIGESTS[kind]

@@ -200,6 +200,23 @@ def test_an_interrupted_import_is_finished_with_the_same_digest(
         import_megatron(ImportRequest(**(vars(again) | {"seq_len": 64})))
 
 
+def test_a_corpus_that_another_takes_the_place_of_while_it_is_imported_is_refused(
+    tmp_path: Path, tokenizer: tuple[Tokenizer, Path], documents: Documents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(megatron, "_UNIT_BYTES", 30_000)
+    monkeypatch.setattr(megatron, "_WINDOW_BYTES", 5000)
+    prefix = _write(tmp_path / "in", [[ids] for ids in documents])
+    other = _write(tmp_path / "other", [[list(reversed(ids))] for ids in documents])
+
+    def replace_it(now: Progress) -> None:
+        if now.done and other.with_suffix(".bin").exists():
+            other.with_suffix(".bin").replace(prefix.with_suffix(".bin"))
+
+    with pytest.raises(DataError, match=r"in\.bin was changed while the dataset was built. Restore it"):
+        import_megatron(_request(prefix, tokenizer), show=replace_it)
+    assert len(list((tmp_path / "out/units").glob("*.json"))) == 1
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What an export states
 # ---------------------------------------------------------------------------------------------------------------------

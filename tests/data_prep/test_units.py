@@ -10,13 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.building.folder import PLAN_FILE, SPEC_FILE, UNITS_FOLDER
+from data_prep.building.folder import ORIGIN_FILE, PLAN_FILE, SPEC_FILE, UNITS_FOLDER
 from data_prep.cleaning.survey import FOLDER
 from data_prep.corpora import ReadCounts, read_unit
 from data_prep.documents.build import CLEAN_REPORT
 from data_prep.interactions.build import REPORT_FILE
 from data_prep.readers.base import Input, Slice
-from data_prep.shards.repack import ORIGIN_FILE
 from data_prep.units import Plan, Unit, fingerprint_file, group, make_plan
 from rxt_dist.config.corpus import RESERVED_NAMES, BuildConfig
 from rxt_dist.data.manifest import DATASET_FILE, TOKENIZER_FILE
