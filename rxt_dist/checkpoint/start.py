@@ -171,7 +171,10 @@ class _RunWeights:
                 f"of a run, for example runs/NAME."
             )
         if all(self._store.verify(step, full=False) for step in self._store.steps()):
-            raise CheckpointError(f"start.run {self._directory} has no committed checkpoint yet: train that run first.")
+            raise CheckpointError(
+                f"start.run {self._directory} has no committed checkpoint that is whole: train that run first, or see "
+                f"`rxt-dist checkpoint list {self._directory}`."
+            )
         with torch.device("meta"):
             model = build_network(load_run(path))
         return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -35,9 +35,11 @@ def evaluate(engine: Engine, stage: Stage, data: DataSource, rows_per_source: in
     """Evaluate every source that has enough held-out rows; all ranks together.
 
     Rows are taken in the stage's groups: the figures do not depend on how many ranks there are or how many rows they
-    compute at once.
+    compute at once. Of a stage that predicts nothing there is nothing to say, and nothing is read.
     """
-    results = []
+    results: list[Evaluation] = []
+    if not any(term.title for term in stage.terms):
+        return results
     passed_over = sources_without_evaluation(data, stage)
     group = stage.rows_together
     for index, source in enumerate(data.sources):

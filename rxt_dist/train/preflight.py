@@ -6,11 +6,12 @@ import torch
 
 from rxt_dist.checkpoint.start import check_start
 from rxt_dist.checkpoint.store import CheckpointStore
-from rxt_dist.config.run import RunConfig
+from rxt_dist.config.run import RunConfig, StartConfig
 from rxt_dist.config.schedules import steps
 from rxt_dist.config.validate import validate_run
 from rxt_dist.data.sampler import GlobalOrder
 from rxt_dist.engine.optimizer import parameter_groups
+from rxt_dist.errors import ConfigError
 from rxt_dist.files import require_folder, require_free_space
 from rxt_dist.stages.base import DataSource, build_network, stage_class
 from rxt_dist.train.run_dir import RunDirectory
@@ -36,6 +37,7 @@ def preflight(config: RunConfig, world_size: int) -> DataSource:
     trained = [(name, p) for name, p in model.named_parameters() if rate_group(name) is not None]
     parameter_groups(trained, model.matrices, config.optimizer, rate_group)
     if config.start is not None and not has_checkpoints(config):
+        _require_another_run(config.start, config)
         check_start(config.start, model)
     require_folder(config.directory)
     moved = sum(parameter.numel() for _, parameter in trained)
@@ -43,6 +45,14 @@ def preflight(config: RunConfig, world_size: int) -> DataSource:
     # While a checkpoint is written, the ones that it will replace are still there.
     require_free_space(config.directory, 2 * size, "Keeping the checkpoints of this run")
     return data
+
+
+def _require_another_run(start: StartConfig, config: RunConfig) -> None:
+    if start.run is not None and start.run.resolve() == config.directory.resolve():
+        raise ConfigError(
+            f"start.run is {start.run}, this run itself, which has no checkpoint to begin from. Name the run that the "
+            f"weights are to come from, or set start=null."
+        )
 
 
 def has_checkpoints(config: RunConfig) -> bool:

@@ -218,7 +218,7 @@ def test_places_that_hold_no_weights_are_refused(other: Path, exported: Path, tm
     fresh = tmp_path / "fresh"
     fresh.mkdir()
     (fresh / "config.resolved.yaml").write_text((other / "config.resolved.yaml").read_text())
-    assert "has no committed checkpoint yet" in refusal(start_of(fresh), config)
+    assert "has no committed checkpoint that is whole" in refusal(start_of(fresh), config)
     (exported / "more.safetensors").write_bytes((exported / "model-0.safetensors").read_bytes())
     assert "twice; the second time in more.safetensors" in refusal(start_of(exported), config)
     (exported / "more.safetensors").write_bytes(b"\0" * 100)

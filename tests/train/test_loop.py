@@ -18,7 +18,7 @@ from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.interface import StepResult, TermTotals
 from rxt_dist.errors import DivergedError
 from rxt_dist.model.init import initialise
-from rxt_dist.stages.base import build_network, stage_class
+from rxt_dist.stages.base import Term, build_network, stage_class
 from rxt_dist.stages.joint import JointBatch
 from rxt_dist.train import interval, loop
 from rxt_dist.train.evaluate import evaluate
@@ -316,3 +316,13 @@ def test_several_updates_of_a_batch_are_one_step(tmp_path: Path, shards: Path, m
     last, _, tokens = reporter.lines[-1]
     assert (last.applied, last.row, tokens) == (3 * STEPS, STEPS * ROWS, STEPS * STEP_TOKENS)
     assert last.tokens_seen == 3 * sum(range(1, 3 * STEPS + 1))
+
+
+def test_a_stage_that_predicts_nothing_is_not_evaluated(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Recorder()
+    training = training_of(tmp_path, shards, engine)
+    monkeypatch.setattr(training.stage, "terms", (Term("regret"),))
+    assert evaluate(engine, training.stage, training.data, 4, 2) == []  # type: ignore[arg-type]
+    assert engine.evaluated == []

@@ -163,3 +163,9 @@ def test_an_impossible_topology(tiny):
 
 def test_a_batch_that_the_rows_do_not_divide(tiny):
     assert isinstance(refused(tiny, f"train.global_batch_tokens={5 * SEQ_LEN}"), ConfigError)
+
+
+def test_a_run_does_not_begin_from_itself(tiny):
+    for name in ("tiny", "../runs/tiny"):
+        text = str(refused(tiny, f"start={{run: {tiny.folder}/runs/{name}, parts: [decoder]}}"))
+        assert "this run itself, which has no checkpoint to begin from" in text
