@@ -227,5 +227,9 @@ class _ExportWeights:
         return None, hashlib.sha256(described.encode()).hexdigest()
 
     def fill(self, checkpoint: Checkpoint | None, runs: Iterable[_Run]) -> None:
+        # Experts that are split ask for many runs of one parameter after another.
+        read, whole = "", torch.empty(0)
         for name, first, target in runs:
-            target.copy_(self._tensors[name].get_tensor(name).flatten()[first : first + target.numel()])
+            if name != read:
+                read, whole = name, self._tensors[name].get_tensor(name).flatten()
+            target.copy_(whole[first : first + target.numel()])
