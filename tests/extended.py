@@ -52,7 +52,7 @@ class EncoderConfig(stages.JointConfig):
 class EncoderStage(JointStage):
     """Masked-token loss; routes nothing."""
 
-    terms = (Term("mlm", "masked tokens"),)
+    terms = (Term("mlm", "masked tokens", predicts=True),)
     rows_together = 1
 
     def weights(self) -> Tensor:

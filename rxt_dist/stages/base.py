@@ -124,12 +124,14 @@ class MicroBatch(Protocol):
 class Term:
     """A term of the loss.
 
-    title: what its predictions are called in reports; empty where it predicts nothing and has no accuracy.
+    title: what evaluation and the terminal call it; empty: it is logged in training and not evaluated.
+    predicts: whether its targets can be hit, so that it has an accuracy beside its loss.
     by_view: whether evaluation reports it for each view, or once for all.
     """
 
     name: str
     title: str = ""
+    predicts: bool = False
     by_view: bool = False
 
 

@@ -75,7 +75,12 @@ class JointBatch:
 class JointStage(Stage):
     """Stage 'joint': masked-token loss of the encoder plus next-token loss of the decoder."""
 
-    terms = (Term("ar", "next tokens", by_view=True), Term("mlm", "masked tokens"), Term("balance"), Term("z"))
+    terms = (
+        Term("ar", "next tokens", predicts=True, by_view=True),
+        Term("mlm", "masked tokens", predicts=True),
+        Term("balance"),
+        Term("z"),
+    )
     # In pairs, so that a row has another one's memory to read.
     rows_together = 2
 

@@ -15,7 +15,8 @@ from rxt_dist.stages.base import Batch, DataSource, Stage
 class Evaluation:
     """One source seen in one view.
 
-    losses: nats per target, of each term that predicts something; accuracies: shares of its targets.
+    losses: per target (of predictions in nats), of each term with a title; accuracies: shares of its targets that were
+        hit, of those that predict something.
     """
 
     source: str
@@ -73,11 +74,12 @@ def _rank_batches(
 
 
 def _figures(stage: Stage, totals: TermTotals) -> tuple[dict[str, float], dict[str, float]]:
-    """(losses, accuracies) of the terms that predict something."""
+    """(losses, accuracies) of the terms that are evaluated."""
     losses, accuracies = {}, {}
     for at, term in enumerate(stage.terms):
         if term.title:
             count = max(1.0, totals.counts_J[at].item())
             losses[term.name] = totals.sums_J[at].item() / count
-            accuracies[term.name] = totals.hits_J[at].item() / count
+            if term.predicts:
+                accuracies[term.name] = totals.hits_J[at].item() / count
     return losses, accuracies

@@ -52,7 +52,7 @@ class Interval:
         for term, total in zip(terms, sums_J, strict=True):
             line[f"{term.name}_loss"] = total / max(1.0, counts[term.name])
         for term, hits in zip(terms, hits_J, strict=True):
-            if term.title:
+            if term.predicts:
                 line[f"{term.name}_accuracy"] = hits / max(1.0, counts[term.name])
         line["grad_norm"] = results[-1].grad_norm
         line["skipped"] = sum(not result.applied for result in results)

@@ -33,8 +33,8 @@ class Reporter:
     def __init__(self, writer: MetricsWriter | None, progress: Progress, terms: Sequence[Term]) -> None:
         self._writer = writer
         self._progress = progress
-        # What predicts nothing has no accuracy, and is left to metrics.jsonl.
-        self._predictions = [term for term in terms if term.title]
+        # The others are left to metrics.jsonl.
+        self._titled = [term for term in terms if term.title]
 
     def line(self, position: _Where, figures: Mapping[str, float | list[float]], tokens: int) -> None:
         """One log step."""
@@ -43,8 +43,8 @@ class Reporter:
         values = {"tokens": tokens, "tokens_seen": position.tokens_seen, **figures}
         self._writer.log(position.step, values)
         shown = {"step": str(position.step)}
-        shown |= {term.name: f"{figures[f'{term.name}_loss']:.3f}" for term in self._predictions}
-        for term in self._predictions[:1]:
+        shown |= {term.name: f"{figures[f'{term.name}_loss']:.3f}" for term in self._titled}
+        for term in [term for term in self._titled if term.predicts][:1]:
             shown["accuracy"] = f"{100 * _number(figures[f'{term.name}_accuracy']):.1f}%"
         self._progress.update(tokens, shown)
 
@@ -60,16 +60,17 @@ class Reporter:
             return
         values: dict[str, float] = {"tokens": tokens}
         for result in results:
-            for term in self._predictions:
+            for term in self._titled:
                 if not term.by_view and result.view != results[0].view:
                     continue
                 place = [result.source, *([result.view] if term.by_view and result.view else [])]
                 prefix = "/".join(["eval", *place, term.name])
                 values[f"{prefix}_loss"] = result.losses[term.name]
-                values[f"{prefix}_accuracy"] = result.accuracies[term.name]
+                if term.predicts:
+                    values[f"{prefix}_accuracy"] = result.accuracies[term.name]
         self._writer.log(step, values)
         self._writer.event("eval", step=step, sources=len({result.source for result in results}))
-        for text in evaluation_lines(results, self._predictions):
+        for text in evaluation_lines(results, self._titled):
             self._progress.message(text)
 
     def message(self, text: str) -> None:
@@ -86,16 +87,18 @@ def evaluation_lines(results: Sequence[Evaluation], terms: Sequence[Term]) -> li
         table.add_column(heading)
     for source in dict.fromkeys(result.source for result in results):
         found = {result.view: result for result in results if result.source == source}
-        cells = [
-            f"{100 * found[view].accuracies[term.name]:.1f}% ({found[view].losses[term.name]:.3f})"
-            for term, view in columns
-        ]
+        cells = [_cell(term, found[view]) for term, view in columns]
         one = found[views[0]]
         table.add_row(source, one.language, str(one.rows), *cells)
     console = Console(width=110)
     with console.capture() as capture:
         console.print(table)
     return capture.get().rstrip().split("\n")
+
+
+def _cell(term: Term, result: Evaluation) -> str:
+    loss = f"{result.losses[term.name]:.3f}"
+    return f"{100 * result.accuracies[term.name]:.1f}% ({loss})" if term.predicts else loss
 
 
 def _heading(term: Term, view: str, views: int) -> str:

@@ -267,6 +267,6 @@ def test_hits_are_the_correct_predictions() -> None:
 def test_weights_come_from_the_configuration(stage: JointStage) -> None:
     assert stage.weights().tolist() == pytest.approx([1.0, 1.0, 0.01, 0.001])
     assert [term.name for term in stage.terms] == ["ar", "mlm", "balance", "z"]
-    assert [term.name for term in stage.terms if term.title] == ["ar", "mlm"]
+    assert [term.name for term in stage.terms if term.title and term.predicts] == ["ar", "mlm"]
     balanced_by_biases = make_stage(run_config(balancing="bias"))
     assert balanced_by_biases.weights().tolist() == pytest.approx([1.0, 1.0, 0.0, 0.001])

@@ -11,7 +11,11 @@ from rxt_dist.train.evaluate import Evaluation
 from rxt_dist.train.reporter import Reporter, evaluation_lines
 
 # Of two terms that predict something one depends on the view; the third has no accuracy.
-TERMS = (Term("next", "next tokens", by_view=True), Term("masked", "masked tokens"), Term("balance"))
+TERMS = (
+    Term("next", "next tokens", predicts=True, by_view=True),
+    Term("masked", "masked tokens", predicts=True),
+    Term("balance"),
+)
 AT: Any = SimpleNamespace(step=12, tokens_seen=700)
 
 
@@ -151,3 +155,19 @@ def test_ranks_other_than_the_first_are_silent() -> None:
     reporter.event("save", step=12)
     reporter.evaluation(12, 768, TWO_VIEWS)
     assert (recorder.logged, recorder.events, recorder.shown, recorder.said) == ([], [], [], [])
+
+
+def test_a_term_that_predicts_nothing_may_have_a_loss_of_its_own() -> None:
+    """A distance, say: told by its loss alone, wherever the others have an accuracy."""
+    reporter, recorder = reporter_of(terms=(Term("distance", "distance of memories"), TERMS[1]))
+    found = Evaluation("en", "xx", "", 4, {"distance": 0.25, "masked": 2.0}, {"masked": 0.5})
+    reporter.evaluation(3, 768, [found])
+    assert recorder.logged[0][1] == {
+        "tokens": 768,
+        "eval/en/distance_loss": 0.25,
+        "eval/en/masked_loss": 2.0,
+        "eval/en/masked_accuracy": 0.5,
+    }
+    lines = evaluation_lines([found], (Term("distance", "distance of memories"), TERMS[1]))
+    (row,) = [line for line in lines if "xx" in line]
+    assert [cell.strip() for cell in row.strip("│").split("│")] == ["en", "xx", "4", "0.250", "50.0% (2.000)"]
