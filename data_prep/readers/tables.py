@@ -317,19 +317,25 @@ def _known(item: Input, names: list[str], fields: Sequence[str]) -> list[str]:
 
 
 def _objects(item: Input, batch: pa.RecordBatch, row: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    lengths = np.zeros(batch.num_rows, dtype=np.int64)
-    for column in batch.columns:
-        is_text = _is_text(column.type)
-        lengths += _byte_lengths(column) if is_text else column.nbytes // max(batch.num_rows, 1)
-    for start, stop in _at_once(lengths):
+    names = batch.schema.names
+    for start, stop in _ranges(batch):
         part = batch.slice(start, stop - start)
         values = [_strings(of)[0] if _is_text(of.type) else _nested(of) for of in part.columns]
         for index, found in enumerate(zip(*values, strict=True)):
             place = f"{item.path}, row {row + start + index}"
-            yield (
-                place,
-                {name: value for name, value in zip(part.schema.names, found, strict=True) if value is not None},
-            )
+            yield place, {name: value for name, value in zip(names, found, strict=True) if value is not None}
+
+
+def _ranges(batch: pa.RecordBatch) -> Iterator[tuple[int, int]]:
+    """As `_at_once`, of all columns; small batches, of which there may be thousands, are not measured."""
+    unfolds = any(pa.types.is_dictionary(column.type) for column in batch.columns)
+    if not unfolds and batch.num_rows <= _BATCH_ROWS and batch.nbytes <= _BATCH_BYTES:
+        return iter([(0, batch.num_rows)])
+    lengths = np.zeros(batch.num_rows, dtype=np.int64)
+    for column in batch.columns:
+        is_text = _is_text(column.type)
+        lengths += _byte_lengths(column) if is_text else column.nbytes // max(batch.num_rows, 1)
+    return _at_once(lengths)
 
 
 def _nested(column: pa.Array) -> list[Any]:
