@@ -25,7 +25,7 @@ from data_prep.interactions.reader import (
     find_record_files,
     read_records,
 )
-from data_prep.readers.base import Slice
+from data_prep.readers.base import Input, Slice
 from data_prep.tokenizing.tokenizer import load_tokenizer
 from data_prep.units import Unit, group, require_as_seen
 from rxt_dist.data.dialogues import (
@@ -203,6 +203,7 @@ class _UnitBuilder:
         sources: dict[str, _Source] = {}
         ordinal = passed = tokens = 0
         for part in unit.slices:
+            unpacked, text_bytes = _unpacked(part.input), 0
             for records in _groups(read_records(part.input, counts), _GROUP_RECORDS):
                 wanted = self._of_kind(records, counts)
                 for item in encoder.encode(wanted, ordinal):
@@ -210,8 +211,10 @@ class _UnitBuilder:
                         sources[item.source] = self._source(unit.name, item)
                     sources[item.source].add(item)
                     tokens += item.tokens
+                    text_bytes += item.text_bytes
                 ordinal += len(wanted)
-                report(passed, tokens)
+                # Within a file the text tells, about; a file may be hours of work.
+                report(passed + min(text_bytes // unpacked, part.text_bytes), tokens)
             passed += part.text_bytes
             report(passed, tokens)
         for part in unit.slices:
@@ -247,6 +250,11 @@ class _UnitBuilder:
         template = self._request.template
         dialogues = {split: _Dialogues(out, f"{first.source}/{split}", unit, spec, template) for split in SPLITS}
         return _Source(first.language, dialogues, fraction)
+
+
+def _unpacked(item: Input) -> int:
+    """Bytes of text that a byte of a file becomes, about."""
+    return _UNPACKED if item.name.lower().endswith(_PACKED_SUFFIXES) else 1
 
 
 def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -331,9 +339,8 @@ class InteractionJob(Job[InteractionResult]):
         return self._request.tokenizer.read_text(encoding="utf-8")
 
     def needed_bytes(self, units: Sequence[Unit], spec: ShardSpec | None) -> int:
-        sizes = [(part.input.bytes, part.input.name.lower().endswith(_PACKED_SUFFIXES))
-                 for unit in units for part in unit.slices]  # fmt: skip
-        return sum(size * (_UNPACKED if packed else 1) for size, packed in sizes) + (1 << 20)
+        files = [part.input for unit in units for part in unit.slices]
+        return sum(item.bytes * _unpacked(item) for item in files) + (1 << 20)
 
     def work(self, spec: ShardSpec, units: Sequence[Unit], threads: bool) -> InteractionWork:
         """What builds these units, with the fast backend where it proves equal on the first records, and pays."""
