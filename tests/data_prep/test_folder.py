@@ -10,6 +10,7 @@ import pytest
 
 from data_prep.building import builder
 from data_prep.documents.build import BuildRequest, build_dataset
+from data_prep.interactions import build as interactions
 from data_prep.interactions.build import InteractionRequest, build_interactions
 from rxt_dist.errors import DataError
 
@@ -77,3 +78,15 @@ def test_a_unit_that_is_not_whole_is_built_again(request_of: InteractionRequest,
         path.write_text(path.read_text().replace('"spec_hash": "', '"spec_hash": "0'))
     again = build_interactions(request_of)
     assert (first.units_kept, again.units_kept, again.manifest) == (0, 0, first.manifest)
+
+
+def test_progress_within_a_large_file_is_told(request_of: InteractionRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interactions, "_GROUP_RECORDS", 50)
+    (path,) = request_of.inputs
+    path.write_bytes(golden_inputs.lines([{"query": f"q{n} {n * n}?", "answer": "yes it is"} for n in range(400)]))
+    told: list[int] = []
+    build_interactions(request_of, show=lambda now: told.append(now.bytes))
+    assert told == sorted(told)
+    assert len(set(told)) > 4
+    assert told[0] < told[-1] / 4
+    assert told[-1] == path.stat().st_size

@@ -599,23 +599,3 @@ def test_lines_and_names_are_read_as_leniently_as_those_of_documents(tmp_path: P
     (tmp_path / "B.JSONL.GZ").write_bytes(gzip.compress(record))
     read, _ = _read(tmp_path)
     assert [(record.language, record.source) for record in read] == [("pl", "pl"), ("pl", "pl")]
-
-
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-def test_progress_within_a_large_file_is_told(
-    tmp_path: Path, tokenizer: tuple[Tokenizer, Path], monkeypatch: pytest.MonkeyPatch, suffix: str
-) -> None:
-    monkeypatch.setattr(interaction_build, "_GROUP_RECORDS", 50)
-    path = tmp_path / f"x.en.{suffix}"
-    records = [{"query": f"q{n} {n * n}?", "answer": "yes it is"} for n in range(400)]
-    if suffix == "jsonl":
-        _write(path, *records)
-    else:
-        pq.write_table(pa.Table.from_pylist(records), path)
-    told: list[int] = []
-    request = _request(path, tmp_path / "out", tokenizer, workers=1)
-    interaction_build.build_interactions(request, show=lambda now: told.append(now.bytes))
-    assert told == sorted(told)
-    assert len(set(told)) > 4
-    assert told[0] < told[-1] / 4
-    assert told[-1] == path.stat().st_size
