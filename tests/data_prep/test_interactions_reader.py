@@ -570,8 +570,7 @@ def test_a_folder_is_never_changed_to_another_request(tmp_path: Path, tokenizer:
     with pytest.raises(DataError, match=r"the input files differ: .*x\.en\.jsonl \(other content\)"):
         build_interactions(_request(path, out, tokenizer))
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
-    foreign = tmp_path / "foreign"
-    _write(foreign / "mine.txt", "mine")
+    foreign = _write(tmp_path / "foreign/mine.txt", "mine").parent
     with pytest.raises(DataError, match="is not empty and is not a dataset"):
         build_interactions(_request(path, foreign, tokenizer))
     assert sorted(p.name for p in foreign.iterdir() if not p.name.startswith(".")) == ["mine.txt"]
@@ -593,9 +592,8 @@ def test_requests_that_cannot_work_are_refused(tmp_path: Path, tokenizer: tuple[
 
 
 def test_lines_and_names_are_read_as_leniently_as_those_of_documents(tmp_path: Path) -> None:
-    path = tmp_path / "A.JSONL"
     record = b'{"query": "x", "answer": "y", "lang": "pol_Latn", "id": ' + b"9" * 5000 + b"}\n"
-    path.write_bytes(b"\xef\xbb\xbf\n" + record)
+    (tmp_path / "A.JSONL").write_bytes(b"\xef\xbb\xbf\n" + record)
     (tmp_path / "B.JSONL.GZ").write_bytes(gzip.compress(record))
     read, _ = _read(tmp_path)
     assert [(record.language, record.source) for record in read] == [("pl", "pl"), ("pl", "pl")]
