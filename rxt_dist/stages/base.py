@@ -193,7 +193,7 @@ class Stage(nn.Module, ABC):
         """The updates made from one global batch: of each, this rank's micro-batches.
 
         A stage that has to see what its model does with a batch first may call it within `with reading():`, and may
-        make several updates. Every rank makes equally many, of equally many micro-batches.
+        make several updates, at least one. Every rank makes equally many, of equally many micro-batches.
         """
         yield [self.prepare(part, trained_tokens) for part in parts]
 
@@ -214,7 +214,10 @@ class Stage(nn.Module, ABC):
         return {}
 
     def rates(self, trained_tokens: int) -> dict[str, float]:
-        """Factor on the learning rate of each of the configuration's rate groups; 0 leaves a group as it is."""
+        """Factor on the learning rate of each of the configuration's rate groups; 0 leaves a group as it is.
+
+        Its gradients count in the global norm all the same: what shall not be felt there is to be detached.
+        """
         return {ALL: 1.0}
 
     def views(self, micro: Any) -> Mapping[str, MicroBatch]:

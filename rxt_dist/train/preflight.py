@@ -29,7 +29,7 @@ def preflight(config: RunConfig, world_size: int) -> DataSource:
     data = stage_class(config).source(config)
     validate_run(config, world_size, data.facts)
     # Planned now: it refuses a mixture that the data cannot serve, and the calculator a ramp that has no steps.
-    assert data.order.total_rows
+    data.order.plan()
     next(steps(config.train, data.row_tokens))
     with torch.device("meta"):
         model = build_network(config)
