@@ -96,7 +96,7 @@ def test_a_batch_beyond_the_budget_is_not_begun(rows: int, wanted: int) -> None:
     train = TrainConfig(total_tokens=rows * 64 + 5, global_batch_tokens=4 * 64)
     taken = list(steps(train, 64))
     assert (len(taken), count_steps(train, 64)) == (wanted, wanted)
-    assert taken[-1].last
+    assert [step.last for step in taken] == [False] * (wanted - 1) + [True]
     assert taken[-1].end <= rows
 
 

@@ -326,3 +326,14 @@ def test_a_stage_that_predicts_nothing_is_not_evaluated(
     monkeypatch.setattr(training.stage, "terms", (Term("regret"),))
     assert evaluate(engine, training.stage, training.data, 4, 2) == []  # type: ignore[arg-type]
     assert engine.evaluated == []
+
+
+def test_what_predicts_nothing_is_evaluated_by_its_loss_alone(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Recorder()
+    training = training_of(tmp_path, shards, engine)
+    terms = (Term("distance", "distance"), Term("mlm", "masked", predicts=True), Term("balance"), Term("z"))
+    monkeypatch.setattr(training.stage, "terms", terms)
+    found = evaluate(engine, training.stage, training.data, 4, 2)[0]  # type: ignore[arg-type]
+    assert (found.losses, found.accuracies) == ({"distance": 1.0, "mlm": 2.0}, {"mlm": 0.4})
