@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: install demo test quick quick-data quick-training lint clean
+.PHONY: install demo test quick lint clean
 
 install: .venv/installed
 
@@ -21,21 +21,17 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Tests that start ranks or kill processes use both cores by themselves; all others share them, one process a core.
+PROCESSES := distributed or faults
+SHARED := --numprocesses=2 --dist=worksteal
+
 test: lint
-	$(BIN)/python -m pytest --durations=25
+	$(BIN)/python -m pytest --durations=15 $(SHARED) -m "not ($(PROCESSES))"
+	$(BIN)/python -m pytest --durations=15 -m "$(PROCESSES)"
 
-# What a change should pass before it is looked at: within two minutes on two cores, both of which it uses.
-quick: install
-	$(MAKE) --jobs=2 --keep-going --output-sync=target quick-data quick-training lint
-
-QUICK := -m "not slow and not distributed and not faults"
-DATA_TESTS := tests/data_prep
-
-quick-data: install
-	$(BIN)/python -m pytest $(QUICK) $(DATA_TESTS)
-
-quick-training: install
-	$(BIN)/python -m pytest $(QUICK) --ignore=$(DATA_TESTS)
+# What a change should pass before it is looked at: within two minutes on two cores.
+quick: lint
+	$(BIN)/python -m pytest $(SHARED) -m "not slow and not ($(PROCESSES))"
 
 clean:
 	rm -rf .venv .demo runs

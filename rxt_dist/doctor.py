@@ -75,8 +75,6 @@ ENGINE_FACTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("deepspeed.utils.groups", "_get_expert_parallel_rank", ()),
     ("deepspeed.utils.groups", "_get_expert_parallel_group", ()),
     ("deepspeed.utils.groups", "_get_expert_data_parallel_group", ()),
-    ("megatron.core.transformer.moe.moe_utils", "switch_load_balancing_loss_func", ()),
-    ("megatron.core.transformer.moe.moe_utils", "z_loss_func", ()),
     ("megatron.core.num_microbatches_calculator", "RampupBatchsizeNumMicroBatchesCalculator", ()),
 )
 

@@ -6,6 +6,7 @@ is multiplied by the world size before the backward pass.
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,22 @@ _PREFIX = "stage.model."
 # on CPU it then builds a shared-memory collective that only its inference uses (35 s, and a start without g++ fails).
 # Training needs none of them.
 deepspeed.ops.__compatible_ops__ = {}
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon, which it looks at in every start, without letting it ask torch for a compiler.
+
+    The compiler's import takes a rank one to two seconds, and no run here uses Muon.
+    """
+    compiler = torch.compile
+    torch.compile = lambda function, **_: function  # type: ignore[assignment]
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        torch.compile = compiler
+
+
+_import_muon()
 
 
 class _Wrapper(nn.Module):

@@ -178,19 +178,16 @@ class MoEFeedForward(nn.Module):
 
 
 def routing_terms(routing: Routing, valid_N: Tensor, load_E: Tensor) -> RoutingTerms:
-    """Balance sum, z sum and expert counts of one layer, over the valid tokens, by Megatron's loss functions.
+    """Balance sum, z sum and expert counts of one layer, over the valid tokens.
 
-    Switch loss: Fedus et al. 2021 (arXiv 2101.03961); z-loss: Zoph et al. 2022 (arXiv 2202.08906). The functions are
-    called so that they return sums over tokens: sums add up over ranks and micro-batches, means do not.
+    Switch loss: Fedus et al. 2021 (arXiv 2101.03961); z-loss: Zoph et al. 2022 (arXiv 2202.08906). They are sums over
+    tokens, which add up over ranks and micro-batches as means would not. megatron-core has both as functions, which the
+    tests hold these against; importing them would take every rank of every start some two seconds.
     """
-    from megatron.core.transformer.moe.moe_utils import switch_load_balancing_loss_func, z_loss_func
-
-    balance = switch_load_balancing_loss_func(
-        routing.probs_NE, load_E, total_num_tokens=1, topk=1, num_experts=load_E.numel(), moe_aux_loss_coeff=1.0,
-        padding_mask=valid_N,
-    )  # fmt: skip
-    z_mean = z_loss_func(routing.logits_NE, 1.0, padding_mask=~valid_N)
+    valid_N1 = valid_N.unsqueeze(1)
+    balance = load_E.numel() * ((routing.probs_NE * valid_N1).sum(0) * load_E).sum()
+    z = (routing.logits_NE.logsumexp(-1).square() * valid_N).sum()
     # Padding is counted in an extra bin, so that no shape depends on the data.
     experts = load_E.numel()
-    binned_NK = torch.where(valid_N.unsqueeze(1), routing.selected_NK, experts)
-    return RoutingTerms(balance, z_mean * valid_N.sum(), count_experts(binned_NK, experts + 1)[:experts])
+    binned_NK = torch.where(valid_N1, routing.selected_NK, experts)
+    return RoutingTerms(balance, z, count_experts(binned_NK, experts + 1)[:experts])

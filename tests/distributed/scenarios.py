@@ -8,8 +8,9 @@ from typing import Any
 
 import deepspeed
 import extended  # noqa: F401  (stages that only tests have)
-import megatron.core.transformer.moe.moe_utils  # noqa: F401  (imported once, before ranks are forked)
+import functorch.compile  # noqa: F401  (DeepSpeed and AdamW import these two late: once here, before ranks are forked)
 import torch
+import torch._dynamo
 from harness import RankContext
 from tiny import ROWS, TOKENS, batch_for, make_stage, relative, run_config
 from torch import Tensor

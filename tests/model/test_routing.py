@@ -40,6 +40,20 @@ def test_terms_equal_formulas_written_by_hand() -> None:
     assert terms.counts_ME.tolist() == counts
 
 
+def test_the_losses_are_those_of_megatron() -> None:
+    from megatron.core.transformer.moe.moe_utils import switch_load_balancing_loss_func, z_loss_func
+
+    logits, valid = logits_of(70, spread=3.0), torch.arange(70) % 4 != 1
+    load = torch.rand(EXPERTS, generator=torch.Generator().manual_seed(2)).softmax(0)
+    terms = terms_of(logits, valid, load)
+    theirs = switch_load_balancing_loss_func(
+        logits.softmax(-1), load, total_num_tokens=1, topk=1, num_experts=EXPERTS, moe_aux_loss_coeff=1.0,
+        padding_mask=valid,
+    )  # fmt: skip
+    torch.testing.assert_close(terms.balance_M, theirs)
+    torch.testing.assert_close(terms.z_M / valid.sum(), z_loss_func(logits, 1.0, padding_mask=~valid))
+
+
 def test_padding_is_neither_counted_nor_in_the_loss() -> None:
     logits = logits_of(40)
     valid = torch.arange(40) < 25
