@@ -145,21 +145,25 @@ def canonical(engine: Engine, shapes: dict[str, list[int]]) -> tuple[dict[str, T
         once, or all fragments together not at least once.
     """
     mine = [
-        (owned, fragment.name, fragment.start, {kind: t.clone() if owned else t.numel() for kind, t in tensors.items()})
+        (owned, f"{kind}:{fragment.name}", fragment.start, tensor)
         for owned in (True, False)
         for fragment in engine.fragments(owned=owned)
-        for tensors in (fragment.tensors,)
+        for kind, tensor in fragment.tensors.items()
     ]
+    places = [(owned, key, start, tensor.numel()) for owned, key, start, tensor in mine]
+    # One tensor a rank: thousands of small ones take seconds to be sent as objects.
+    values = torch.cat([tensor.detach() for owned, *_, tensor in mine if owned])
     state: dict[str, Tensor] = {}
     times: dict[tuple[bool, str], Tensor] = {}
-    for owned, name, start, tensors in (fragment for fragments in engine.ranks.gather(mine) for fragment in fragments):
-        size = math.prod(shapes[name])
-        for kind, tensor in tensors.items():
-            key = f"{kind}:{name}"
-            part = slice(start, start + (tensor.numel() if owned else tensor))
+    for of_rank, given in engine.ranks.gather((places, values)):
+        at = 0
+        for owned, key, start, length in of_rank:
+            size = math.prod(shapes[key.split(":", 1)[1]])
+            part = slice(start, start + length)
             assert part.stop <= size, f"{key}: a fragment reaches {part.stop} of {size}"
             if owned:
-                state.setdefault(key, torch.zeros(size))[part] = tensor
+                state.setdefault(key, torch.zeros(size))[part] = given[at : at + length]
+                at += length
             times.setdefault((owned, key), torch.zeros(size, dtype=torch.int64))[part] += 1
     wanted = {(owned, f"{kind}:{name}") for owned in (True, False) for kind in KINDS for name in shapes}
     wrong = [f"{key} is missing or too much" for _, key in sorted(wanted ^ times.keys())]
