@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import inspect
 import logging
-import os
 import shutil
 import sys
 import tomllib
@@ -23,6 +22,8 @@ from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
+
+from rxt_dist.engine.compiler import find_compiler
 
 PINNED = ("torch", "deepspeed", "megatron-core")
 MINIMUM_PYTHON = (3, 11)
@@ -155,10 +156,10 @@ def _version(name: str) -> Check:
 
 
 def _compiler() -> Check:
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
+    compiler = find_compiler()
     if compiler:
         return Check("C compiler", "ok", compiler)
-    advice = "Only GPUs need one: Triton compiles the kernels of the experts with it. Install gcc there."
+    advice = "Only GPUs need one, for kernels that Triton compiles (experts, train.compile). Install gcc there."
     return Check("C compiler", "warn", "none", advice)
 
 

@@ -56,8 +56,8 @@ def test_another_version_than_the_pinned_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_missing_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     assert doctor._compiler().status == "warn"
 
 

@@ -49,6 +49,7 @@ RESUMABLE = (
     "data.build",
     "train.micro_batch_rows",
     "train.recompute",
+    "train.compile",
     "train.logit_chunk_tokens",
     # A person may have to turn these in the middle of a run; the change is logged as an event.
     "optimizer.lr",

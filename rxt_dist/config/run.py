@@ -113,6 +113,11 @@ class TrainConfig(Config):
         "bfloat16", description="Computation type; master weights and moments are float32 either way."
     )
     recompute: bool = Field(False, description="Recompute each layer in the backward pass instead of storing it.")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Let torch.compile make one kernel each of norms, rotations, gates, routing and losses; auto: on "
+        "GPUs. Takes a minute in the first step, and a C++ compiler.",
+    )
     balancing: Literal["loss", "bias"] = Field(
         "loss",
         description="Balance experts by the Switch loss, or in its place by routing biases.",

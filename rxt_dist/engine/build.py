@@ -13,8 +13,10 @@ import torch.distributed as dist
 
 from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.collectives import Collectives
+from rxt_dist.engine.compiler import find_compiler
 from rxt_dist.engine.interface import Engine
 from rxt_dist.errors import ConfigError
+from rxt_dist.model.fused import compile_chains
 from rxt_dist.stages.base import Stage
 
 # malloc.h
@@ -83,9 +85,32 @@ def describe_kernels(config: RunConfig, device: torch.device) -> list[str]:
     return [
         f"device: {device.type}, {train.precision}",
         f"kernels: attention {attention}; cross-entropy in chunks of {train.logit_chunk_tokens}",
+        f"norms, rotations, gates, routing, losses: {_compiled(config, device)}",
         *routed,
         f"activations: {'recomputed layer by layer' if train.recompute else 'kept'}",
     ]
+
+
+def compiles(config: RunConfig, device: torch.device) -> bool:
+    """Whether chains of operations are compiled in a run.
+
+    Raises:
+        ConfigError: they are to be, and this machine has no compiler.
+    """
+    wanted = config.train.compile
+    if wanted == "off" or (wanted == "auto" and device.type != "cuda"):
+        return False
+    if find_compiler():
+        return True
+    if wanted == "on":
+        raise ConfigError("train.compile is on, but this machine has no C compiler. Install gcc, or set it to auto.")
+    return False
+
+
+def _compiled(config: RunConfig, device: torch.device) -> str:
+    if compiles(config, device):
+        return "compiled by inductor"
+    return f"not compiled ({'train.compile' if config.train.compile == 'off' else 'no GPU, or no C compiler'})"
 
 
 def build_engine(stage: Stage, config: RunConfig, device: torch.device) -> Engine:
@@ -94,6 +119,7 @@ def build_engine(stage: Stage, config: RunConfig, device: torch.device) -> Engin
         # The router's float32 products then run on tensor cores. Its inputs are bfloat16 values, which TF32 holds
         # exactly; only the gradient of its logits is rounded, to eleven bits.
         torch.set_float32_matmul_precision("high")
+    compile_chains("inductor" if compiles(config, device) else None)
     if config.parallel.engine == "plain":
         from rxt_dist.engine.plain import PlainEngine
 

@@ -90,7 +90,7 @@ class _Router(TokenChoiceTopKRouter):
         """[N, D] -> (weights [N, K], chosen experts [N, K], int32 tokens of each expert [E])."""
         self.routing = select_experts(self.gate(x), self.top_k, expert_bias)
         selected_NK = self.routing.selected_NK
-        return self.routing.shares(), selected_NK, count_experts(selected_NK, self.num_experts).int()
+        return self.routing.shares_NK, selected_NK, count_experts(selected_NK, self.num_experts).int()
 
 
 class _RoutedLayer(AutoEPMoELayer):

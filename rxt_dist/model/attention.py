@@ -6,14 +6,17 @@ arXiv 2510.01817). Packed documents never see each other; `Documents` says where
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rxt_dist.config.model import AttentionConfig, ModelConfig
+from rxt_dist.model.fused import Chain
 from rxt_dist.model.norm_rope import Rotary
 
 # A dense mask costs T * T per row, one call per document about this many query-key pairs of overhead (measured on CPU).
@@ -116,9 +119,14 @@ def _varlen(q_BTHd: Tensor, k_BTGd: Tensor, v_BTGd: Tensor, documents: Documents
     """FlashAttention over ragged documents (half precision on CUDA only)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    heads = q_BTHd.shape[2]
-    # Key heads are repeated here: grouped-query support of varlen_attn came after the oldest torch we run on.
-    k, v = (x.flatten(0, 1).repeat_interleave(heads // x.shape[2], dim=1) for x in (k_BTGd, v_BTGd))
+    heads, key_heads = q_BTHd.shape[2], k_BTGd.shape[2]
+    k, v = (x.flatten(0, 1) for x in (k_BTGd, v_BTGd))
+    grouped: dict[str, Any] = {}
+    if heads != key_heads and "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        grouped["enable_gqa"] = True
+    elif heads != key_heads:
+        # The oldest torch we run on wants a key head for every query head.
+        k, v = (x.repeat_interleave(heads // key_heads, dim=1) for x in (k, v))
     window = (-1, 0) if causal else (-1, -1)
     output = varlen_attn(
         q_BTHd.flatten(0, 1),
@@ -129,9 +137,13 @@ def _varlen(q_BTHd: Tensor, k_BTGd: Tensor, v_BTGd: Tensor, documents: Documents
         documents.longest,
         documents.longest,
         window_size=window,
+        **grouped,
     )
     assert isinstance(output, Tensor)
     return output.view(q_BTHd.shape)
+
+
+_gated = Chain(lambda heads, gate: heads * torch.sigmoid(gate))
 
 
 class SparseQueryAttention(nn.Module):
@@ -169,5 +181,5 @@ class SparseQueryAttention(nn.Module):
             k = rotate_k(k)
         heads = attend(q, k, v, causal=causal, documents=documents, keys_BS=keys_BS).flatten(2)
         if self.gate_proj is not None:
-            heads = heads * torch.sigmoid(self.gate_proj(x_BTD))
+            heads = _gated(heads, self.gate_proj(x_BTD))
         return self.out_proj(heads)

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rxt_dist.model.fused import Chain
+
 IGNORE = -100
 # On CPU a chunk has at most this many rows, so that its logits stay near the cache: 1,024 x 32,000 bfloat16 logits take
 # 244 ms in chunks of 256 rows and 267 ms at once, with four times the memory.
@@ -24,6 +26,50 @@ class ClassifierSums(NamedTuple):
     loss: Tensor
     targets: Tensor
     correct: Tensor
+
+
+class _ChunkSums(NamedTuple):
+    """Of a chunk of rows: loss, hits, and where gradients are wanted d loss / d logits and its sum over the rows.
+
+    grad_CV: in the logits' type, softmax - one-hot in every row: where a target does not count it ought to be 0, and
+    that 0 multiplies the narrow factors of the products that follow. grad_bias_V: float32, of the rows that count.
+    """
+
+    loss: Tensor
+    correct: Tensor
+    grad_CV: Tensor
+    grad_bias_V: Tensor
+
+
+def _chunk_formula(low_CV: Tensor, room_CV: Tensor, targets_C: Tensor, needs_grad: bool) -> _ChunkSums:
+    logits_CV, kept_C, index_C = low_CV.float(), targets_C != IGNORE, targets_C.clamp_min(0)
+    log_total_C, guess_C = logits_CV.logsumexp(-1), logits_CV.argmax(-1)
+    picked_C = logits_CV.gather(1, index_C.unsqueeze(1)).squeeze(1)
+    loss, correct = ((log_total_C - picked_C) * kept_C).sum(), ((guess_C == targets_C) & kept_C).sum()
+    if not needs_grad:
+        return _ChunkSums(loss, correct, low_CV, low_CV[0])
+    words_V = torch.arange(logits_CV.shape[1], device=logits_CV.device)
+    grad_CV = (logits_CV - log_total_C.unsqueeze(1)).exp() - (words_V == index_C.unsqueeze(1)).float()
+    return _ChunkSums(loss, correct, grad_CV.to(low_CV.dtype), (grad_CV * kept_C.unsqueeze(1)).sum(0))
+
+
+def _chunk_eager(low_CV: Tensor, room_CV: Tensor, targets_C: Tensor, needs_grad: bool) -> _ChunkSums:
+    """The same in place, in the float32 `room_CV` and in the logits themselves."""
+    kept_C, index_C1 = targets_C != IGNORE, targets_C.clamp_min(0).unsqueeze(1)
+    logits_CV = room_CV.copy_(low_CV)
+    highest_C, guess_C = logits_CV.max(-1)
+    picked_C = logits_CV.gather(1, index_C1).squeeze(1)
+    # In place: one fused pass over each row. The highest probability is 1 / sum exp(logit - highest).
+    probs_CV = torch.softmax(logits_CV, -1, out=logits_CV)
+    log_total_C = highest_C - probs_CV.gather(1, guess_C.unsqueeze(1)).squeeze(1).log()
+    loss, correct = ((log_total_C - picked_C) * kept_C).sum(), ((guess_C == targets_C) & kept_C).sum()
+    if not needs_grad:
+        return _ChunkSums(loss, correct, low_CV, low_CV[0])
+    grad_CV = probs_CV.scatter_add_(1, index_C1, probs_CV.new_full(index_C1.shape, -1))
+    return _ChunkSums(loss, correct, low_CV.copy_(grad_CV), grad_CV.t() @ kept_C.float())
+
+
+_chunk_sums = Chain(_chunk_formula, _chunk_eager)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -50,26 +96,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden_ND.shape[0], chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             hidden_CD, targets_C = hidden_ND[rows], targets_N[rows]
-            kept_C = targets_C != IGNORE
-            index_C1 = targets_C.clamp_min(0).unsqueeze(1)
-            low_CV, logits_CV = room_CV[: len(targets_C)], float_room_CV[: len(targets_C)]
+            low_CV = room_CV[: len(targets_C)]
             torch.addmm(bias_V, hidden_CD, weight_VD.t(), out=low_CV)
-            logits_CV.copy_(low_CV)
-            highest_C, guess_C = logits_CV.max(-1)
-            picked_C = logits_CV.gather(1, index_C1).squeeze(1)
-            # In place: one fused pass over each row. The highest probability is 1 / sum exp(logit - highest).
-            probs_CV = torch.softmax(logits_CV, -1, out=logits_CV)
-            log_total_C = highest_C - probs_CV.gather(1, guess_C.unsqueeze(1)).squeeze(1).log()
-            correct += ((guess_C == targets_C) & kept_C).sum()
-            loss += ((log_total_C - picked_C) * kept_C).sum()
+            sums = _chunk_sums(low_CV, float_room_CV[: len(targets_C)], targets_C, needs_grad)
+            loss += sums.loss
+            correct += sums.correct
             if grad_weight_VD is None or grad_bias_V is None or grad_hidden_ND is None:
                 continue
-            # d loss / d logits = softmax - one-hot where the target counts, else 0. That 0 multiplies the narrow
-            # factors of the products below, not the logits.
-            grad_CV = probs_CV.scatter_add_(1, index_C1, probs_CV.new_full(index_C1.shape, -1))
-            grad_bias_V.addmv_(grad_CV.t(), kept_C.float())
-            grad_CV = low_CV.copy_(grad_CV)
-            kept_C1 = kept_C.unsqueeze(1).to(hidden_ND.dtype)
+            grad_bias_V += sums.grad_bias_V
+            grad_CV, kept_C1 = sums.grad_CV, (targets_C != IGNORE).unsqueeze(1).to(hidden_ND.dtype)
             torch.mm(grad_CV, weight_VD, out=grad_hidden_ND[rows]).mul_(kept_C1)
             if grad_CV.dtype == torch.float32:
                 grad_weight_VD.addmm_(grad_CV.t(), hidden_CD * kept_C1)

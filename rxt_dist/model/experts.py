@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rxt_dist.config.model import MoEConfig
+from rxt_dist.model.fused import Chain, swiglu_formula, weighted_swiglu
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class _LoopedExperts(torch.autograd.Function):
         for expert, rows in layout.blocks:
             x_CD, hidden_CF = x_ND.index_select(0, layout.source_X[rows]), hidden_XF[rows]
             _linear(x_CD, gate_up_EFD[expert], _at(gate_up_bias_EF, expert), out=hidden_CF)
-            _linear(_swiglu(hidden_CF), down_EDF[expert], _at(down_bias_ED, expert), out=out_XD[rows])
+            _linear(swiglu_formula(hidden_CF), down_EDF[expert], _at(down_bias_ED, expert), out=out_XD[rows])
         ctx.save_for_backward(
             x_ND, weights_NK, hidden_XF, gate_up_EFD, down_EDF, gate_up_bias_EF, down_bias_ED, *layout[1:]
         )
@@ -189,18 +190,73 @@ def _zero_idle(gradients: Sequence[Tensor | None], busy: list[int]) -> None:
                 gradient[expert].zero_()
 
 
-def _sum_choices(rows_XD: Tensor, position_NK: Tensor, weights_NK: Tensor | None) -> Tensor:
-    """Sum of each token's K rows, weighted where weights are given: [X, D] -> [N, D].
-
-    An embedding bag sums while it gathers. With 4,096 tokens, K = 10 and D = 512 it takes 3 ms; gathering [N, K, D]
-    first and summing it then takes 75 ms.
-    """
+def _bag(rows_XD: Tensor, position_NK: Tensor, weights_NK: Tensor | None) -> Tensor:
+    # An embedding bag sums while it gathers. With 4,096 tokens, K = 10 and D = 512 it takes 3 ms on CPU; gathering
+    # [N, K, D] first and summing it then takes 75 ms.
     return F.embedding_bag(position_NK, rows_XD, mode="sum", per_sample_weights=weights_NK)
 
 
-def _swiglu(hidden_XF: Tensor) -> Tensor:
-    gate, up = hidden_XF.chunk(2, dim=-1)
-    return F.silu(gate) * up
+def _bag_formula(rows_XD: Tensor, position_NK: Tensor, weights_NK: Tensor | None) -> Tensor:
+    rows_NKD = rows_XD[position_NK].float()
+    if weights_NK is not None:
+        rows_NKD = rows_NKD * weights_NK.unsqueeze(-1)
+    return rows_NKD.sum(1).to(rows_XD.dtype)
+
+
+# Sum of each token's K rows, weighted where weights are given: [X, D] -> [N, D].
+_sum_choices = Chain(_bag_formula, _bag)
+
+
+class _GatheredRows(torch.autograd.Function):
+    """The token of every sorted row: [N, D] -> [X, D].
+
+    Its gradient is a sum over each token's K rows, gathered: what autograd would do, adding each row to its token,
+    takes turns on a device in an order that is another one in every run.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, tokens_X: Tensor, position_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(position_NK)
+        return x_ND.index_select(0, tokens_X)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (position_NK,) = ctx.saved_tensors
+        return _sum_choices(grads[0], position_NK, None), None, None
+
+
+class _SummedRows(torch.autograd.Function):
+    """The sum of every token's K rows, the other way round: [X, D] -> [N, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_XD: Tensor, tokens_X: Tensor, position_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens_X)
+        return _sum_choices(rows_XD, position_NK, None)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (tokens_X,) = ctx.saved_tensors
+        return grads[0].index_select(0, tokens_X), None, None
+
+
+class _BiasedRows(torch.autograd.Function):
+    """Sorted rows plus the bias of their expert: [X, F] -> [X, F].
+
+    The gradient of a bias is a sum over its expert's rows, which a grouped product with ones takes in a fixed order.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows_XF: Tensor, bias_EF: Tensor, experts_X: Tensor, ends_E: Tensor) -> Tensor:
+        ctx.save_for_backward(ends_E)
+        return rows_XF + bias_EF.index_select(0, experts_X)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (ends_E,) = ctx.saved_tensors
+        # Eight columns of ones, since products want rows of 16 bytes.
+        ones_X8 = grads[0].new_ones(grads[0].shape[0], 8)
+        sums_E8F = torch._grouped_mm(ones_X8.t(), grads[0].contiguous(), offs=ends_E)
+        return grads[0], sums_E8F[:, 0], None, None
 
 
 class ExpertStack(nn.Module):
@@ -212,6 +268,7 @@ class ExpertStack(nn.Module):
 
     def __init__(self, dim: int, moe: MoEConfig) -> None:
         super().__init__()
+        self.num_experts = moe.experts
         self.gate_up_proj = nn.Parameter(torch.empty(moe.experts, 2 * moe.hidden, dim))
         self.down_proj = nn.Parameter(torch.empty(moe.experts, dim, moe.hidden))
         local = moe.bias == "local"
@@ -220,24 +277,27 @@ class ExpertStack(nn.Module):
 
     def forward(self, x_ND: Tensor, selected_NK: Tensor, weights_NK: Tensor) -> Tensor:
         """sum_k weights_k * FF_selected_k(x): [N, D] -> [N, D]; no expert has a capacity, no token is dropped."""
-        dispatch = Dispatch.of(selected_NK, self.gate_up_proj.shape[0])
+        dispatch = Dispatch.of(selected_NK, self.num_experts)
         if x_ND.is_cuda and x_ND.dtype == torch.bfloat16:
-            return self._grouped(x_ND, weights_NK, dispatch)
+            return self._grouped(x_ND, weights_NK, selected_NK, dispatch)
         return _LoopedExperts.apply(
             x_ND, weights_NK, dispatch, self.gate_up_proj, self.down_proj, self.gate_up_bias, self.down_bias
         )
 
-    def _grouped(self, x_ND: Tensor, weights_NK: Tensor, dispatch: Dispatch) -> Tensor:
+    def _grouped(self, x_ND: Tensor, weights_NK: Tensor, selected_NK: Tensor, dispatch: Dispatch) -> Tensor:
         ends_E = dispatch.counts_E.cumsum(0).to(torch.int32)
-        hidden_XF = torch._grouped_mm(x_ND[dispatch.tokens], self.gate_up_proj.transpose(1, 2), offs=ends_E)
+        position_NK = dispatch.inverse_X.view_as(selected_NK)
+        rows_XD = _GatheredRows.apply(x_ND, dispatch.tokens, position_NK)
+        hidden_XF = torch._grouped_mm(rows_XD, self.gate_up_proj.transpose(1, 2), offs=ends_E)
         if self.gate_up_bias is not None:
-            hidden_XF = hidden_XF + self._per_row(self.gate_up_bias, dispatch)
-        out_XD = torch._grouped_mm(_swiglu(hidden_XF), self.down_proj.transpose(1, 2), offs=ends_E)
-        if self.down_bias is not None:
-            out_XD = out_XD + self._per_row(self.down_bias, dispatch)
-        choices_NKD = out_XD[dispatch.inverse_X].view(*weights_NK.shape, -1)
-        return torch.bmm(weights_NK.to(out_XD.dtype).unsqueeze(1), choices_NKD).squeeze(1)
-
-    @staticmethod
-    def _per_row(bias_EF: Tensor, dispatch: Dispatch) -> Tensor:
-        return bias_EF.repeat_interleave(dispatch.counts_E, dim=0, output_size=dispatch.order_X.numel())
+            experts_X = selected_NK.flatten().index_select(0, dispatch.order_X)
+            hidden_XF = _BiasedRows.apply(hidden_XF, self.gate_up_bias, experts_X, ends_E)
+        # The routing weight multiplies before the down-projection, which is linear: F numbers a row instead of D, and
+        # the products' results need not be kept for the gradient of the weights.
+        act_XF = weighted_swiglu(hidden_XF, weights_NK.flatten().index_select(0, dispatch.order_X))
+        out_XD = torch._grouped_mm(act_XF, self.down_proj.transpose(1, 2), offs=ends_E)
+        out_ND = _SummedRows.apply(out_XD, dispatch.tokens, position_NK)
+        if self.down_bias is None:
+            return out_ND
+        shares_NE = weights_NK.new_zeros(x_ND.shape[0], self.num_experts).scatter(1, selected_NK, weights_NK)
+        return out_ND + shares_NE.to(out_ND.dtype) @ self.down_bias

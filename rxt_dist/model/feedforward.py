@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rxt_dist.model.fused import swiglu
 
 
 class DenseFeedForward(nn.Module):
@@ -16,5 +17,4 @@ class DenseFeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        gate, up = self.gate_up_proj(x_BTD).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(swiglu(self.gate_up_proj(x_BTD)))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rxt_dist.config.model import ModelConfig, MoEConfig
 from rxt_dist.model.experts import ExpertStack, count_experts
+from rxt_dist.model.fused import Chain, weighted_swiglu
 
 
 @dataclass(frozen=True)
@@ -49,23 +50,29 @@ class Routing(NamedTuple):
 
     logits_NE, probs_NE: float32, the router's scores and their softmax over all experts, differentiable.
     selected_NK: int64, the K chosen experts of each token.
+    shares_NK: float32, the chosen experts' own probabilities, made to sum to 1, differentiable.
     """
 
     logits_NE: Tensor
     probs_NE: Tensor
     selected_NK: Tensor
+    shares_NK: Tensor
 
-    def shares(self) -> Tensor:
-        """float32 [N, K]: the chosen experts' own probabilities, made to sum to 1."""
-        chosen_NK = self.probs_NE.gather(1, self.selected_NK)
-        return chosen_NK / chosen_NK.sum(-1, keepdim=True)
+
+def _choose(logits_NE: Tensor, active: int, bias_E: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    probs_NE = logits_NE.softmax(dim=-1, dtype=torch.float32)
+    choice_NE = probs_NE if bias_E is None else probs_NE + bias_E
+    selected_NK = choice_NE.topk(active, dim=-1, sorted=False).indices
+    chosen_NK = probs_NE.gather(1, selected_NK)
+    return probs_NE, selected_NK, chosen_NK / chosen_NK.sum(-1, keepdim=True)
+
+
+_choice = Chain(_choose)
 
 
 def select_experts(logits_NE: Tensor, active: int, bias_E: Tensor | None) -> Routing:
     """Choose the top K of p + bias, with p the softmax of the logits over all experts."""
-    probs_NE = logits_NE.softmax(dim=-1, dtype=torch.float32)
-    choice_NE = probs_NE if bias_E is None else probs_NE + bias_E
-    return Routing(logits_NE, probs_NE, choice_NE.topk(active, dim=-1, sorted=False).indices)
+    return Routing(logits_NE, *_choice(logits_NE, active, bias_E))
 
 
 class _Float32Product(torch.autograd.Function):
@@ -117,7 +124,7 @@ class RoutedExperts(nn.Module):
         """[B, T, D] -> ([B, T, D], routing of its B * T tokens)."""
         x_ND = x_BTD.flatten(0, 1)
         routing = select_experts(self.gate(x_ND), self.num_experts_per_tok, self.expert_bias)
-        return self.experts(x_ND, routing.selected_NK, routing.shares()).view_as(x_BTD), routing
+        return self.experts(x_ND, routing.selected_NK, routing.shares_NK).view_as(x_BTD), routing
 
 
 class SharedExperts(nn.Module):
@@ -140,13 +147,11 @@ class SharedExperts(nn.Module):
         """[B, T, D] -> [B, T, D]."""
         bias = None if self.gate_up_bias is None else self.gate_up_bias.flatten()
         hidden = F.linear(x_BTD, self.gate_up_proj.flatten(0, 1), bias).unflatten(-1, (self.gate_up_proj.shape[0], -1))
-        gate, up = hidden.chunk(2, dim=-1)
-        act_BTZF = F.silu(gate) * up
         share_BTZ = x_BTD.new_ones(*x_BTD.shape[:-1], 1)
         if self.gate is not None:
             share_BTZ = self.gate(x_BTD).softmax(-1, dtype=torch.float32).to(x_BTD.dtype)
         # The share multiplies before the down-projection, which is linear: one product then sums over the experts.
-        out_BTD = (act_BTZF * share_BTZ.unsqueeze(-1)).flatten(-2) @ self.down_proj.flatten(0, 1)
+        out_BTD = weighted_swiglu(hidden, share_BTZ).flatten(-2) @ self.down_proj.flatten(0, 1)
         return out_BTD if self.down_bias is None else out_BTD + share_BTZ @ self.down_bias
 
 
@@ -184,10 +189,18 @@ def routing_terms(routing: Routing, valid_N: Tensor, load_E: Tensor) -> RoutingT
     tokens, which add up over ranks and micro-batches as means would not. megatron-core has both as functions, which the
     tests hold these against; importing them would take every rank of every start some two seconds.
     """
-    valid_N1 = valid_N.unsqueeze(1)
-    balance = load_E.numel() * ((routing.probs_NE * valid_N1).sum(0) * load_E).sum()
-    z = (routing.logits_NE.logsumexp(-1).square() * valid_N).sum()
+    return RoutingTerms(*_terms(routing.logits_NE, routing.probs_NE, routing.selected_NK, valid_N, load_E))
+
+
+def _term_formulas(
+    logits_NE: Tensor, probs_NE: Tensor, selected_NK: Tensor, valid_N: Tensor, load_E: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    experts, valid_N1 = load_E.numel(), valid_N.unsqueeze(1)
+    balance = experts * ((probs_NE * valid_N1).sum(0) * load_E).sum()
+    z = (logits_NE.logsumexp(-1).square() * valid_N).sum()
     # Padding is counted in an extra bin, so that no shape depends on the data.
-    experts = load_E.numel()
-    binned_NK = torch.where(valid_N1, routing.selected_NK, experts)
-    return RoutingTerms(balance, z, count_experts(binned_NK, experts + 1)[:experts])
+    binned_NK = torch.where(valid_N1, selected_NK, experts)
+    return balance, z, count_experts(binned_NK, experts + 1)[:experts]
+
+
+_terms = Chain(_term_formulas)

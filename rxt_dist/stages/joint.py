@@ -22,6 +22,7 @@ from rxt_dist.data.row_source import RowSource
 from rxt_dist.losses import StageOutput, mean_over_layers
 from rxt_dist.model.attention import Documents
 from rxt_dist.model.flops import training_flops
+from rxt_dist.model.fused import Chain
 from rxt_dist.model.moe import RoutingInputs
 from rxt_dist.model.reactive import ReactiveTransformer
 from rxt_dist.stages.base import Stage, Term, Work, balance_weight, to_device
@@ -209,10 +210,19 @@ def cheated_context(encoded_LBTD: Tensor, samples: Sequence[int], seed: int, noi
     layers, _, tokens, dim = encoded_LBTD.shape
     device = encoded_LBTD.device
     generator = torch.Generator(device)
+    # As tensors, since a compiled function is made anew for another number.
+    levels = [torch.full((), level, dtype=torch.float32, device=device) for level in (noise, masking)]
     rows = []
     for row, sample in enumerate(samples):
         generator.manual_seed(sample_seed(seed, "joint", "memory", sample))
         drawn_LTD = torch.randn(layers, tokens, dim, generator=generator, device=device)
-        keep_LT1 = torch.rand(layers, tokens, 1, generator=generator, device=device) >= masking
-        rows.append((encoded_LBTD[:, row] * keep_LT1).add(drawn_LTD.to(encoded_LBTD.dtype), alpha=noise))
+        chance_LT1 = torch.rand(layers, tokens, 1, generator=generator, device=device)
+        rows.append(_cheated(encoded_LBTD[:, row], drawn_LTD, chance_LT1, *levels))
     return torch.stack(rows, dim=1)
+
+
+def _cheated_row(encoded_LTD: Tensor, drawn_LTD: Tensor, chance_LT1: Tensor, noise: Tensor, masking: Tensor) -> Tensor:
+    return encoded_LTD * (chance_LT1 >= masking) + (drawn_LTD * noise).to(encoded_LTD.dtype)
+
+
+_cheated = Chain(_cheated_row)

@@ -19,6 +19,7 @@ import rxt_dist.engine.deepspeed  # noqa: F401
 from rxt_dist.engine.build import build_engine
 from rxt_dist.engine.interface import Engine, StepResult
 from rxt_dist.engine.routing import routed_blocks
+from rxt_dist.model.fused import compile_chains
 from rxt_dist.model.moe import RoutedExperts
 from rxt_dist.stages.base import MicroBatch, Stage
 
@@ -45,6 +46,7 @@ def _train(
     one_place: bool = False,
     poison: tuple[int, int] | None = None,
     reading: bool = False,
+    backend: str | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """Five steps of one topology.
@@ -54,6 +56,7 @@ def _train(
         one_place: routing biases send every token to the last two experts.
         poison: (step, rank) at which a gradient is NaN on that rank only.
         reading: before each step a part of the model is called without gradients, out of its usual order.
+        backend: chains of operations are compiled with it.
         changes: see `run_config`.
     """
     changes = {"eps": EPS} | changes
@@ -62,6 +65,7 @@ def _train(
     shapes = {name: list(p.shape) for name, p in stage.model.named_parameters() if p.requires_grad}
     frozen = {name: p.detach().clone() for name, p in stage.model.named_parameters() if not p.requires_grad}
     engine = build_engine(stage, config, torch.device("cpu"))
+    compile_chains(backend)
     if one_place:
         engine.routing.bias_ME[:, -2:] = 100.0
     poisoned = Poison(stage) if poison is not None else None

@@ -58,6 +58,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bias": {"balancing": "bias", "bias_rate": 0.02},
     "one_place": {"balancing": "bias", "one_place": True},
     "clip": {"clip": 1e-3},
+    # All of torch.compile but its kernels, whose making would take minutes.
+    "compiled": {"backend": "aot_eager"},
     "bfloat16": {"precision": "bfloat16"},
 }
 VARIED = [
@@ -72,6 +74,7 @@ VARIED = [
     topology(2, 1, 2, 1, False, variant="clip"),
     topology(4, 2, 4, 1, False, variant="clip"),
     topology(2, 3, 2, 1, False, variant="clip"),
+    topology(2, 3, 2, 2, True, variant="compiled"),
 ]
 BF16 = [
     topology(2, 0, 1, 1, False, variant="bfloat16"),
@@ -119,7 +122,7 @@ class Results:
     @cache  # noqa: B019
     def _plain(self) -> dict[str, Any]:
         names = ["", *VARIANTS]
-        requests = [{"engine": "plain", "zero": 0, **VARIANTS.get(name, {})} for name in names]
+        requests = [{"engine": "plain", "zero": 0, **VARIANTS.get(name, {}), "backend": None} for name in names]
         return dict(zip(names, self._ranks.run(scenarios.train, 1, topologies=requests)[0], strict=True))
 
     def of(self, wanted: dict[str, Any]) -> dict[str, Any]:

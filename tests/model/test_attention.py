@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -122,10 +123,23 @@ def flash_by_its_documentation(
     return torch.cat(outputs)
 
 
+def flash_with_grouped_heads(
+    q: Tensor, k: Tensor, v: Tensor, *others: Any, enable_gqa: bool = False, **named: Any
+) -> Tensor:
+    """Of later versions of torch: fewer key heads than query heads, where that is asked for."""
+    if enable_gqa:
+        assert k.shape[1] == v.shape[1] == KEY_HEADS, "key heads are repeated though the kernel can group them"
+        k, v = (x.repeat_interleave(HEADS // KEY_HEADS, dim=1) for x in (k, v))
+    return flash_by_its_documentation(q, k, v, *others, **named)
+
+
+@pytest.mark.parametrize("kernel", [flash_by_its_documentation, flash_with_grouped_heads])
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_variable_length_path_of_cuda_sees_what_it_should(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_length_path_of_cuda_sees_what_it_should(
+    causal: bool, kernel: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kernel itself runs on CUDA only; what it is asked for is tried with a stand-in that follows its page."""
-    monkeypatch.setattr(varlen, "varlen_attn", flash_by_its_documentation)
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
     inputs = heads()
     actual = attention._varlen(*inputs, packed(), causal)
     assert_same(actual, written_out(*inputs, seen_by(LENGTHS, causal=causal)), inputs)

@@ -96,7 +96,7 @@ def test_the_grouped_products_of_cuda_are_those_of_a_loop_over_tokens(bias: str,
     expected = run(lambda *a: naive(experts, *a), experts, selected_NK, torch.float32)
 
     def grouped(x_ND: Tensor, selected_NK: Tensor, weights_NK: Tensor) -> Tensor:
-        return experts._grouped(x_ND, weights_NK, Dispatch.of(selected_NK, EXPERTS))
+        return experts._grouped(x_ND, weights_NK, selected_NK, Dispatch.of(selected_NK, EXPERTS))
 
     for mine, theirs in zip(run(grouped, experts, selected_NK, torch.float32), expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
