@@ -12,7 +12,7 @@ import functorch.compile  # noqa: F401  (DeepSpeed and AdamW import these two la
 import torch
 import torch._dynamo
 from harness import RankContext
-from tiny import ROWS, TOKENS, batch_for, make_stage, relative, run_config
+from tiny import ROWS, TOKENS, batch_for, make_stage, model_config, relative, run_config
 from torch import Tensor
 
 import rxt_dist.engine.deepspeed  # noqa: F401
@@ -42,6 +42,7 @@ def train(context: RankContext, topologies: list[dict[str, Any]]) -> list[dict[s
 def _train(
     context: RankContext,
     accumulation: int = 1,
+    local_biases: bool = False,
     one_place: bool = False,
     poison: tuple[int, int] | None = None,
     reading: bool = False,
@@ -51,14 +52,18 @@ def _train(
 
     Args:
         accumulation: micro-batches per step.
+        local_biases: every expert, routed or shared, has biases of its own.
         one_place: routing biases send every token to the last two experts.
         poison: (step, rank) at which a gradient is NaN on that rank only.
         reading: before each step a part of the model is called without gradients, out of its usual order.
         changes: see `run_config`.
     """
     changes = {"eps": EPS} | changes
+    if local_biases:
+        changes["model"] = model_config("decoder.moe.bias=local", "decoder.moe.shared_bias=local")
     config = run_config(micro_batch_rows=ROWS // context.world_size // accumulation, **changes)
     stage = make_stage(config)
+    give_biases(stage.model)
     shapes = {name: list(p.shape) for name, p in stage.model.named_parameters() if p.requires_grad}
     frozen = {name: p.detach().clone() for name, p in stage.model.named_parameters() if not p.requires_grad}
     engine = build_engine(stage, config, torch.device("cpu"))
@@ -95,6 +100,13 @@ def _train(
     }
     release(engine)
     return result if context.rank == 0 else {}
+
+
+def give_biases(model: torch.nn.Module) -> None:
+    """Let biases of experts begin with other values than zero, and each expert with others."""
+    for name, parameter in model.named_parameters():
+        if name.endswith((".gate_up_bias", ".down_bias")):
+            parameter.data = torch.linspace(-0.3, 0.4, parameter.numel()).view_as(parameter)
 
 
 def _join(context: RankContext, distributed: bool = True) -> None:

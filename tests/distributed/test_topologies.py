@@ -58,6 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bias": {"balancing": "bias", "bias_rate": 0.02},
     "one_place": {"balancing": "bias", "one_place": True},
     "clip": {"clip": 1e-3},
+    "local": {"local_biases": True},
     "bfloat16": {"precision": "bfloat16"},
 }
 VARIED = [
@@ -72,6 +73,10 @@ VARIED = [
     topology(2, 1, 2, 1, False, variant="clip"),
     topology(4, 2, 4, 1, False, variant="clip"),
     topology(2, 3, 2, 1, False, variant="clip"),
+    topology(4, 0, 2, 1, False, variant="local"),
+    topology(4, 1, 4, 2, False, variant="local"),
+    topology(2, 2, 2, 1, True, variant="local"),
+    topology(4, 3, 2, 2, True, variant="local"),
 ]
 BF16 = [
     topology(2, 0, 1, 1, False, variant="bfloat16"),
