@@ -16,6 +16,7 @@ from tiny import ROWS, TOKENS, batch_for, make_stage, model_config, relative, ru
 from torch import Tensor
 
 import rxt_dist.engine.deepspeed  # noqa: F401
+from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.build import build_engine
 from rxt_dist.engine.interface import Engine, StepResult
 from rxt_dist.engine.routing import routed_blocks
@@ -42,7 +43,6 @@ def train(context: RankContext, topologies: list[dict[str, Any]]) -> list[dict[s
 def _train(
     context: RankContext,
     accumulation: int = 1,
-    local_biases: bool = False,
     one_place: bool = False,
     poison: tuple[int, int] | None = None,
     reading: bool = False,
@@ -52,16 +52,13 @@ def _train(
 
     Args:
         accumulation: micro-batches per step.
-        local_biases: every expert, routed or shared, has biases of its own.
         one_place: routing biases send every token to the last two experts.
         poison: (step, rank) at which a gradient is NaN on that rank only.
         reading: before each step a part of the model is called without gradients, out of its usual order.
-        changes: see `run_config`.
+        changes: see `config_of`.
     """
     changes = {"eps": EPS} | changes
-    if local_biases:
-        changes["model"] = model_config("decoder.moe.bias=local", "decoder.moe.shared_bias=local")
-    config = run_config(micro_batch_rows=ROWS // context.world_size // accumulation, **changes)
+    config = config_of(context, accumulation, **changes)
     stage = make_stage(config)
     give_biases(stage.model)
     shapes = {name: list(p.shape) for name, p in stage.model.named_parameters() if p.requires_grad}
@@ -100,6 +97,14 @@ def _train(
     }
     release(engine)
     return result if context.rank == 0 else {}
+
+
+def config_of(context: RankContext, accumulation: int = 1, local_biases: bool = False, **changes: Any) -> RunConfig:
+    """The tiny run on these ranks. With local_biases every expert, routed or shared, has biases of its own; for the
+    other changes see `run_config`."""
+    if local_biases:
+        changes["model"] = model_config("decoder.moe.bias=local", "decoder.moe.shared_bias=local")
+    return run_config(micro_batch_rows=ROWS // context.world_size // accumulation, **changes)
 
 
 def give_biases(model: torch.nn.Module) -> None:
