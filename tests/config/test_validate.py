@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import extended  # noqa: F401  (stages that only tests have)
 import pytest
 
 from rxt_dist.config.load import load_run
@@ -50,6 +51,14 @@ def demo(overrides: list[str]) -> RunConfig:
 def test_every_run_file_fits_its_cluster(path: Path) -> None:
     config = load_run(path)
     validate_run(config, config.cluster.ranks, None)
+
+
+@pytest.mark.parametrize("model", ["rxt-alpha-nano", "rxt-alpha-mini", "rxt-beta-micro", "rxt-beta"])
+def test_experts_of_every_published_model_can_be_split(model: str) -> None:
+    shape = f"model={RUNS.parent}/model/{model}.yaml"
+    # Mini has no encoder.
+    stage = "lm" if model == "rxt-alpha-mini" else "joint"
+    validate_run(demo([shape, "parallel.expert_parallel=2", f"stage={{kind: {stage}}}"]), 2, None)
 
 
 @pytest.mark.parametrize(

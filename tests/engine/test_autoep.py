@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from deepspeed.module_inject.auto_ep import AutoEP
+from deepspeed.module_inject.auto_ep_config import parse_autoep_config
+from tiny import make_stage, model_config, run_config
+from torch import Tensor, nn
 
-from rxt_dist.engine.autoep import BiasedExperts
+from rxt_dist.engine.autoep import BiasedExperts, our_layers
+from rxt_dist.engine.expert_parallel import RoutedShape, autoep_config
+from rxt_dist.engine.routing import routed_blocks
 
 EXPERTS, WIDTH, HIDDEN = 3, 8, 16
 # Rows of each expert with their filling, and rows of nobody after them.
@@ -62,3 +67,22 @@ def test_biases_are_marked_as_the_weights_of_experts(experts: BiasedExperts) -> 
         assert bias.group_name == bias.ds_zero_partition_group_name == "ep_size_2"
         assert bias.ds_zero_placement_family == "autoep_expert"
         assert bias.requires_grad
+
+
+def test_each_rank_takes_the_biases_of_its_own_experts() -> None:
+    """The blocks of two ranks, made as DeepSpeed makes them, hold what the whole block held."""
+    held = []
+    for rank in range(2):
+        stage = make_stage(run_config(model=model_config("decoder.moe.bias=local")))
+        whole = routed_blocks(stage.model)[0].experts
+        for bias in (whole.gate_up_bias, whole.down_bias):
+            bias.data = torch.arange(bias.numel()).float().view_as(bias)
+        model = nn.Module()
+        model.stage, model.config = stage, RoutedShape.of(stage.run.model)
+        builder = AutoEP(model, parse_autoep_config(autoep_config(2)))
+        with our_layers():
+            builder.replace_moe_layers(builder.ep_parser(), ep_size=2, ep_rank=rank)
+        held.append(routed_blocks(stage.model)[0].experts)
+        assert held[-1].gate_up_bias.allreduce is held[-1].w1.allreduce is False
+    for name in ("gate_up_bias", "down_bias"):
+        assert torch.equal(torch.cat([getattr(each, name) for each in held]), getattr(whole, name)), name
