@@ -43,7 +43,20 @@ ENGINE_FACTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             "self.top_k",
             "RouterOutput(*self.router(x, self.expert_bias))",
             "return self._finalize_output(output, x, hidden_states, hdim)",
+            "self.num_local_experts",
+            "param.ds_zero_placement_family =",
+            "param.ds_zero_partition_group_name =",
         ),
+    ),
+    (
+        "deepspeed.module_inject.auto_ep",
+        "AutoEP",
+        ("from deepspeed.module_inject.auto_ep_layer import (AutoEPMoELayer,", "replacement = AutoEPMoELayer("),
+    ),
+    (
+        "deepspeed.moe.ep_experts",
+        "GroupedExperts",
+        ("self.w1 =", "self.w2 =", "self.w3 =", "self.use_triton_grouped_mm ="),
     ),
     ("deepspeed.moe.ep_router", "TokenChoiceTopKRouter", ("self.gate =", "self.top_k =", "self.num_experts =")),
     (

@@ -34,14 +34,13 @@ class DataFacts:
 def settle_topology(config: RunConfig, world_size: int) -> RunConfig:
     """Replace expert_parallel 0 by the largest number of ranks of one node that divides experts and world size.
 
-    Experts with biases of their own, engine 'plain' and stages that train no experts get 1: there is nothing to
-    split.
+    Engine 'plain' and stages that train no experts get 1: there is nothing to split.
     """
     if config.parallel.expert_parallel:
         return config
     moe, ranks = config.model.decoder.moe, min(world_size, config.cluster.gpus_per_node)
     sizes = [size for size in divisors(moe.experts) if size <= ranks and world_size % size == 0]
-    if moe.bias == "local" or config.parallel.engine == "plain" or not _trains_experts(config):
+    if config.parallel.engine == "plain" or not _trains_experts(config):
         sizes = [1]
     parallel = config.parallel.model_copy(update={"expert_parallel": max(sizes)})
     return config.model_copy(update={"parallel": parallel})
@@ -87,11 +86,6 @@ def _check_experts(config: RunConfig, world_size: int) -> None:
         raise ConfigError(
             f"expert_parallel {ranks} does not divide {world_size} ranks: use {_one_of(common)}, or start a multiple "
             f"of {ranks} ranks."
-        )
-    if moe.bias == "local":
-        raise ConfigError(
-            f"expert_parallel {ranks} needs experts without biases of their own, but model.decoder.moe.bias is "
-            f"'local': set parallel.expert_parallel=1, or train a model with bias 'global' or 'none'."
         )
 
 

@@ -1,4 +1,4 @@
-"""The engine on DeepSpeed: ZeRO 1 to 3, with or without expert parallelism. The only module that imports deepspeed.
+"""The engine on DeepSpeed: ZeRO 1 to 3, with or without expert parallelism.
 
 DeepSpeed averages gradients over ranks; our objective is already divided by the counts of the whole global batch, so it
 is multiplied by the world size before the backward pass.
@@ -14,13 +14,12 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
-from deepspeed.moe.ep_router import TokenChoiceTopKRouter
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.utils import groups as deepspeed_groups
 from torch import Tensor, nn
 
 from rxt_dist.config.run import RunConfig
+from rxt_dist.engine.autoep import our_layers
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.expert_parallel import (
     RoutedShape,
@@ -38,11 +37,9 @@ from rxt_dist.engine.interface import (
     TermTotals,
 )
 from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_learning_rates
-from rxt_dist.engine.routing import RoutingState, routed_blocks
+from rxt_dist.engine.routing import RoutingState
 from rxt_dist.engine.sums import StepSums, evaluate_stage
 from rxt_dist.losses import StageOutput, objective
-from rxt_dist.model.experts import count_experts
-from rxt_dist.model.moe import RouterGate, Routing, select_experts
 from rxt_dist.stages.base import MicroBatch, Stage
 
 _PREFIX = "stage.model."
@@ -81,44 +78,6 @@ class _Wrapper(nn.Module):
         return self.stage(micro, load_ME)
 
 
-class _Router(TokenChoiceTopKRouter):
-    """AutoEP's router with our choice of experts; it keeps the choice until the layer that asked has ended."""
-
-    routing: Routing | None = None
-
-    def forward(self, x: Tensor, expert_bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """[N, D] -> (weights [N, K], chosen experts [N, K], int32 tokens of each expert [E])."""
-        self.routing = select_experts(self.gate(x), self.top_k, expert_bias)
-        selected_NK = self.routing.selected_NK
-        return self.routing.shares_NK, selected_NK, count_experts(selected_NK, self.num_experts).int()
-
-
-class _RoutedLayer(AutoEPMoELayer):
-    """AutoEP's layer as `RoutedExperts` behaves: it returns its routing beside its output.
-
-    The layer's own way to return logits would compute them a second time, and experts would be chosen from those again.
-    """
-
-    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Routing]:
-        """[B, T, D] -> ([B, T, D], routing of its B * T tokens)."""
-        try:
-            return super().forward(hidden_states)
-        finally:
-            # Recomputation may leave a layer early, and its graph must not live on in the router.
-            self.router.routing = None
-
-    def _finalize_output(self, *arguments: Any) -> tuple[Tensor, Routing]:
-        return super()._finalize_output(*arguments), self.router.routing
-
-
-def _adopt_blocks(model: nn.Module) -> None:
-    """Let the layers that AutoEP has put into the model behave as `RoutedExperts`."""
-    for block in routed_blocks(model):
-        block.__class__, block.router.__class__, block.router.gate.__class__ = _RoutedLayer, _Router, RouterGate
-        block.return_router_logits = False
-        block.num_experts_per_tok = block.top_k
-
-
 class DeepSpeedEngine:
     """Trains a stage over all ranks. See `Engine`."""
 
@@ -130,18 +89,17 @@ class DeepSpeedEngine:
         self.ranks = Collectives(device)
         self.expert_parallel = config.parallel.expert_parallel
         self.wrapper = _Wrapper(stage, RoutedShape.of(config.model))
-        self.engine, self.zero, *_ = deepspeed.initialize(
-            model=self.wrapper,
-            optimizer=self._make_optimizer,
-            model_parameters=[p for p in self.wrapper.parameters() if p.requires_grad],
-            config=engine_config(config, device),
-            dist_init_required=False,
-        )
+        with our_layers():
+            self.engine, self.zero, *_ = deepspeed.initialize(
+                model=self.wrapper,
+                optimizer=self._make_optimizer,
+                model_parameters=[p for p in self.wrapper.parameters() if p.requires_grad],
+                config=engine_config(config, device),
+                dist_init_required=False,
+            )
         # float32 and bfloat16 runs alike skip an update whose gradients are not finite, on all ranks.
         if config.parallel.zero < 3:
             self.zero.check_grad_overflow = True
-        if self.expert_parallel > 1:
-            _adopt_blocks(stage.model)
         self.routing = RoutingState.of(stage.model, config.train, device)
 
     def _make_optimizer(self, _: Any) -> torch.optim.Optimizer:
@@ -294,8 +252,8 @@ def install_expert_parallel(stage: Stage, config: RunConfig) -> nn.Module:
     expert_parallel = config.parallel.expert_parallel
     wrapper = _Wrapper(stage, RoutedShape.of(config.model))
     made = {"train_micro_batch_size_per_gpu": 1, "expert_parallel": autoep_config(expert_parallel)}
-    deepspeed.initialize(model=wrapper, config=made, dist_init_required=False)
-    _adopt_blocks(wrapper)
+    with our_layers():
+        deepspeed.initialize(model=wrapper, config=made, dist_init_required=False)
     _freeze(stage)
     return wrapper
 

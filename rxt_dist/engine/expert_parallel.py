@@ -2,7 +2,8 @@
 
 AutoEP replaces every `RoutedExperts` by a layer of its own that holds E / ep experts on each rank and exchanges tokens
 by all-to-all. Its tensors are `router.gate.weight` (as ours), `experts.w1` (gate) and `experts.w3` (up), which stand
-interleaved per expert in our `experts.gate_up_proj`, and `experts.w2` (our `experts.down_proj`).
+interleaved per expert in our `experts.gate_up_proj`, and `experts.w2` (our `experts.down_proj`). Biases, which
+autoep.py adds to it, have our names.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ _RENAMED = {
     "routed.experts.w2": "routed.experts.down_proj",
     "routed.experts.w3": "routed.experts.gate_up_proj",
 }
+# The halves of each expert's gate_up_proj.
+_HALVES = ("routed.experts.w1", "routed.experts.w3")
 
 
 def autoep_config(expert_parallel: int) -> dict[str, Any]:
@@ -85,22 +88,18 @@ def pieces(name: str, parameter: nn.Parameter, expert_rank: int) -> Iterator[Pie
     numel = 1
     for size in shape:
         numel *= size
-    ending = next((ending for ending in _RENAMED if name.endswith(ending)), None)
-    if ending is None:
-        yield Piece(name, 0, 0, numel)
-        return
-    ours = name.removesuffix(ending) + _RENAMED[ending]
+    ours = model_name(name)
     if not is_expert(parameter):
         yield Piece(ours, 0, 0, numel)
         return
     local_experts, size = shape[0], numel // shape[0]
     first = expert_rank * local_experts
-    if ending.endswith("w2"):
+    half = next((half for half, ending in enumerate(_HALVES) if name.endswith(ending)), None)
+    if half is None:
         yield Piece(ours, 0, first * size, numel)
         return
-    half = size if ending.endswith("w3") else 0
     for expert in range(local_experts):
-        yield Piece(ours, expert * size, (first + expert) * 2 * size + half, size)
+        yield Piece(ours, expert * size, (2 * (first + expert) + half) * size, size)
 
 
 def model_name(name: str) -> str:

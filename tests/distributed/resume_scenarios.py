@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from harness import RankContext
-from scenarios import LR, release
-from tiny import batch_for, make_stage, run_config
+from scenarios import LR, config_of, release
+from tiny import batch_for, make_stage
 
 from rxt_dist.checkpoint.frozen import FrozenWeights, load_frozen
 from rxt_dist.checkpoint.state import load_state, save_state, state_checksum
@@ -69,11 +69,9 @@ def _optimizer(engine: Engine) -> torch.optim.Optimizer:
 def _engine(
     context: RankContext, topology: dict[str, Any], seed: int = 0, checkpoint: Checkpoint | None = None
 ) -> tuple[Any, ...]:
-    topology = dict(topology)
     if topology.get("engine") != "plain" and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")
-    accumulation = topology.pop("accumulation", 1)
-    config = run_config(micro_batch_rows=8 // context.world_size // accumulation, **topology)
+    config = config_of(context, **topology)
     stage = make_stage(config)
     initialise(stage.model, seed)  # Other initial weights, but the same masks and noise.
     if checkpoint is not None:

@@ -12,10 +12,11 @@ import functorch.compile  # noqa: F401  (DeepSpeed and AdamW import these two la
 import torch
 import torch._dynamo
 from harness import RankContext
-from tiny import ROWS, TOKENS, batch_for, make_stage, relative, run_config
+from tiny import ROWS, TOKENS, batch_for, make_stage, model_config, relative, run_config
 from torch import Tensor
 
 import rxt_dist.engine.deepspeed  # noqa: F401
+from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.build import build_engine
 from rxt_dist.engine.interface import Engine, StepResult
 from rxt_dist.engine.routing import routed_blocks
@@ -57,11 +58,12 @@ def _train(
         poison: (step, rank) at which a gradient is NaN on that rank only.
         reading: before each step a part of the model is called without gradients, out of its usual order.
         backend: chains of operations are compiled with it.
-        changes: see `run_config`.
+        changes: see `config_of`.
     """
     changes = {"eps": EPS} | changes
-    config = run_config(micro_batch_rows=ROWS // context.world_size // accumulation, **changes)
+    config = config_of(context, accumulation, **changes)
     stage = make_stage(config)
+    give_biases(stage.model)
     shapes = {name: list(p.shape) for name, p in stage.model.named_parameters() if p.requires_grad}
     frozen = {name: p.detach().clone() for name, p in stage.model.named_parameters() if not p.requires_grad}
     engine = build_engine(stage, config, torch.device("cpu"))
@@ -99,6 +101,21 @@ def _train(
     }
     release(engine)
     return result if context.rank == 0 else {}
+
+
+def config_of(context: RankContext, accumulation: int = 1, local_biases: bool = False, **changes: Any) -> RunConfig:
+    """The tiny run on these ranks. With local_biases every expert, routed or shared, has biases of its own; for the
+    other changes see `run_config`."""
+    if local_biases:
+        changes["model"] = model_config("decoder.moe.bias=local", "decoder.moe.shared_bias=local")
+    return run_config(micro_batch_rows=ROWS // context.world_size // accumulation, **changes)
+
+
+def give_biases(model: torch.nn.Module) -> None:
+    """Let biases of experts begin with other values than zero, and each expert with others."""
+    for name, parameter in model.named_parameters():
+        if name.endswith((".gate_up_bias", ".down_bias")):
+            parameter.data = torch.linspace(-0.3, 0.4, parameter.numel()).view_as(parameter)
 
 
 def _join(context: RankContext, distributed: bool = True) -> None:

@@ -46,6 +46,24 @@ def test_other_ranks_and_expert_parallelism_go_on_alike(ranks, uninterrupted, wo
 
 
 @pytest.mark.parametrize(
+    ("writer", "readers"),
+    [
+        ({"zero": 3, "expert_parallel": 2}, [{"zero": 1}, {"zero": 0}]),
+        ({"zero": 2}, [{"zero": 3, "expert_parallel": 2}, {"zero": 0, "expert_parallel": 2}]),
+    ],
+    ids=str,
+)
+def test_biases_of_experts_are_split_and_put_together_again(ranks, tmp_path, writer, readers):
+    local = {"local_biases": True}
+    arguments = {"directory": str(tmp_path), "steps": SAVED_AT + 2}
+    expected = torch.tensor(ranks.run(save_and_go_on, 2, topology=writer | local, **arguments)[0]["records"])
+    results = ranks.run(load_and_go_on, 2, topologies=[reader | local for reader in readers], **arguments)[0]
+    for reader, result in zip(readers, results, strict=True):
+        assert result["loaded"] == result["saved"], reader
+        torch.testing.assert_close(torch.tensor(result["records"]), expected, rtol=1e-5, atol=0, msg=str(reader))
+
+
+@pytest.mark.parametrize(
     "topology",
     [{"zero": 0, "expert_parallel": 2}, {"zero": 1}, {"zero": 1, "expert_parallel": 2}, {"zero": 2}, {"zero": 3}],
     ids=str,

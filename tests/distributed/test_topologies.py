@@ -60,6 +60,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clip": {"clip": 1e-3},
     # All of torch.compile but its kernels, whose making would take minutes.
     "compiled": {"backend": "aot_eager"},
+    "local": {"local_biases": True},
     "bfloat16": {"precision": "bfloat16"},
 }
 VARIED = [
@@ -75,6 +76,10 @@ VARIED = [
     topology(4, 2, 4, 1, False, variant="clip"),
     topology(2, 3, 2, 1, False, variant="clip"),
     topology(2, 3, 2, 2, True, variant="compiled"),
+    topology(4, 0, 2, 1, False, variant="local"),
+    topology(4, 1, 4, 2, False, variant="local"),
+    topology(2, 2, 2, 1, True, variant="local"),
+    topology(4, 3, 2, 2, True, variant="local"),
 ]
 BF16 = [
     topology(2, 0, 1, 1, False, variant="bfloat16"),

@@ -13,11 +13,12 @@ PREFIX = "decoder.layers.7.feed_forward.routed."
 
 
 def split(experts: int, ranks: int, rank: int, whole: dict[str, torch.Tensor]) -> dict[str, nn.Parameter]:
-    """What AutoEP holds on a rank: w1 gate, w2 down, w3 up, of its run of experts."""
+    """What a rank holds of its run of experts: AutoEP's w1 gate, w2 down and w3 up, and our biases."""
     mine = slice(rank * experts // ranks, (rank + 1) * experts // ranks)
     gate, up = whole["gate_up_proj"].chunk(2, dim=1)
     parameters = {}
-    for name, tensor in (("w1", gate), ("w2", whole["down_proj"]), ("w3", up)):
+    biases = ((name, whole[name]) for name in ("gate_up_bias", "down_bias"))
+    for name, tensor in (("w1", gate), ("w2", whole["down_proj"]), ("w3", up), *biases):
         parameters[name] = nn.Parameter(tensor[mine].clone())
         parameters[name].allreduce = False
     return parameters
@@ -25,7 +26,12 @@ def split(experts: int, ranks: int, rank: int, whole: dict[str, torch.Tensor]) -
 
 @pytest.mark.parametrize(("experts", "ranks"), [(2, 2), (4, 1), (6, 3), (8, 2), (8, 4), (8, 8), (12, 4)])
 def test_pieces_of_all_ranks_put_the_experts_together_again(experts: int, ranks: int) -> None:
-    shapes = {"gate_up_proj": (experts, 2 * HIDDEN, WIDTH), "down_proj": (experts, WIDTH, HIDDEN)}
+    shapes = {
+        "gate_up_proj": (experts, 2 * HIDDEN, WIDTH),
+        "down_proj": (experts, WIDTH, HIDDEN),
+        "gate_up_bias": (experts, 2 * HIDDEN),
+        "down_bias": (experts, WIDTH),
+    }
     whole = {name: torch.randn(shape) for name, shape in shapes.items()}
     made = {name: torch.full((tensor.numel(),), float("nan")) for name, tensor in whole.items()}
     times = {name: torch.zeros(tensor.numel(), dtype=torch.int64) for name, tensor in whole.items()}
