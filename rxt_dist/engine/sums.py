@@ -12,7 +12,7 @@ from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.interface import TermTotals
 from rxt_dist.engine.routing import RoutingState
 from rxt_dist.losses import StageOutput
-from rxt_dist.stages.base import MicroBatch, Stage
+from rxt_dist.stages.base import MicroBatch, Stage, to_device
 
 
 class StepSums:
@@ -29,10 +29,10 @@ class StepSums:
         known = [torch.tensor([micro.tokens, micro.pairs], dtype=torch.float64) for micro in micros]
         counted = [stage.counts(micro) for micro in micros]
         local = torch.cat([torch.stack(counted).sum(0), torch.stack(known).sum(0)])
-        # Counts of all terms, tokens and pairs.
-        self._known = ranks.sum(local)
+        # Counts of all terms, tokens and pairs. A copy that waited would wait for the update of the step before.
+        self._known = ranks.sum(to_device(local, ranks.device))
         self.counts_J = self._known[: self.terms].float()
-        self.weights_J = stage.weights().to(ranks.device, non_blocking=True)
+        self.weights_J = to_device(stage.weights(), ranks.device)
         self._sums_J = torch.zeros(self.terms, dtype=torch.float64, device=ranks.device)
         self._hits_J = torch.zeros(self.terms, dtype=torch.int64, device=ranks.device)
         self.expert_counts_ME = torch.zeros_like(routing.counts_ME)

@@ -1,0 +1,59 @@
+"""What needs a GPU to prove: the paths that only CUDA takes, and that a step on it computes what the CPU computes.
+
+The device is chosen in place.py and nowhere else. Without a GPU these tests are skipped; with RXT_CUDA_TESTS=cpu in
+the environment the same bodies run on the CPU (tests/test_gpu_dry_run.py), so that nothing in them is run for the first
+time where GPU minutes are counted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from place import DEVICE, DRY
+
+HERE = Path(__file__).parent
+# cuBLAS is deterministic only with a workspace of a fixed size, which it reads when it is first used.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# The conformance vectors and the tests of them.
+sys.path.insert(0, str(HERE.parent / "model"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of this folder, and skip them where there is no GPU."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.cuda)
+            if DEVICE.type == "cpu" and not DRY:
+                item.add_marker(pytest.mark.skip(reason="no GPU: torch.cuda.is_available() is False"))
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    return DEVICE
+
+
+@pytest.fixture(autouse=True)
+def _exact_float32() -> Iterator[None]:
+    """A bfloat16 run lets float32 products use TF32 for the whole process; here every test begins without."""
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.fixture(scope="session")
+def one_rank(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A process group of this process alone, for the engines that want one."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    store = torch.distributed.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
+    # The plain engine on the CPU asks the same group.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,118 @@
+"""The forward pass as a GPU would run it, on a machine without one: shapes, types, devices, no wait for the device.
+
+torch's fake tensors have a device and no values. Code that asks for a value (`item`, `tolist`) or for a shape that
+depends on values fails, as does an operation on tensors of two devices, and kernels are chosen as on CUDA. A torch
+without CUDA lets neither backward nor Python's indexing run on them, nor CUDA's generators: indices are translated
+here, noise is left out, and the cross-entropy, which writes into given buffers, is replaced. tests/cuda runs all that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_stage, model_config, packed_batch, run_config
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rxt_dist.losses import StageOutput
+from rxt_dist.model import experts, heads
+from rxt_dist.model.attention import Documents
+from rxt_dist.model.cross_entropy import IGNORE, ClassifierSums
+
+GPU = torch.device("cuda", 0)
+aten = torch.ops.aten
+
+
+class Indexing(TorchFunctionMode):
+    """`t[...]` and `t[...] = x` as the operators that Python's own indexing would call."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is Tensor.__getitem__:
+            return _at(*args)
+        if function is Tensor.__setitem__ and isinstance(args[1], Tensor):
+            return aten.index_put_(args[0], [args[1]], args[2])
+        return function(*args, **(kwargs or {}))
+
+
+def _at(tensor: Tensor, index: Any) -> Tensor:
+    dim, lists = 0, {}
+    for one in index if isinstance(index, tuple) else (index,):
+        if one is None:
+            tensor = tensor.unsqueeze(dim)
+        elif isinstance(one, int):
+            tensor, dim = tensor.select(dim, one), dim - 1
+        elif isinstance(one, slice):
+            tensor = aten.slice(tensor, dim, one.start, one.stop, one.step or 1)
+        else:
+            lists[dim] = one
+        dim += 1
+    return aten.index(tensor, [lists.get(dim) for dim in range(max(lists) + 1)]) if lists else tensor
+
+
+class Called(TorchDispatchMode):
+    """The names of all operators that were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+def forward(precision: torch.dtype, *overrides: str) -> tuple[StageOutput, set[str]]:
+    """A forward pass of the joint stage on a fake GPU, and the operators it called."""
+    config = run_config(model=model_config(*overrides))
+    stage = make_stage(config).to(precision)
+    micro = stage.prepare(packed_batch(), None)
+    mode = FakeTensorMode()
+
+    def fake(tensor: Tensor) -> Tensor:
+        with mode:
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=GPU)
+
+    for module in stage.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            module.register_parameter(name, nn.Parameter(fake(parameter), requires_grad=False))
+    moved = {name: fake(value) for name, value in vars(micro).items() if isinstance(value, Tensor)}
+    documents = Documents(fake(micro.documents.cu_seqlens_N1), micro.documents.lengths)
+    load_ME = fake(torch.zeros(3, config.model.decoder.moe.experts))
+    with mode, torch.no_grad(), Indexing(), Called() as called:
+        return stage(replace(micro, documents=documents, **moved), load_ME), called.names
+
+
+def _no_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, chunk: int) -> ClassifierSums:
+    assert hidden.device == weight.device == bias.device == targets.device == GPU
+    counted = targets != IGNORE
+    return ClassifierSums(hidden.new_zeros((), dtype=torch.float32), counted.sum(), counted.sum())
+
+
+@pytest.fixture(autouse=True)
+def _without_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "linear_cross_entropy", _no_cross_entropy)
+
+
+@pytest.mark.parametrize("bias", ["global", "local"])
+def test_a_forward_pass_in_bfloat16_never_waits_for_the_device(bias: str) -> None:
+    output, called = forward(torch.bfloat16, f"decoder.moe.bias={bias}")
+    assert {tensor.device for tensor in output} == {GPU}
+    assert {"torch_attn::_varlen_attn", "aten::_grouped_mm"} <= called, "other kernels than CUDA's were chosen"
+
+
+def test_the_loop_over_experts_does_wait_and_is_noticed() -> None:
+    """float32 on a GPU is for tests only; it also shows that a wait would be found."""
+    with pytest.raises(DataDependentOutputException):
+        forward(torch.float32)
+
+
+@pytest.mark.parametrize("waits", [torch.bincount, torch.repeat_interleave])
+def test_a_shape_that_depends_on_data_is_noticed(waits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experts, "count_experts", lambda flat, _: waits(flat))
+    with pytest.raises(DynamicOutputShapeException):
+        forward(torch.bfloat16)
