@@ -18,15 +18,17 @@ from rxt_dist.engine.interface import WEIGHT, Fragment
 
 
 class FrozenWeights:
-    """This rank's share of the frozen weights; made after they have their values and before an engine takes them."""
+    """This rank's share of the frozen weights; made after they have their values and before an engine takes them.
+
+    model_names: all parameters of the model, trained and frozen.
+    """
 
     def __init__(self, model: nn.Module, ranks: Collectives) -> None:
         self._shares: list[Fragment] = []
-        self.names: set[str] = set()
+        self.model_names = {name for name, _ in model.named_parameters()}
         for name, parameter in _frozen(model):
             size = parameter.numel()
             first, last = (size * rank // ranks.world_size for rank in (ranks.rank, ranks.rank + 1))
-            self.names.add(name)
             if first < last:
                 share = parameter.detach().flatten()[first:last].to("cpu", torch.float32, copy=True)
                 self._shares.append(Fragment(name, first, {WEIGHT: share}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,28 +25,60 @@ class _Piece:
     key: str
 
 
-class SavedPieces:
-    """All pieces of a checkpoint.
+def rank_file(rank: int) -> str:
+    """The file in which a rank writes what it holds."""
+    return f"rank-{rank:05d}.safetensors"
 
-    places: (kind, parameter) of all that it holds; names: the parameters.
+
+class SavedPieces:
+    """All pieces of a checkpoint, looked for in one file after another until they are found.
+
+    A rank of 512 that goes on with the layout it had finds everything in its own file; the descriptions of all files
+    would be some three million pieces, read by every rank.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, own: str = "") -> None:
+        """own: the file to look into first."""
         self._checkpoint = checkpoint
+        names = [record.name for record in checkpoint.files if record.name != ROUTING_FILE]
+        # Taken from the end.
+        self._unopened = sorted(names, key=lambda name: (name == own, name))
         self._files: dict[Path, Any] = {}
-        pieces: dict[tuple[str, str], list[_Piece]] = defaultdict(list)
-        for record in checkpoint.files:
-            path = checkpoint.path / record.name
-            if record.name == ROUTING_FILE:
-                continue
-            file = self._files[path] = safe_open(path, "pt")
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                kind, name, start = key.split("|")
-                length = file.get_slice(key).get_shape()[0]
-                pieces[kind, name].append(_Piece(int(start), length, path, key))
-        self._pieces = {place: sorted(found, key=lambda piece: piece.start) for place, found in pieces.items()}
-        self.places = set(self._pieces)
-        self.names = {name for _, name in self.places}
+        self._pieces: dict[tuple[str, str], list[_Piece]] = defaultdict(list)
+
+    @property
+    def places(self) -> set[tuple[str, str]]:
+        """(kind, parameter) of all that the checkpoint holds."""
+        while self._open_next():
+            pass
+        return set(self._pieces)
+
+    @property
+    def names_so_far(self) -> set[str]:
+        """Parameters of the files that were opened."""
+        return {name for _, name in self._pieces}
+
+    def _open_next(self) -> bool:
+        """Take in the pieces of one more file; False if there is none."""
+        if not self._unopened:
+            return False
+        path = self._checkpoint.path / self._unopened.pop()
+        file = self._files[path] = safe_open(path, "pt")
+        for key in file.keys():  # noqa: SIM118 - not a dict
+            kind, name, start = key.split("|")
+            piece = _Piece(int(start), file.get_slice(key).get_shape()[0], path, key)
+            insort(self._pieces[kind, name], piece, key=_start_of)
+        return True
+
+    def _piece_at(self, place: tuple[str, str], at: int) -> _Piece | None:
+        """The piece that holds element `at` of a flattened parameter."""
+        while True:
+            pieces = self._pieces.get(place, [])
+            index = bisect_right(pieces, at, key=_start_of) - 1
+            if index >= 0 and at < pieces[index].start + pieces[index].length:
+                return pieces[index]
+            if not self._open_next():
+                return None
 
     def fill(self, kind: str, name: str, start: int, target: Tensor) -> None:
         """Copy elements [start, start + n) of a parameter's weight or moment into `target` [n].
@@ -54,12 +86,10 @@ class SavedPieces:
         Raises:
             CheckpointError: the checkpoint lacks some of them.
         """
-        pieces = self._pieces.get((kind, name), [])
         at, end = start, start + target.numel()
-        index = bisect_right(pieces, at, key=lambda piece: piece.start) - 1
         while at < end:
-            piece = pieces[index] if 0 <= index < len(pieces) else None
-            if piece is None or not piece.start <= at < piece.start + piece.length:
+            piece = self._piece_at((kind, name), at)
+            if piece is None:
                 raise CheckpointError(
                     f"Checkpoint {self._checkpoint.path} lacks elements {at} to {end} of '{name}' ({kind}). It was "
                     "written by a run with another model or stage; resume it with the configuration it has."
@@ -67,4 +97,8 @@ class SavedPieces:
             stop = min(end, piece.start + piece.length)
             part = self._files[piece.path].get_slice(piece.key)[at - piece.start : stop - piece.start]
             target[at - start : stop - start].copy_(part)
-            at, index = stop, index + 1
+            at = stop
+
+
+def _start_of(piece: _Piece) -> int:
+    return piece.start

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from rxt_dist.checkpoint.frozen import FrozenWeights
-from rxt_dist.checkpoint.pieces import ROUTING_FILE, SavedPieces
+from rxt_dist.checkpoint.pieces import ROUTING_FILE, SavedPieces, rank_file
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore, FileRecord
 from rxt_dist.engine.interface import Engine, Fragment
 from rxt_dist.errors import CheckpointError, DiskError, UserError
@@ -65,26 +65,28 @@ def load_state(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint, op
         CheckpointError: a parameter or a part of one is missing, the checkpoint has parameters that the model lacks,
             or the loaded state is not the saved one.
     """
-    saved = SavedPieces(checkpoint)
-    wanted = set(frozen.names)
-    with torch.no_grad():
-        for fragment in engine.fragments(owned=False):
-            wanted.add(fragment.name)
-            for kind, tensor in fragment.tensors.items():
-                saved.fill(kind, fragment.name, fragment.start, tensor)
-    everywhere = set().union(*engine.ranks.gather(wanted))
-    surplus = sorted(saved.names - everywhere)
-    if surplus:
-        raise CheckpointError(
-            f"Checkpoint {checkpoint.path} holds '{surplus[0]}' and {len(surplus) - 1} more parameters that model and "
-            "stage of this run do not have. Resume it with the configuration that it was written with."
-        )
+    engine.ranks.together(lambda: _fill(engine, frozen, checkpoint))
     with safe_open(checkpoint.path / ROUTING_FILE, "pt") as file:
         engine.finish_load(optimizer_steps, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     if (found := state_checksum(engine, frozen)) != checkpoint.meta["checksum"]:
         raise CheckpointError(
             f"The state loaded from {checkpoint.path} has checksum {found}, but {checkpoint.meta['checksum']} was "
             "saved: weights or moments went to the wrong place. This is a fault of the program; please report it."
+        )
+
+
+@torch.no_grad()
+def _fill(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint) -> None:
+    """Fill this rank's fragments; refuses parameters that the model lacks in the files that it has opened."""
+    saved = SavedPieces(checkpoint, own=rank_file(engine.ranks.rank))
+    for fragment in engine.fragments(owned=False):
+        for kind, tensor in fragment.tensors.items():
+            saved.fill(kind, fragment.name, fragment.start, tensor)
+    surplus = sorted(saved.names_so_far - frozen.model_names)
+    if surplus:
+        raise CheckpointError(
+            f"Checkpoint {checkpoint.path} holds '{surplus[0]}' and {len(surplus) - 1} more parameters that model and "
+            "stage of this run do not have. Resume it with the configuration that it was written with."
         )
 
 
@@ -121,7 +123,7 @@ def _write(engine: Engine, frozen: FrozenWeights, store: CheckpointStore, step: 
         for fragment in _owned(engine, frozen)
         for kind, tensor in fragment.tensors.items()
     }
-    path = folder / f"rank-{engine.ranks.rank:05d}.safetensors"
+    path = folder / rank_file(engine.ranks.rank)
     save_file(tensors, path)
     records = [store.record(path)]
     if engine.ranks.rank == 0:
