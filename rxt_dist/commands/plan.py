@@ -19,9 +19,10 @@ def plan(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print parameters; for a run also memory per GPU, traffic, step time and days on its cluster."""
+    """Print parameters; for a run also memory per GPU, traffic, days, and what limits it under which layout."""
     from rxt_dist.config.load import is_model_file, load_model, load_run
     from rxt_dist.config.validate import settle_topology, validate_run
+    from rxt_dist.limits import plan_layouts
     from rxt_dist.plan import plan_model, plan_run
 
     if is_model_file(file):
@@ -31,6 +32,7 @@ def plan(
         config = settle_topology(config, config.cluster.ranks)
         validate_run(config, config.cluster.ranks, None)
         result = plan_run(config)
+        result["layouts"] = plan_layouts(config, result)
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
@@ -53,7 +55,9 @@ def _print(result: dict[str, Any]) -> None:
         f"tokens/s, {_duration(time['days_estimate'])}.",
         highlight=False,
     )
-    for assumption in result["assumptions"]:
+    console.print(_layouts(result["layouts"]))
+    console.print(result["layouts"]["verdict"], highlight=False)
+    for assumption in [*result["assumptions"], *result["layouts"]["assumptions"]]:
         console.print(f"  - {assumption}", highlight=False, style="dim")
 
 
@@ -84,6 +88,23 @@ def _per_stage(result: dict[str, Any]) -> Table:
         for name in stages["zero_0"]:
             values = [stage[name] for stage in stages.values()]
             table.add_row(title + _label(name), *(_shown(value, bytes_per_unit) for value in values))
+    return table
+
+
+def _layouts(layouts: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="What limits a step, in seconds (estimates)", title_justify="left")
+    table.add_column("layout", no_wrap=True)
+    for heading in ("GB", "arithmetic", "GPU links", "network", "at least", "in all"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    own = layouts["own_estimate"]
+    for layout in (own, *layouts["others_estimate"]):
+        memory = _shown(layout["memory_bytes"], 1e9) + ("" if layout["fits"] else " NO")
+        times = ("arithmetic_s", "gpu_links_s", "network_s", "lower_bound_s", "without_overlap_s")
+        name = f"ZeRO {layout['zero']}, EP {layout['expert_parallel']}{' *' if layout is own else ''}"
+        table.add_row(name, memory, *(f"{layout[time]:.2g}" for time in times))
+    table.caption = "* the run's own. At least: arithmetic and traffic overlap. In all: they do not."
     return table
 
 
