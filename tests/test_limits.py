@@ -111,7 +111,7 @@ def layout(zero: int, expert_parallel: int, links: float, network: float, **chan
             layout(1, 1, 0.1, 3.0),
             layout(3, 8, 2.0, 0.1),
             "ZeRO 3, EP 8 should be faster than ZeRO 1, EP 1: 2 s on the links inside nodes in place of 0.1 and 0.1 s "
-            "on the network between nodes in place of 3. The one is limited by links inside nodes, the other by network",
+            "on the network between nodes in place of 3. The one is limited by links inside nodes, the other by",
         ),
         (layout(0, 1, 0.1, 0.1, fits=False), layout(3, 8, 0.4, 0.1), "ZeRO 0, EP 1 does not fit into the memory"),
         (layout(0, 1, 0, 0, fits=False), layout(3, 8, 0, 0, fits=False), "No layout fits"),
