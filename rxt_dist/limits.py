@@ -1,6 +1,6 @@
-"""What limits a step of a run, under its own layout and under others: memory, links, arithmetic. All of it estimated.
+"""What limits a step of a run, under its own topology and under others: memory, links, arithmetic. All estimated.
 
-A layout is a ZeRO stage with a degree of expert parallelism. Collectives are taken to run as well as the hardware
+A topology is a ZeRO stage with a degree of expert parallelism. Collectives are taken to run as well as the hardware
 allows: a reduce-scatter or all-gather of n bytes over m nodes with k members each moves n * (k - 1) / k bytes over
 every GPU's links inside its node, and n * (m - 1) / m in and out of every node.
 """
@@ -22,7 +22,7 @@ _RESOURCES = {"arithmetic_s": "arithmetic", "gpu_links_s": "links inside nodes",
 
 @dataclass(frozen=True)
 class Limits:
-    """Estimates for one step under one layout. Times in seconds, memory and traffic in bytes.
+    """Estimates for one step under one topology. Times in seconds, memory and traffic in bytes.
 
     gpu_link_bytes: sent by each GPU inside its node. network_bytes: sent by each node to others.
     lower_bound_s: the longest of the three times, which a step takes where all three overlap.
@@ -96,7 +96,7 @@ def step_traffic(config: RunConfig, stage: int, seq_len: int) -> tuple[float, fl
 
 
 def limits(config: RunConfig, arithmetic_s: float, seq_len: int) -> Limits:
-    """Limits of the run under its own layout. `arithmetic_s` is the same under all layouts."""
+    """Limits of the run under its own topology. `arithmetic_s` is the same under all topologies."""
     zero, cluster = config.parallel.zero, config.cluster
     memory = memory_per_gpu(config, zero, seq_len)
     gpu_bytes, node_bytes = step_traffic(config, zero, seq_len)
@@ -120,29 +120,30 @@ def limits(config: RunConfig, arithmetic_s: float, seq_len: int) -> Limits:
     )
 
 
-def plan_layouts(config: RunConfig, plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Limits of the run's layout and of a few others, and a verdict: which should be faster, and why.
+def plan_topologies(config: RunConfig, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Limits of the run's topology and of a few others, and a verdict: which should be faster, and why.
 
     Args:
         plan: what `plan_run` says of the run.
     """
     arithmetic_s, seq_len = plan["time"]["step_seconds_estimate"], plan["batch"]["seq_len"]
     own = limits(config, arithmetic_s, seq_len)
-    others = [limits(other, arithmetic_s, seq_len) for other in _other_layouts(config)]
+    others = [limits(other, arithmetic_s, seq_len) for other in _other_topologies(config)]
     return {
         "own_estimate": asdict(own),
         "others_estimate": [asdict(other) for other in others],
+        "gpu_memory_gb": config.cluster.gpu_memory_gb,
         "verdict": verdict(own, others),
         "assumptions": [
             f"links of a GPU inside its node {config.cluster.gpu_link_gb_s:g} GB/s each way, network of a node "
             f"{config.cluster.node_link_gb_s:g} GB/s each way (cluster file, not measured)",
-            "all layouts compute at the same utilisation: kernels, launches, waits of the host and experts with more "
-            "tokens than others are not in it",
+            "all topologies compute at the same utilisation: kernels, launches, waits of the host and experts with "
+            "more tokens than others are not in it",
         ],
     }
 
 
-def _other_layouts(config: RunConfig) -> Iterator[RunConfig]:
+def _other_topologies(config: RunConfig) -> Iterator[RunConfig]:
     """ZeRO 1 to 3, each without expert parallelism and with as much as a node allows."""
     if config.parallel.engine == "plain":
         return
@@ -151,22 +152,22 @@ def _other_layouts(config: RunConfig) -> Iterator[RunConfig]:
         for wanted in (1, 0):
             parallel = config.parallel.model_copy(update={"zero": zero, "expert_parallel": wanted})
             other = settle_topology(config.model_copy(update={"parallel": parallel}), config.cluster.ranks)
-            layout = (zero, other.parallel.expert_parallel)
-            if layout != own and not (wanted == 0 and layout[1] == 1):
+            topology = (zero, other.parallel.expert_parallel)
+            if topology != own and not (wanted == 0 and topology[1] == 1):
                 yield other
 
 
 def verdict(own: Limits, others: list[Limits]) -> str:
-    """Which layout should be faster, in sentences: of those that fit the one with the lowest bound, and among equal
+    """Which topology should be faster, in sentences: of those that fit the one with the lowest bound, and among equal
     ones the one that has least to hide."""
     fitting = [each for each in (own, *others) if each.fits]
     if not fitting:
-        return "No layout fits into the memory of a GPU: recompute layers, take fewer rows a micro-batch or more GPUs."
+        return "No topology fits into the memory of a GPU: recompute layers, or take fewer rows a micro-batch."
     bound = min(each.lower_bound_s for each in fitting)
     equal = [each for each in fitting if each.lower_bound_s <= bound * _EQUAL]
     best = min(equal, key=lambda each: each.without_overlap_s)
     if own in equal and own.without_overlap_s <= best.without_overlap_s * _EQUAL:
-        return f"{own.name} is limited by {own.limited_by}; no other of these should be faster."
+        return f"No other of these should be faster than {own.name}."
     if not own.fits:
         return f"{own.name} does not fit into the memory of a GPU; of those that do {best.name} has the lowest bound."
     return f"{best.name} should be faster than {own.name}: {_why(best, own)}."

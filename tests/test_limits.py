@@ -1,4 +1,4 @@
-"""What limits a step under which layout, against sums done by hand."""
+"""What limits a step under which topology, against sums done by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rxt_dist.config.load import load_run
-from rxt_dist.limits import Limits, Spread, limits, plan_layouts, step_traffic, verdict
+from rxt_dist.limits import Limits, Spread, limits, plan_topologies, step_traffic, verdict
 from rxt_dist.plan import plan_run
 
 BETA = Path(__file__).parents[1] / "configs/run/rxt-beta.yaml"
@@ -63,10 +63,10 @@ def test_times_are_bytes_over_the_speeds_of_the_cluster() -> None:
     assert found.without_overlap_s == pytest.approx(1.5 + found.gpu_links_s + found.network_s)
 
 
-def test_the_layouts_of_a_run_are_its_own_and_all_others_once() -> None:
+def test_the_topologies_of_a_run_are_its_own_and_all_others_once() -> None:
     config = load_run(BETA)
     plan = plan_run(config)
-    found = plan_layouts(config, plan)
+    found = plan_topologies(config, plan)
     own = found["own_estimate"]
     assert (own["zero"], own["expert_parallel"]) == (3, 8)
     assert own["memory_bytes"] == plan["memory_per_gpu_bytes"]["zero_3"]["total_estimate"]
@@ -75,7 +75,7 @@ def test_the_layouts_of_a_run_are_its_own_and_all_others_once() -> None:
     assert others == [(1, 1), (1, 8), (2, 1), (2, 8), (3, 1)]
 
 
-def layout(zero: int, expert_parallel: int, links: float, network: float, **changes: Any) -> Limits:
+def topology(zero: int, expert_parallel: int, links: float, network: float, **changes: Any) -> Limits:
     times = {"arithmetic": 1.0, "links inside nodes": links, "network between nodes": network}
     longest = max(times, key=times.__getitem__)
     made = {
@@ -98,23 +98,23 @@ def layout(zero: int, expert_parallel: int, links: float, network: float, **chan
 @pytest.mark.parametrize(
     ("own", "other", "said"),
     [
-        (layout(1, 1, 0.1, 0.1), layout(3, 8, 0.4, 0.1), "ZeRO 1, EP 1 is limited by arithmetic; no other"),
+        (topology(1, 1, 0.1, 0.1), topology(3, 8, 0.4, 0.1), "No other of these should be faster than ZeRO 1"),
         # Two hundredths of a second are less than an estimate can tell.
-        (layout(3, 1, 0.1, 0.12), layout(1, 1, 0.1, 0.1), "no other of these should be faster"),
+        (topology(3, 1, 0.1, 0.12), topology(1, 1, 0.1, 0.1), "No other of these should be faster"),
         (
-            layout(3, 8, 0.4, 0.1),
-            layout(1, 1, 0.1, 0.1),
+            topology(3, 8, 0.4, 0.1),
+            topology(1, 1, 0.1, 0.1),
             "both are limited by arithmetic, but the first has less traffic to hide, 0.1 s on the links inside nodes "
             "in place of 0.4. ZeRO 3, EP 8 takes 2.0 times less memory.",
         ),
         (
-            layout(1, 1, 0.1, 3.0),
-            layout(3, 8, 2.0, 0.1),
+            topology(1, 1, 0.1, 3.0),
+            topology(3, 8, 2.0, 0.1),
             "ZeRO 3, EP 8 should be faster than ZeRO 1, EP 1: 2 s on the links inside nodes in place of 0.1 and 0.1 s "
             "on the network between nodes in place of 3. The one is limited by links inside nodes, the other by",
         ),
-        (layout(0, 1, 0.1, 0.1, fits=False), layout(3, 8, 0.4, 0.1), "ZeRO 0, EP 1 does not fit into the memory"),
-        (layout(0, 1, 0, 0, fits=False), layout(3, 8, 0, 0, fits=False), "No layout fits"),
+        (topology(0, 1, 0.1, 0.1, fits=False), topology(3, 8, 0.4, 0.1), "ZeRO 0, EP 1 does not fit into the memory"),
+        (topology(0, 1, 0, 0, fits=False), topology(3, 8, 0, 0, fits=False), "No topology fits"),
     ],
 )
 def test_the_verdict(own: Limits, other: Limits, said: str) -> None:

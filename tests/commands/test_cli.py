@@ -198,8 +198,8 @@ def test_plan_prints_tables_and_json(
     result = json.loads(capsys.readouterr().out)
     parameters = result["parameters"]
     if "run" in result:
-        own = result["layouts"]["own_estimate"]
+        own = result["topologies"]["own_estimate"]
         assert f"ZeRO {own['zero']}, EP {own['expert_parallel']} *" in printed
-        assert result["layouts"]["verdict"] in " ".join(printed.split())
+        assert result["topologies"]["verdict"] in " ".join(printed.split())
     assert list(parameters) == ["decoder", "encoder", "mlm_head", "memory_attention", "system"]
     assert all(set(count) == {"total", "active"} for count in parameters.values())

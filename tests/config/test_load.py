@@ -40,7 +40,7 @@ def test_rxt_beta_is_the_published_plan() -> None:
     assert (config.parallel.zero, config.parallel.expert_parallel) == (3, config.cluster.gpus_per_node) == (3, 8)
 
 
-def test_the_two_layouts_of_rxt_beta_differ_in_nothing_else() -> None:
+def test_the_two_topologies_of_rxt_beta_differ_in_nothing_else() -> None:
     split, whole = (load_run(CONFIGS / f"run/{name}.yaml") for name in ("rxt-beta", "rxt-beta-zero1"))
     assert (whole.parallel.zero, whole.parallel.expert_parallel) == (1, 1)
     assert whole.model_copy(update={"name": split.name, "parallel": split.parallel}) == split
