@@ -163,30 +163,63 @@ def _decoder_layer_width(model: ModelConfig, stateful: bool) -> int:
     return _attention_width(model, model.decoder.self_attention) + cross + 2 * model.dim + routed + shared
 
 
-def traffic_per_step(config: RunConfig, stage: int, seq_len: int) -> dict[str, int]:
-    """Bytes that one GPU sends per optimizer step.
+@dataclass(frozen=True)
+class Exchanged:
+    """Bytes that the collectives of one optimizer step run over on a rank, for parameters with equally many copies.
 
-    A reduce-scatter or all-gather of n bytes over g ranks sends n * (g - 1) / g. Stage 0 all-reduces float32 gradients
-    (both); stage 1 reduce-scatters them and gathers the new weights; stage 2 reduce-scatters in every micro-batch;
-    stage 3 also gathers the weights twice in every micro-batch (forward and backward) and not after the step.
-    The expert all-to-all sends each token's K visited copies of D numbers out and back, in forward and backward, and
-    once more forward when layers are recomputed; the share (ep - 1) / ep of it leaves the GPU.
+    copies: ranks that hold the same parameters.
+    gradients, weights: whole buffers, each counted once for a reduce-scatter or all-gather and twice for an all-reduce.
     """
-    ranks, experts_over = config.cluster.ranks, config.parallel.expert_parallel
+
+    copies: int
+    gradients: int
+    weights: int
+
+
+def exchanged(config: RunConfig, stage: int, seq_len: int) -> tuple[Exchanged, Exchanged]:
+    """What ZeRO `stage` reduces and gathers of the dense parameters, and of a rank's share of the routed experts.
+
+    Stage 0 all-reduces float32 gradients; stage 1 reduce-scatters them and gathers the new weights; stage 2
+    reduce-scatters in every micro-batch; stage 3 also gathers the weights twice in every micro-batch (forward and
+    backward) and not after the step.
+    """
     accumulation = _batch(config, seq_len)["micro_batches_per_step"]
-    gradients = weights = 0.0
-    for parameters, frozen, copies in _by_copies(config):
-        leaving = parameters * (copies - 1) / copies
-        gradients += leaving * _FLOAT32_BYTES * {0: 2, 1: 1, 2: accumulation, 3: accumulation}[stage]
-        if stage == 3:
-            leaving += frozen * (copies - 1) / copies
-        weights += leaving * _element_bytes(config) * {0: 0, 1: 1, 2: 1, 3: 2 * accumulation}[stage]
-    model = config.model
-    crossings = 6 if config.train.recompute else 4
+    reductions = {0: 2, 1: 1, 2: accumulation, 3: accumulation}[stage]
+    gathers = {0: 0, 1: 1, 2: 1, 3: 2 * accumulation}[stage]
+    dense, routed = (
+        Exchanged(
+            copies,
+            parameters * _FLOAT32_BYTES * reductions,
+            (parameters + (frozen if stage == 3 else 0)) * _element_bytes(config) * gathers,
+        )
+        for parameters, frozen, copies in _by_copies(config)
+    )
+    return dense, routed
+
+
+def all_to_all_bytes(config: RunConfig) -> float:
+    """Bytes of a GPU's tokens that one optimizer step hands to the exchange between experts; of them the share
+    (ep - 1) / ep leaves the GPU.
+
+    Each token's K visited copies of D numbers go out and back, in forward and backward, and once more forward when
+    layers are recomputed.
+    """
+    model, crossings = config.model, 6 if config.train.recompute else 4
+    tokens = config.train.global_batch_tokens / config.cluster.ranks
     copies_per_token = model.moe_layers * model.decoder.moe.active * crossings
-    tokens = config.train.global_batch_tokens / ranks
-    all_to_all = tokens * copies_per_token * model.dim * _element_bytes(config) * (experts_over - 1) / experts_over
-    return {"gradients": round(gradients), "weights": round(weights), "expert_all_to_all": round(all_to_all)}
+    return tokens * copies_per_token * model.dim * _element_bytes(config)
+
+
+def traffic_per_step(config: RunConfig, stage: int, seq_len: int) -> dict[str, int]:
+    """Bytes that one GPU sends per optimizer step: a reduce-scatter or all-gather of n bytes over g ranks sends
+    n * (g - 1) / g, an all-to-all the same."""
+    parts = exchanged(config, stage, seq_len)
+    experts_over = config.parallel.expert_parallel
+    return {
+        "gradients": round(sum(part.gradients * (part.copies - 1) / part.copies for part in parts)),
+        "weights": round(sum(part.weights * (part.copies - 1) / part.copies for part in parts)),
+        "expert_all_to_all": round(all_to_all_bytes(config) * (experts_over - 1) / experts_over),
+    }
 
 
 def _batch(config: RunConfig, seq_len: int) -> dict[str, int]:

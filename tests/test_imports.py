@@ -30,6 +30,7 @@ ORDER = (
     "train",
     "inference",
     "plan",
+    "limits",
     "doctor",
     "commands",
     "cli",

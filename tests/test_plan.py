@@ -10,7 +10,7 @@ from rxt_dist.config.load import load_run
 from rxt_dist.plan import memory_per_gpu, plan_run, run_parameters, traffic_per_step
 
 RUNS = Path(__file__).parents[1] / "configs/run"
-BETA = RUNS / "rxt-beta.yaml"
+BETA = RUNS / "rxt-beta-zero1.yaml"
 DENSE, ROUTED = 221_317_120, 2_717_908_992
 
 
@@ -51,7 +51,8 @@ def test_traffic() -> None:
     assert sent["gradients"] == pytest.approx((DENSE + ROUTED) * 4 * 63 / 64)
     assert sent["weights"] == pytest.approx((DENSE + ROUTED) * 2 * 63 / 64)
     assert sent["expert_all_to_all"] == 0
-    sent = traffic_per_step(load_run(BETA, ["parallel.expert_parallel=8", "train.recompute=false"]), 3, 8192)
+    split = ["parallel.expert_parallel=8", "train.recompute=false", "train.micro_batch_rows=1"]
+    sent = traffic_per_step(load_run(BETA, split), 3, 8192)
     # 65,536 tokens of a GPU, 24 layers, 10 copies of 512 numbers of 2 bytes, four crossings, 7 of 8 leave.
     assert sent["expert_all_to_all"] == 65_536 * 24 * 10 * 512 * 2 * 4 * 7 // 8
     # Eight micro-batches gather the weights forward and backward.
@@ -67,7 +68,7 @@ def test_time_follows_from_operations_and_utilisation() -> None:
         "seq_len": 8192,
         "global_rows": 512,
         "ranks": 64,
-        "micro_batches_per_step": 8,
+        "micro_batches_per_step": 2,
         "steps": 95_367,
     }
 

@@ -19,9 +19,10 @@ def plan(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print parameters; for a run also memory per GPU, traffic, step time and days on its cluster."""
+    """Print parameters; for a run also memory per GPU, traffic, days, and what limits it in which topology."""
     from rxt_dist.config.load import is_model_file, load_model, load_run
     from rxt_dist.config.validate import settle_topology, validate_run
+    from rxt_dist.limits import plan_topologies
     from rxt_dist.plan import plan_model, plan_run
 
     if is_model_file(file):
@@ -31,6 +32,7 @@ def plan(
         config = settle_topology(config, config.cluster.ranks)
         validate_run(config, config.cluster.ranks, None)
         result = plan_run(config)
+        result["topologies"] = plan_topologies(config, result)
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
@@ -53,7 +55,14 @@ def _print(result: dict[str, Any]) -> None:
         f"tokens/s, {_duration(time['days_estimate'])}.",
         highlight=False,
     )
-    for assumption in result["assumptions"]:
+    console.print(_topologies(result["topologies"]))
+    own, memory = result["topologies"]["own_estimate"], result["topologies"]["gpu_memory_gb"]
+    console.print(
+        f"The run takes {own['memory_bytes'] / 1e9:.3g} GB of a GPU's {memory:g}, and its steps are limited by "
+        f"{own['limited_by']}. {result['topologies']['verdict']}",
+        highlight=False,
+    )
+    for assumption in [*result["assumptions"], *result["topologies"]["assumptions"]]:
         console.print(f"  - {assumption}", highlight=False, style="dim")
 
 
@@ -84,6 +93,23 @@ def _per_stage(result: dict[str, Any]) -> Table:
         for name in stages["zero_0"]:
             values = [stage[name] for stage in stages.values()]
             table.add_row(title + _label(name), *(_shown(value, bytes_per_unit) for value in values))
+    return table
+
+
+def _topologies(topologies: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="What limits a step, in seconds (estimates)", title_justify="left")
+    table.add_column("topology", no_wrap=True)
+    for heading in ("GB", "arithmetic", "links", "network", "at least", "in all"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    own = topologies["own_estimate"]
+    for topology in (own, *topologies["others_estimate"]):
+        memory = _shown(topology["memory_bytes"], 1e9) + ("" if topology["fits"] else " NO")
+        times = ("arithmetic_s", "gpu_links_s", "network_s", "lower_bound_s", "without_overlap_s")
+        name = f"ZeRO {topology['zero']}, EP {topology['expert_parallel']}{' *' if topology is own else ''}"
+        table.add_row(name, memory, *(f"{topology[time]:.2g}" for time in times))
+    table.caption = "* the run's own. Links: inside a node. At least: all overlaps. In all: nothing does."
     return table
 
 

@@ -207,6 +207,12 @@ class ClusterConfig(Config):
     gpu_memory_gb: PositiveFloat = Field(80.0, description="Memory of one GPU in 10^9 bytes.")
     peak_tflops: PositiveFloat = Field(312.0, description="Dense bfloat16 peak of one GPU (A100: 312, H100: 989).")
     mfu: Probability = Field(0.25, description="Model FLOPs utilisation that plans assume.")
+    gpu_link_gb_s: PositiveFloat = Field(
+        300.0, description="Speed of a GPU's links inside its node, each way, in 10^9 bytes/s (A100 SXM: 300)."
+    )
+    node_link_gb_s: PositiveFloat = Field(
+        200.0, description="Speed of a node's network, each way, in 10^9 bytes/s (eight adapters of 200 Gbit/s: 200)."
+    )
 
     @property
     def ranks(self) -> int:

@@ -192,8 +192,14 @@ def test_plan_prints_tables_and_json(
     file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "plan", file) == 0
-    assert "Parameters of" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Parameters of" in printed
     assert run(monkeypatch, "plan", file, "--json") == 0
-    parameters = json.loads(capsys.readouterr().out)["parameters"]
+    result = json.loads(capsys.readouterr().out)
+    parameters = result["parameters"]
+    if "run" in result:
+        own = result["topologies"]["own_estimate"]
+        assert f"ZeRO {own['zero']}, EP {own['expert_parallel']} *" in printed
+        assert result["topologies"]["verdict"] in " ".join(printed.split())
     assert list(parameters) == ["decoder", "encoder", "mlm_head", "memory_attention", "system"]
     assert all(set(count) == {"total", "active"} for count in parameters.values())

@@ -37,6 +37,13 @@ def test_rxt_beta_is_the_published_plan() -> None:
     assert (config.train.total_tokens, config.data.seq_len, config.cluster.ranks) == (400_000_000_000, 8192, 64)
     assert (config.stage.memory_noise.at(0), config.stage.memory_noise.at(400_000_000_000)) == (0.5, 1.0)
     assert config.stage.memory_masking.at(200_000_000_000) == pytest.approx(0.325)
+    assert (config.parallel.zero, config.parallel.expert_parallel) == (3, config.cluster.gpus_per_node) == (3, 8)
+
+
+def test_the_two_topologies_of_rxt_beta_differ_in_nothing_else() -> None:
+    split, whole = (load_run(CONFIGS / f"run/{name}.yaml") for name in ("rxt-beta", "rxt-beta-zero1"))
+    assert (whole.parallel.zero, whole.parallel.expert_parallel) == (1, 1)
+    assert whole.model_copy(update={"name": split.name, "parallel": split.parallel}) == split
 
 
 @pytest.mark.parametrize("text", ["1e6", "1000000", "1_000_000", "1.0e+6", "+1E6", "1000000.0"])
