@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that a GPU must prove, in one command and at most ten minutes, on a machine without a network that has
 # Python 3.12 and a CUDA build of torch 2.11. Before, where there is a network:
-#     python benchmarks/gpu_wheels.py collect .wheels
+#     python benchmarks/gpu_wheels.py collect .wheels [--reference]
 # There, in a copy of this repository with that folder:
 #     bash benchmarks/gpu.sh OUT
 # OUT then holds summary.txt, log.txt, gpu.md and gpu.json, all written as it goes. docs/gpu.md says how to read them.
@@ -48,8 +48,8 @@ if [ -n "$dry" ]; then
     tests="${RXT_TESTS:-not test_a_run and not test_experts_on_two_devices}"
 else
     site="${RXT_SITE:-/tmp/rxt-site}"
-    rm -rf "$site"
-    export PYTHONPATH="$site:$PYTHONPATH"
+    rm -rf "$site" "$site-reference"
+    export PYTHONPATH="$site:$PYTHONPATH" RXT_REFERENCE_SITE="$site-reference"
     part install 60 "$python" benchmarks/gpu_wheels.py install "${RXT_WHEELS:-.wheels}" --into "$site"
     # A process a file: an error that breaks the device ends no other file. What takes longest comes last.
     long='engines|checkpoint|run'
@@ -62,7 +62,7 @@ part doctor 90 "$python" -m rxt_dist doctor
 # Tests first, in a third of the time: the speed of a step that computes something else is worth nothing.
 tests_end=$(($(date +%s) + $(left) / 3))
 for file in "${files[@]}"; do
-    part "$file" $((tests_end - $(date +%s))) "$python" -m pytest "$file" -k "$tests" -q -rfEs -p no:cacheprovider \
+    part "$file" $((tests_end - $(date +%s))) "$python" -m pytest "$file" -k "$tests" -rfEs -p no:cacheprovider \
         --timeout=120 --durations=5
 done
 part benchmark "$(left)" "$python" benchmarks/gpu.py --out "$out" \
@@ -70,8 +70,7 @@ part benchmark "$(left)" "$python" benchmarks/gpu.py --out "$out" \
 
 say "done: $out"
 {
-    grep -hE '^(MISSING|FAILED|ERROR|SKIPPED) ?' "$log" | cut -c1-240
-    grep -hE '^[0-9]+ (passed|failed|skipped)|, [0-9]+ (passed|failed)' "$log"
+    grep -hE '^(MISSING: |FAILED |ERROR |SKIPPED \[|[0-9]+ (passed|failed|skipped|error))' "$log" | cut -c1-240
     grep -hE -B 2 '^\*\*(failed|skipped)\*\*' "$out/gpu.md" 2>/dev/null | grep -vE '^(--)?$'
 } | tee -a "$summary"
-! grep -qE 'FAILED|ERROR|left  .*SKIPPED' "$summary"
+! grep -qE 'FAILED|ERROR|SKIPPED, no time' "$summary"
