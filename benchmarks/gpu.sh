@@ -51,20 +51,39 @@ else
     rm -rf "$site" "$site-reference"
     export PYTHONPATH="$site:$PYTHONPATH" RXT_REFERENCE_SITE="$site-reference"
     part install 60 "$python" benchmarks/gpu_wheels.py install "${RXT_WHEELS:-.wheels}" --into "$site"
-    # A process a file: an error that breaks the device ends no other file. What takes longest comes last.
-    long='engines|checkpoint|run'
-    files=($(ls tests/cuda/test_*.py | grep -vE "$long"; ls tests/cuda/test_*.py | grep -E "$long"))
+    # A process a file, so that an error that breaks the device ends no other file.
+    files=(tests/cuda/test_*.py)
     tests="${RXT_TESTS:-}"
 fi
 part torch 60 "$python" -c \
     'import sys, torch; print(sys.version, torch.__version__); print("GPUs:", torch.cuda.device_count())'
 part doctor 90 "$python" -m rxt_dist doctor
 # Tests first, in a third of the time: the speed of a step that computes something else is worth nothing.
-tests_end=$(($(date +%s) + $(left) / 3))
+cores=$(nproc)
+jobs=$((cores > 8 ? 4 : 1))
+scratch="$(mktemp -d)"
+test_file() {
+    local name
+    name="$(basename "$1")"
+    # $4 is when all of them end.
+    OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}" timeout --kill-after=10 "$(($4 > $(date +%s) ? $4 - $(date +%s) : 1))" "$2" -m pytest "$1" -k "$3" -rfEs \
+        -p no:cacheprovider --timeout=120 --durations=5 > "$5/$name.log" 2>&1
+    echo $? > "$5/$name.code"
+}
+export -f test_file
+printf '%s\n' "${files[@]}" | xargs -P "$jobs" -I {} \
+    bash -c 'test_file "$@"' test {} "$python" "$tests" "$(($(date +%s) + $(left) / 3))" "$scratch"
 for file in "${files[@]}"; do
-    part "$file" $((tests_end - $(date +%s))) "$python" -m pytest "$file" -k "$tests" -rfEs -p no:cacheprovider \
-        --timeout=120 --durations=5
+    name="$(basename "$file")" code="$(cat "$scratch/$(basename "$file").code" 2>/dev/null || echo none)"
+    { printf '\n===== %s\n' "$file"; cat "$scratch/$name.log"; } >> "$log"
+    # 5: no test was chosen.
+    case "$code" in
+        0 | 5) say "$file: ok" ;;
+        124) say "$file: FAILED, out of time" ;;
+        *) say "$file: FAILED, exit code $code" ;;
+    esac
 done
+rm -rf "$scratch"
 part benchmark "$(left)" "$python" benchmarks/gpu.py --out "$out" \
     --minutes "$(awk -v seconds="$(left)" 'BEGIN {print (seconds - 5) / 60}')" "${options[@]}"
 

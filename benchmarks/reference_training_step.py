@@ -52,7 +52,8 @@ def common_arguments(shape: dict[str, Any]) -> dict[str, Any]:
 def build(shape: dict[str, Any], vectorized: bool) -> JointTrainingModel:
     """The reference's model of the given shape, with one embedding for both components.
 
-    vectorized: its experts as batched products, its default on GPUs, instead of a loop.
+    vectorized: its experts as batched products, its default on GPUs, instead of a loop. The loop gives shared experts
+        the width of routed ones, whatever it is told, and so has a little less to do at RxT-Beta's shape.
     """
     decoder_shape, encoder_shape = shape["decoder"], shape["encoder"]
     moe = decoder_shape["moe"]
@@ -62,6 +63,7 @@ def build(shape: dict[str, Any], vectorized: bool) -> JointTrainingModel:
         att_query_groups=encoder_shape["attention"]["query_heads"],
         att_groups=encoder_shape["attention"]["kv_heads"],
         use_attention_output_bias=encoder_shape["attention_bias"],
+        use_gated_attention=encoder_shape["attention"].get("gated", False),
         skip_memory_cross_attention=True,
     )
     decoder = RxTDecoder(
@@ -72,6 +74,8 @@ def build(shape: dict[str, Any], vectorized: bool) -> JointTrainingModel:
         cross_att_query_groups=decoder_shape["cross_attention"]["query_heads"],
         cross_att_groups=decoder_shape["cross_attention"]["kv_heads"],
         use_attention_output_bias=decoder_shape["attention_bias"],
+        use_gated_attention=decoder_shape["self_attention"].get("gated", False),
+        use_gated_cross_attention=False,
         use_moe=True,
         num_experts=moe["experts"],
         moe_top_k=moe["active"],

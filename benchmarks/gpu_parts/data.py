@@ -86,7 +86,7 @@ def _save(context: Context, layers: int) -> None:
             for tensor in parts:
                 tensor.detach().to("cpu", copy=True)
 
-        with tempfile.TemporaryDirectory(dir=context.report.folder) as folder:
+        with tempfile.TemporaryDirectory() as folder:
             actions = {
                 "copies of the state to the host": copies,
                 "checksum of the state": lambda: state_checksum(engine, frozen),
