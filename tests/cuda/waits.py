@@ -84,7 +84,7 @@ def take_paths_of_cuda(monkeypatch: Any) -> None:
         return attention._varlen(q, k, v, documents, causal)
 
     def experts(self: ExpertStack, x_ND: Tensor, selected_NK: Tensor, weights_NK: Tensor) -> Tensor:
-        return self._grouped(x_ND, weights_NK, Dispatch.of(selected_NK, self.gate_up_proj.shape[0]))
+        return self._grouped(x_ND, weights_NK, selected_NK, Dispatch.of(selected_NK, self.num_experts))
 
     def attend_as_cuda(*heads: Tensor, keys_BS: Tensor | None = None, **how: Any) -> Tensor:
         assert keys_BS is None
