@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rxt_dist.config.run import OptimizerConfig
 from rxt_dist.errors import ConfigError
+
+# As many squares are summed in float32.
+_ROW_ELEMENTS = 4096
 
 
 def parameter_groups(
@@ -65,6 +68,24 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, rates: Mapping[str, flo
     """Set the learning rate of every group by the name of its rate. A rate of 0 leaves its parameters as they are."""
     for group in optimizer.param_groups:
         group["lr"] = rates[group["rate"]]
+
+
+def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Global L2 norm of float32 gradients, as float32.
+
+    On a CPU torch sums squares in float32 one after the other: over 10^6 elements a norm comes out 2e-4 too small. Rows
+    are summed by themselves here, at the same speed, and the rows in float64. A GPU sums as a tree.
+    """
+    if not gradients or gradients[0].is_cuda:
+        return nn.utils.get_total_norm(gradients)
+    return torch.cat([row_norms(gradient.flatten()) for gradient in gradients]).double().norm().float()
+
+
+def row_norms(flat: Tensor) -> Tensor:
+    """Norms of a flat tensor's pieces of a few thousand elements each."""
+    whole = flat.numel() - flat.numel() % _ROW_ELEMENTS
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW_ELEMENTS), dim=1)
+    return torch.cat([rows, torch.linalg.vector_norm(flat[whole:]).unsqueeze(0)])
 
 
 def adam_state(parameter: torch.Tensor, steps: int) -> dict[str, torch.Tensor]:

@@ -26,7 +26,14 @@ from rxt_dist.engine.interface import (
     StepResult,
     TermTotals,
 )
-from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_learning_rates
+from rxt_dist.engine.optimizer import (
+    adam_state,
+    adamw,
+    gradient_norm,
+    parameter_groups,
+    row_norms,
+    set_learning_rates,
+)
 from rxt_dist.engine.routing import RoutingState
 from rxt_dist.engine.sums import StepSums, evaluate_stage
 from rxt_dist.losses import objective
@@ -147,11 +154,11 @@ class PlainEngine:
         """Global L2 norm of all gradients, each parameter once."""
         summed = [master.grad for master in self.masters.values() if master.grad is not None]
         if summed or self._scratch is None:
-            return nn.utils.get_total_norm(summed)
+            return gradient_norm(summed)
         # The norm of a bfloat16 tensor would itself be rounded to bfloat16.
         gradients = [parameter.grad for parameter in self.named.values() if parameter.grad is not None]
         pieces = (piece for gradient in gradients for piece in gradient.flatten().split(_CACHED_ELEMENTS))
-        return torch.stack([self._scratch[: piece.numel()].copy_(piece).norm() for piece in pieces]).norm()
+        return gradient_norm([row_norms(self._scratch[: piece.numel()].copy_(piece)) for piece in pieces])
 
     def _update(self, grad_norm: Tensor) -> None:
         """Clip, step and refresh the bfloat16 weights.

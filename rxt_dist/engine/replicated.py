@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.expert_parallel import is_expert
+from rxt_dist.engine.optimizer import gradient_norm
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.stages.base import Stage
 
@@ -65,10 +66,10 @@ class ReplicatedEngine(PlainEngine):
 
     def _grad_norm(self) -> Tensor:
         dense, experts = self._split()
-        squares = nn.utils.get_total_norm(experts).square().to(self.device)
+        squares = gradient_norm(experts).square().to(self.device)
         if experts:
             dist.all_reduce(squares, group=self.expert_group)
-        return (squares + nn.utils.get_total_norm(dense).square()).sqrt()
+        return (squares + gradient_norm(dense).square()).sqrt()
 
     def _owned(self, name: str, master: nn.Parameter) -> tuple[int, int]:
         group = self.replica_group if is_expert(self.named[name]) else None

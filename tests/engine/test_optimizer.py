@@ -10,7 +10,14 @@ from torch import nn
 
 from rxt_dist.config.load import load_model
 from rxt_dist.config.run import OptimizerConfig
-from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_learning_rates
+from rxt_dist.engine.optimizer import (
+    adam_state,
+    adamw,
+    gradient_norm,
+    parameter_groups,
+    row_norms,
+    set_learning_rates,
+)
 from rxt_dist.errors import ConfigError
 from rxt_dist.model.reactive import ReactiveTransformer
 
@@ -148,3 +155,13 @@ def test_rates_have_groups_of_their_own_and_a_rate_of_zero_moves_nothing() -> No
         name: first[name] for name in ("slow.weight", "slow.bias")
     }
     assert second["fast.weight"] < first["fast.weight"]
+
+
+@pytest.mark.parametrize("sizes", [[], [3], [4096], [1_000_000], [3_000_001, 5, 4097]])
+def test_the_norm_of_many_gradients_is_that_of_float64(sizes: list[int]) -> None:
+    torch.manual_seed(0)
+    gradients = [torch.randn(size) * 1e-3 for size in sizes]
+    expected = sum(float(gradient.double().square().sum()) for gradient in gradients) ** 0.5
+    assert float(gradient_norm(gradients)) == pytest.approx(expected, rel=1e-6)
+    # The same in portions, each of them a norm of its rows.
+    assert float(gradient_norm([row_norms(gradient) for gradient in gradients])) == pytest.approx(expected, rel=1e-6)
