@@ -20,6 +20,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import gpu  # noqa: E402
 import gpu_wheels  # noqa: E402
+from gpu_parts import steps  # noqa: E402
+from gpu_parts.context import Context  # noqa: E402
 from gpu_parts.device import Device, fitting  # noqa: E402
 from gpu_parts.report import DONE, FAILED, SKIPPED, Report  # noqa: E402
 from gpu_parts.sections import BY_NAME, SECTIONS, Section, run_section  # noqa: E402
@@ -106,6 +108,35 @@ def test_only_running_out_of_memory_is_taken_for_that() -> None:
     assert outcome == ["out of memory"]
     with pytest.raises(RuntimeError, match="illegal"), fitting(Device(dry=True)):
         raise RuntimeError("an illegal memory access was encountered")
+
+
+def test_what_does_not_fit_is_tried_with_fewer_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole model, and an engine beside which the plain one fits."""
+
+    def room(allowed: int, layers: int) -> dict[str, Any]:
+        if layers > allowed:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {"layers": layers, "tokens/s": 1.0}
+
+    report = Report(tmp_path)
+    report.begin("joint-step", "")
+    context = Context("joint-step", Device(dry=True), report, time.time() + 600)
+    monkeypatch.setattr(steps, "start_group", lambda _: None)
+    monkeypatch.setattr(steps, "_sweep", lambda context, layers: context.row(**room(12, layers)))
+    steps.sweep(context)
+    monkeypatch.setattr(steps, "_one_row", lambda context, layers, *changes: room(6 if changes else 12, layers))
+    steps.zero(context, stage=3)
+    rows = [
+        (row.get("engine"), row["layers"], row["tokens/s"]) for row in report.content["sections"]["joint-step"]["rows"]
+    ]
+    assert rows == [
+        (None, 21, "out of memory: the model with its optimizer"),
+        (None, 12, 1.0),
+        ("ZeRO 3", 21, "out of memory"),
+        ("ZeRO 3", 12, "out of memory"),
+        ("ZeRO 3", 6, 1.0),
+        ("plain", 6, 1.0),
+    ]
 
 
 def test_all_sections_fit_into_eight_minutes_at_their_least() -> None:

@@ -37,7 +37,7 @@ SECTIONS = [
     Section("experts", 10, 60, operations.experts),
     Section("joint-step", 30, 150, steps.sweep),
     Section("kernels", 20, 60, steps.kernels),
-    Section("reference", 20, 120, reference.reference),
+    Section("reference", 20, 100, reference.reference),
     Section("zero3", 25, 90, partial(steps.zero, stage=3)),
     Section("zero1", 25, 90, partial(steps.zero, stage=1)),
     Section("autoep", 20, 60, steps.autoep),

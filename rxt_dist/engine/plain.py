@@ -41,6 +41,8 @@ from rxt_dist.stages.base import MicroBatch, Stage
 
 # Gradients are brought to float32 in portions of this many elements (64 MB), or of one parameter if that has more.
 _PORTION_ELEMENTS = 1 << 24
+# On a GPU (1 GB): every portion is a call of the optimizer, which looks at all parameters on the host.
+_GPU_PORTION_ELEMENTS = 1 << 28
 
 # Elements of a float32 copy that stays in the cache (4 MB).
 _CACHED_ELEMENTS = 1 << 20
@@ -148,7 +150,8 @@ class PlainEngine:
             return None
         largest = max(parameter.numel() for parameter in self.named.values())
         total = sum(parameter.numel() for parameter in self.named.values())
-        return torch.empty(max(largest, min(total, _PORTION_ELEMENTS)), device=self.device)
+        portion = _PORTION_ELEMENTS if self.device.type == "cpu" else _GPU_PORTION_ELEMENTS
+        return torch.empty(max(largest, min(total, portion)), device=self.device)
 
     def _grad_norm(self) -> Tensor:
         """Global L2 norm of all gradients, each parameter once."""
@@ -157,6 +160,8 @@ class PlainEngine:
             return gradient_norm(summed)
         # The norm of a bfloat16 tensor would itself be rounded to bfloat16.
         gradients = [parameter.grad for parameter in self.named.values() if parameter.grad is not None]
+        if self.device.type == "cuda":  # A few kernels for all, instead of two for each piece.
+            return torch.stack(torch._foreach_norm(gradients, 2, torch.float32)).norm()
         pieces = (piece for gradient in gradients for piece in gradient.flatten().split(_CACHED_ELEMENTS))
         return gradient_norm([row_norms(self._scratch[: piece.numel()].copy_(piece)) for piece in pieces])
 

@@ -35,8 +35,24 @@ def distance(actual: Tensor, expected: Tensor) -> float:
     return (mine - theirs).norm().item() / (scale or 1.0)
 
 
-def assert_near(names: Iterable[str], actual: Iterable[Tensor], expected: Iterable[Tensor], allowed: float) -> None:
-    """Every pair is at most `allowed` apart; says of all how far they are."""
-    off = {name: distance(mine, theirs) for name, mine, theirs in zip(names, actual, expected, strict=True)}
+def assert_near(
+    names: Iterable[str],
+    actual: Iterable[Tensor],
+    expected: Iterable[Tensor],
+    allowed: float,
+    zero_below: float = 0.0,
+) -> None:
+    """Every pair is at most `allowed` apart; says of all how far they are.
+
+    zero_below: an expected tensor whose norm is less than this share of the largest one's is zero but for rounding, as
+        the gradient of a softmax over one element is; it is measured against the largest.
+    """
+    pairs = {name: pair for name, *pair in zip(names, actual, expected, strict=True)}
+    norms = {name: theirs.detach().cpu().double().norm().item() for name, (_, theirs) in pairs.items()}
+    least = zero_below * max(norms.values())
+    off = {}
+    for name, (mine, theirs) in pairs.items():
+        scale = norms[name] or 1.0
+        off[name] = distance(mine, theirs) * scale / (scale if norms[name] > least else max(norms.values()) or 1.0)
     wrong = {name: value for name, value in off.items() if not value <= allowed}
     assert not wrong, f"allowed {allowed:.0e}, but {wrong}; of all {off}"

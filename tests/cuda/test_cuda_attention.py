@@ -50,7 +50,8 @@ def test_packed_documents(kind: str, key_heads: int, causal: bool, dtype: torch.
     inputs = heads(key_heads, dtype)
     expected = run(inputs, torch.device("cpu"), torch.float32, causal=causal, documents=documents(kind, "cpu"))
     actual = run(inputs, device, dtype, causal=causal, documents=documents(kind, device))
-    assert_near(("output", "q", "k", "v"), actual, expected, tolerance(dtype))
+    # With documents of one token the gradients of q and k are zero.
+    assert_near(("output", "q", "k", "v"), actual, expected, tolerance(dtype), zero_below=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
