@@ -175,6 +175,16 @@ def test_only_missing_wheels_are_unpacked(tmp_path: Path, capsys: pytest.Capture
     assert "here already: pydantic" in capsys.readouterr().out
 
 
+def test_what_comes_with_pydantic_is_replaced_where_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel(tmp_path, "typing_extensions", "9.0", {"typing_extensions.py": ""})
+    wheel(tmp_path, "numpy", "9.0", {"numpy.py": ""})
+    monkeypatch.setattr(gpu_wheels, "installed", lambda name: "" if name == "pydantic" else "4.0")
+    gpu_wheels.install(tmp_path, tmp_path / "site")
+    assert [path.name for path in (tmp_path / "site").iterdir()] == ["typing_extensions.py"]
+
+
 @pytest.mark.parametrize(("wanted", "found", "enough"), [("==0.19.8", "0.19.7", False), (">=2.9", "2.14", True)])
 def test_a_version_that_the_project_refuses_is_replaced(wanted: str, found: str, enough: bool) -> None:
     assert gpu_wheels.accepts(wanted, found) is enough
