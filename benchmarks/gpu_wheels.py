@@ -61,6 +61,8 @@ CARRIED = {
     "iniconfig": "pytest",
     "pluggy": "pytest",
 }
+# They fit one another only in versions of the same time: where pydantic is missing, all of them are replaced.
+PYDANTIC = ("pydantic-core", "annotated-types", "typing-inspection", "typing-extensions")
 # Not carried, and what is left out without them.
 HEAVY = {
     "pyarrow": "shards: the test of a whole run is skipped",
@@ -116,10 +118,12 @@ def _download(folder: Path, packages: Sequence[str]) -> None:
 def install(folder: Path, site: Path) -> int:
     """Unpack into `site` the wheels whose packages are missing here, or not as this project wants them."""
     wanted = requirements()
+    without_pydantic = not installed("pydantic")
     for wheel in sorted(folder.glob("*.whl")):
         name, version = wheel.name.split("-")[:2]
         found = installed(name)
-        if found and accepts(wanted.get(plain(name), ""), found):
+        outdated = without_pydantic and plain(name) in PYDANTIC
+        if found and accepts(wanted.get(plain(name), ""), found) and not outdated:
             print(f"here already: {name} {found}")
             continue
         unpack(wheel, site)

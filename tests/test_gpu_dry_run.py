@@ -38,16 +38,19 @@ def dry(*command: str, **environment: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_bodies_of_all_tests_that_need_a_gpu() -> None:
-    output = dry(sys.executable, "-m", "pytest", "tests/cuda", "-p", "no:cacheprovider", "-k", "not two_devices")
+def test_the_bodies_of_the_tests_that_need_a_gpu() -> None:
+    chosen = "not test_a_run and not two_devices"
+    output = dry(sys.executable, "-m", "pytest", "tests/cuda", "-p", "no:cacheprovider", "-k", chosen)
     assert " passed" in output
     # Only a GPU counts its waits.
     assert " 1 skipped" in output
 
 
 @pytest.mark.distributed
-def test_the_test_that_needs_two_gpus() -> None:
-    dry(sys.executable, "-m", "pytest", "tests/cuda", "-p", "no:cacheprovider", "-k", "two_devices and 3")
+def test_the_bodies_of_those_that_start_processes() -> None:
+    chosen = "test_a_run or (two_devices and 3)"
+    output = dry(sys.executable, "-m", "pytest", "tests/cuda", "-p", "no:cacheprovider", "-k", chosen)
+    assert "2 passed" in output
 
 
 @pytest.mark.slow
@@ -170,6 +173,16 @@ def test_only_missing_wheels_are_unpacked(tmp_path: Path, capsys: pytest.Capture
     found = sorted(path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file())
     assert found == ["beside.py", "rxt_no_such-1.0.dist-info/METADATA", "rxt_no_such.py"]
     assert "here already: pydantic" in capsys.readouterr().out
+
+
+def test_what_comes_with_pydantic_is_replaced_where_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel(tmp_path, "typing_extensions", "9.0", {"typing_extensions.py": ""})
+    wheel(tmp_path, "numpy", "9.0", {"numpy.py": ""})
+    monkeypatch.setattr(gpu_wheels, "installed", lambda name: "" if name == "pydantic" else "4.0")
+    gpu_wheels.install(tmp_path, tmp_path / "site")
+    assert [path.name for path in (tmp_path / "site").iterdir()] == ["typing_extensions.py"]
 
 
 @pytest.mark.parametrize(("wanted", "found", "enough"), [("==0.19.8", "0.19.7", False), (">=2.9", "2.14", True)])

@@ -28,11 +28,10 @@ def tolerance(dtype: torch.dtype) -> float:
     return FLOAT32 if dtype == torch.float32 else BFLOAT16
 
 
-def distance(actual: Tensor, expected: Tensor) -> float:
-    """|a - b| / |b|; where b is zero, |a|."""
+def distance(actual: Tensor, expected: Tensor, scale: float = 0.0) -> float:
+    """|a - b| / |b|, or over another scale; where that is zero, |a - b|."""
     mine, theirs = actual.detach().cpu().double(), expected.detach().cpu().double()
-    scale = theirs.norm().item()
-    return (mine - theirs).norm().item() / (scale or 1.0)
+    return (mine - theirs).norm().item() / (scale or theirs.norm().item() or 1.0)
 
 
 def assert_near(
@@ -49,10 +48,8 @@ def assert_near(
     """
     pairs = {name: pair for name, *pair in zip(names, actual, expected, strict=True)}
     norms = {name: theirs.detach().cpu().double().norm().item() for name, (_, theirs) in pairs.items()}
-    least = zero_below * max(norms.values())
-    off = {}
-    for name, (mine, theirs) in pairs.items():
-        scale = norms[name] or 1.0
-        off[name] = distance(mine, theirs) * scale / (scale if norms[name] > least else max(norms.values()) or 1.0)
+    largest = max(norms.values())
+    scales = {name: largest if norm < zero_below * largest else norm for name, norm in norms.items()}
+    off = {name: distance(mine, theirs, scales[name]) for name, (mine, theirs) in pairs.items()}
     wrong = {name: value for name, value in off.items() if not value <= allowed}
     assert not wrong, f"allowed {allowed:.0e}, but {wrong}; of all {off}"
