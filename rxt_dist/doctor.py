@@ -87,6 +87,8 @@ ENGINE_FACTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("deepspeed.utils.tensor_fragment", "tensor_fragment", ("hp_fragment_address", "lp_fragment_address")),
     ("deepspeed.runtime.bf16_optimizer", "BF16_Optimizer", ("self.fp32_groups_flat_partition", "def update_lp_params")),
     ("deepspeed.utils.groups", "_get_expert_parallel_rank", ()),
+    ("deepspeed.ops.triton_ops", "is_triton_available", ()),
+    ("deepspeed.ops.triton_ops", "group_gemm_triton", ("trans_b: bool",)),
     ("deepspeed.utils.groups", "_get_expert_parallel_group", ()),
     ("deepspeed.utils.groups", "_get_expert_data_parallel_group", ()),
     ("megatron.core.num_microbatches_calculator", "RampupBatchsizeNumMicroBatchesCalculator", ()),

@@ -14,8 +14,10 @@ import torch.distributed as dist
 from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.compiler import find_compiler
+from rxt_dist.engine.grouped_product import choose_grouped_product, triton_product
 from rxt_dist.engine.interface import Engine
 from rxt_dist.errors import ConfigError
+from rxt_dist.model.experts import set_grouped_product
 from rxt_dist.model.fused import compile_chains
 from rxt_dist.stages.base import Stage
 
@@ -78,7 +80,9 @@ def describe_kernels(config: RunConfig, device: torch.device) -> list[str]:
     train = config.train
     fast = device.type == "cuda" and train.precision == "bfloat16"
     attention = "variable-length flash attention" if fast else "scaled_dot_product_attention, by document or masked"
-    own = "one grouped product (torch._grouped_mm)" if fast else "a loop of products in one autograd function"
+    triton = fast and choose_grouped_product(device) is triton_product
+    grouped = f"one grouped product ({'DeepSpeed, Triton' if triton else 'torch._grouped_mm'})"
+    own = grouped if fast else "a loop of products in one autograd function"
     experts = "AutoEP's" if config.parallel.expert_parallel > 1 else own
     router = "float32 on TF32 tensor cores" if fast else "float32"
     routed = [f"experts: {experts}; router in {router}"] if "decoder" in config.stage.parts() else []
@@ -119,6 +123,7 @@ def build_engine(stage: Stage, config: RunConfig, device: torch.device) -> Engin
         # The router's float32 products then run on tensor cores. Its inputs are bfloat16 values, which TF32 holds
         # exactly; only the gradient of its logits is rounded, to eleven bits.
         torch.set_float32_matmul_precision("high")
+        set_grouped_product(choose_grouped_product(device))
     compile_chains("inductor" if compiles(config, device) else None)
     if config.parallel.engine == "plain":
         from rxt_dist.engine.plain import PlainEngine

@@ -1,13 +1,13 @@
 """The matrix products of the routed experts: rows sorted by expert, one product per expert, nothing dropped.
 
-Two paths with the same result. On CUDA in half precision all experts are one grouped product. Elsewhere a loop over
+Two paths with the same result. On CUDA in bfloat16 all experts are one grouped product. Elsewhere a loop over
 experts runs inside one autograd function: it writes each expert's weight gradient in place into one stacked tensor
 (autograd through a loop would build E of them and stack them again) and keeps only what backward needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -239,24 +239,23 @@ class _SummedRows(torch.autograd.Function):
         return grads[0].index_select(0, tokens_X), None, None
 
 
-class _BiasedRows(torch.autograd.Function):
-    """Sorted rows plus the bias of their expert: [X, F] -> [X, F].
+# Rows times their expert's weight: (sorted rows [X, K], weights [E, N, K], int32 ends of experts' rows [E]) -> [X, N].
+GroupedProduct = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-    The gradient of a bias is a sum over its expert's rows, which a grouped product with ones takes in a fixed order.
-    """
 
-    @staticmethod
-    def forward(ctx: Any, rows_XF: Tensor, bias_EF: Tensor, experts_X: Tensor, ends_E: Tensor) -> Tensor:
-        ctx.save_for_backward(ends_E)
-        return rows_XF + bias_EF.index_select(0, experts_X)
+def torch_product(rows_XK: Tensor, weight_ENK: Tensor, ends_E: Tensor) -> Tensor:
+    """torch's grouped product, which has a kernel from Hopper on and is a loop over experts before."""
+    product: Tensor = torch._grouped_mm(rows_XK, weight_ENK.transpose(1, 2), offs=ends_E)
+    return product
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (ends_E,) = ctx.saved_tensors
-        # Eight columns of ones, since products want rows of 16 bytes.
-        ones_X8 = grads[0].new_ones(grads[0].shape[0], 8)
-        sums_E8F = torch._grouped_mm(ones_X8.t(), grads[0].contiguous(), offs=ends_E)
-        return grads[0], sums_E8F[:, 0], None, None
+
+_grouped_product: GroupedProduct = torch_product
+
+
+def set_grouped_product(product: GroupedProduct) -> None:
+    """What computes the experts of bfloat16 models on CUDA in this process; chosen by the engine for its device."""
+    global _grouped_product
+    _grouped_product = product
 
 
 class ExpertStack(nn.Module):
@@ -288,14 +287,16 @@ class ExpertStack(nn.Module):
         ends_E = dispatch.counts_E.cumsum(0).to(torch.int32)
         position_NK = dispatch.inverse_X.view_as(selected_NK)
         rows_XD = _GatheredRows.apply(x_ND, dispatch.tokens, position_NK)
-        hidden_XF = torch._grouped_mm(rows_XD, self.gate_up_proj.transpose(1, 2), offs=ends_E)
+        hidden_XF = _grouped_product(rows_XD, self.gate_up_proj, ends_E)
         if self.gate_up_bias is not None:
-            experts_X = selected_NK.flatten().index_select(0, dispatch.order_X)
-            hidden_XF = _BiasedRows.apply(hidden_XF, self.gate_up_bias, experts_X, ends_E)
+            # As a product with ones: its gradient then is a sum over the expert's rows in a fixed order, by the same
+            # kernel. Eight columns, since products want rows of 16 bytes.
+            bias_EF8 = F.pad(self.gate_up_bias.unsqueeze(-1), (0, 7))
+            hidden_XF = hidden_XF + _grouped_product(rows_XD.new_ones(rows_XD.shape[0], 8), bias_EF8, ends_E)
         # The routing weight multiplies before the down-projection, which is linear: F numbers a row instead of D, and
         # the products' results need not be kept for the gradient of the weights.
         act_XF = weighted_swiglu(hidden_XF, weights_NK.flatten().index_select(0, dispatch.order_X))
-        out_XD = torch._grouped_mm(act_XF, self.down_proj.transpose(1, 2), offs=ends_E)
+        out_XD = _grouped_product(act_XF, self.down_proj, ends_E)
         out_ND = _SummedRows.apply(out_XD, dispatch.tokens, position_NK)
         if self.down_bias is None:
             return out_ND
