@@ -18,13 +18,14 @@ from rxt_dist.model.count import (
     Count,
     count_parameters,
     count_system,
-    expert_parameters,
-    moe_parameters,
+    local_moe_parameters,
 )
 from rxt_dist.stages.base import build_network, stage_class
 
 _FLOAT32_BYTES = 4
 _SECONDS_PER_DAY = 86400
+# Python and its libraries, measured on CPU; a CUDA context, which is not measured here, takes its place on a GPU.
+_PROCESS_BYTES = 400_000_000
 # Where no data says how long rows are, steps are counted in tokens: a batch of whole rows has as many of either.
 _ANY_ROW = 1
 ZERO_STAGES = (0, 1, 2, 3)
@@ -81,23 +82,30 @@ def run_parameters(config: RunConfig) -> Parameters:
 def memory_per_gpu(config: RunConfig, stage: int, seq_len: int) -> dict[str, Any]:
     """Bytes on one GPU under ZeRO `stage`.
 
-    A parameter takes its weight (2 bytes in bfloat16, else 4), a float32 gradient (4), and a float32 master weight with
-    two moments (12). Stage 1 divides the 12 over the ranks that hold copies, stage 2 also the gradient, stage 3 also
-    the weight; a frozen parameter takes its weight alone. Dense parameters have a copy on every rank; of the routed
-    experts a rank holds 1 / expert_parallel, with ranks / expert_parallel copies of it.
+    A parameter takes its weight (2 bytes in bfloat16, else 4), a float32 gradient (4), and two moments (8) with, in
+    bfloat16, a float32 master weight (4). Stage 1 divides the last over the ranks that hold copies, stage 2 also the
+    gradient, stage 3 also the weight; a frozen parameter takes its weight alone. Dense parameters have a copy on every
+    rank; of the routed experts a rank holds 1 / expert_parallel, with ranks / expert_parallel copies of it.
 
-    `activations_estimate` counts the tensors that the backward pass needs for one micro-batch, and
-    `gathered_estimate` the whole weights of two layers, which stage 3 holds while it computes.
+    `activations_estimate` counts the tensors that the backward pass needs for one micro-batch, `gathered_estimate` the
+    whole weights of two layers, which stage 3 holds while it computes if experts have more than one copy, and
+    `reduced_estimate` the gradients of one layer and the float32 copy in which they are summed, reduced or applied.
+    `process_estimate` is what a process takes before it has a model.
     """
     element = _element_bytes(config)
+    layer = local_moe_parameters(config.model, config.parallel.expert_parallel)
     states = {"weights": 0.0, "gradients": 0.0, "optimizer": 0.0}
     for parameters, frozen, copies in _by_copies(config):
         states["weights"] += (parameters + frozen) * element / (copies if stage >= 3 else 1)
         states["gradients"] += parameters * _FLOAT32_BYTES / (copies if stage >= 2 else 1)
-        states["optimizer"] += parameters * 3 * _FLOAT32_BYTES / (copies if stage >= 1 else 1)
+        kept = (2 if element == _FLOAT32_BYTES else 3) * _FLOAT32_BYTES
+        states["optimizer"] += parameters * kept / (copies if stage >= 1 else 1)
     memory: dict[str, Any] = {name: round(value) for name, value in states.items()}
     memory["activations_estimate"] = activation_bytes(config, seq_len)
-    memory["gathered_estimate"] = 2 * _largest_layer(config) * element if stage == 3 else 0
+    gathered = stage == 3 and config.cluster.ranks > config.parallel.expert_parallel
+    memory["gathered_estimate"] = 2 * layer * element if gathered else 0
+    memory["reduced_estimate"] = layer * (element + _FLOAT32_BYTES)
+    memory["process_estimate"] = _PROCESS_BYTES
     memory["total_estimate"] = sum(memory.values())
     memory["fits_estimate"] = memory["total_estimate"] <= config.cluster.gpu_memory_gb * 1e9
     return memory
@@ -116,13 +124,6 @@ def _by_copies(config: RunConfig) -> list[tuple[int, int, int]]:
 
 def _element_bytes(config: RunConfig) -> int:
     return 2 if config.train.precision == "bfloat16" else _FLOAT32_BYTES
-
-
-def _largest_layer(config: RunConfig) -> int:
-    """Weights of a stateful decoder layer on one rank (attention left out: it is small beside the experts)."""
-    moe = config.model.decoder.moe
-    elsewhere = moe.experts - moe.experts // config.parallel.expert_parallel
-    return moe_parameters(config.model) - elsewhere * expert_parameters(config.model)
 
 
 def activation_bytes(config: RunConfig, seq_len: int) -> int:
@@ -257,5 +258,5 @@ def _assumptions(config: RunConfig, seq_len: int) -> list[str]:
         f"{cluster.ranks} GPUs of {cluster.gpu_memory_gb:g} GB; the run itself uses {chosen}",
         f"rows of {seq_len} tokens{length}, each one document",
         f"{cluster.peak_tflops:g} TFLOP/s peak per GPU at {cluster.mfu:.0%} utilisation (assumed, not measured)",
-        "activations are an estimate; allocator fragmentation and communication buffers are not in it",
+        "activations are an estimate; allocator fragmentation is not in it",
     ]

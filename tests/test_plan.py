@@ -32,6 +32,7 @@ def test_memory_of_each_stage(stage: int, weights: float, gradients: float, opti
     assert memory["gradients"] == pytest.approx(total * gradients)
     assert memory["optimizer"] == pytest.approx(total * optimizer)
     parts = ("weights", "gradients", "optimizer", "activations_estimate", "gathered_estimate")
+    parts += ("reduced_estimate", "process_estimate")
     assert memory["total_estimate"] == sum(memory[part] for part in parts)
 
 
@@ -86,3 +87,20 @@ def test_steps_are_counted_before_anybody_knows_how_long_rows_are(ramp: str) -> 
     steps = plan_run(load_run(RUNS / "demo.yaml", unknown))["batch"]["steps"]
     assert steps == plan_run(load_run(RUNS / "demo.yaml", [*unknown, "data.seq_len=16"]))["batch"]["steps"]
     assert steps == 101 if ramp == "null" else steps > 101
+
+
+def test_float32_weights_are_their_own_masters() -> None:
+    memory = memory_per_gpu(load_run(BETA, ["train.precision=float32"]), 0, 8192)
+    states = [memory[part] / (DENSE + ROUTED) for part in ("weights", "gradients", "optimizer")]
+    assert states == pytest.approx([4, 4, 8])
+
+
+def test_what_a_rank_takes_beside_its_share() -> None:
+    """Two layers gathered where there is something to gather, and one layer's gradients with a float32 copy."""
+    layer = 384 * (512 + 3 * 512 * 192) + 512 + 2 * (3 * 512 * 192) + 2 * 512 + 512
+    memory = memory_per_gpu(load_run(BETA), 3, 8192)
+    assert memory["gathered_estimate"] == pytest.approx(2 * 2 * layer, rel=0.01)
+    assert memory["reduced_estimate"] == pytest.approx((2 + 4) * layer, rel=0.01)
+    assert memory["process_estimate"] == 400_000_000
+    alone = ["cluster.nodes=1", "cluster.gpus_per_node=1", "parallel.expert_parallel=1"]
+    assert memory_per_gpu(load_run(BETA, alone), 3, 8192)["gathered_estimate"] == 0

@@ -8,6 +8,7 @@ begins; one that resumes has everything in its own checkpoints and never looks h
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from rxt_dist.checkpoint.pieces import SavedPieces
 from rxt_dist.checkpoint.store import MIN_KEEP, Checkpoint, CheckpointStore
 from rxt_dist.config.load import load_run
 from rxt_dist.config.run import StartConfig
-from rxt_dist.engine.interface import WEIGHT, Engine
+from rxt_dist.engine.interface import WEIGHT
 from rxt_dist.errors import CheckpointError, ConfigError
 from rxt_dist.files import sha256_file
 from rxt_dist.stages.base import build_network
@@ -50,7 +51,7 @@ class Origin:
 
 
 # Name of a parameter, an offset in it once it is flattened, and a tensor [n] for the elements from there on.
-_Run = tuple[str, int, Tensor]
+Run = tuple[str, int, Tensor]
 
 
 class _Weights(Protocol):
@@ -64,7 +65,7 @@ class _Weights(Protocol):
         """Verify the contents. Returns the checkpoint that is meant, if it is one, and a digest."""
         ...
 
-    def fill(self, checkpoint: Checkpoint | None, runs: Iterable[_Run]) -> None:
+    def fill(self, checkpoint: Checkpoint | None, runs: Iterable[Run]) -> None:
         """Copy runs of parameters into tensors of their lengths."""
         ...
 
@@ -120,25 +121,14 @@ def choose_origin(start: StartConfig, report: Callable[[str], None]) -> tuple[Or
     return Origin(str(start.run or start.export), run_id, step, digest, start.parts), checkpoint
 
 
-def fill_from(start: StartConfig, checkpoint: Checkpoint | None, model: nn.Module) -> None:
-    """Fill the named parts of a float32 model from what `choose_origin` chose.
+def fill_from(start: StartConfig, checkpoint: Checkpoint | None, runs: Iterable[Run]) -> None:
+    """Fill runs of parameters of the named parts from what `choose_origin` chose.
 
     Raises:
         CheckpointError: something of them is missing.
     """
-    named = _named(model, start.parts)
-    _weights(start).fill(checkpoint, ((name, 0, parameter.data.view(-1)) for name, parameter in named))
-
-
-def fill_masters(start: StartConfig, checkpoint: Checkpoint | None, engine: Engine) -> None:
-    """Fill the float32 weights of a bfloat16 engine, which has made them of weights that it had rounded before.
-
-    Raises:
-        CheckpointError: as `fill_from`.
-    """
     with torch.no_grad():
-        fragments = (piece for piece in engine.fragments(owned=False) if piece.name.split(".")[0] in start.parts)
-        _weights(start).fill(checkpoint, ((piece.name, piece.start, piece.tensors[WEIGHT]) for piece in fragments))
+        _weights(start).fill(checkpoint, runs)
 
 
 def _named(model: nn.Module, parts: Iterable[str]) -> list[tuple[str, nn.Parameter]]:
@@ -185,7 +175,7 @@ class _RunWeights:
             raise CheckpointError(f"start.run {self._directory} has no valid checkpoint to begin from.")
         return checkpoint, checkpoint.digest
 
-    def fill(self, checkpoint: Checkpoint | None, runs: Iterable[_Run]) -> None:
+    def fill(self, checkpoint: Checkpoint | None, runs: Iterable[Run]) -> None:
         assert checkpoint is not None
         pieces = SavedPieces(checkpoint)
         for name, first, target in runs:
@@ -226,10 +216,12 @@ class _ExportWeights:
         described = "".join(f"{path.name}:{sha256_file(path)};" for path in self._paths)
         return None, hashlib.sha256(described.encode()).hexdigest()
 
-    def fill(self, checkpoint: Checkpoint | None, runs: Iterable[_Run]) -> None:
-        # Experts that are split ask for many runs of one parameter after another.
-        read, whole = "", torch.empty(0)
+    def fill(self, checkpoint: Checkpoint | None, runs: Iterable[Run]) -> None:
         for name, first, target in runs:
-            if name != read:
-                read, whole = name, self._tensors[name].get_tensor(name).flatten()
-            target.copy_(whole[first : first + target.numel()])
+            saved = self._tensors[name].get_slice(name)
+            shape = saved.get_shape()
+            # Whole rows of the first axis, no more of them than the run touches.
+            width = math.prod(shape[1:])
+            row = first // width
+            rows = saved[row : -(-(first + target.numel()) // width)]
+            target.copy_(rows.flatten()[first - row * width :][: target.numel()])

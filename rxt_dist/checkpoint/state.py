@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.pieces import ROUTING_FILE, SavedPieces, rank_file
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore, FileRecord
+from rxt_dist.checkpoint.tensor_file import write_tensors
 from rxt_dist.engine.interface import Engine, Fragment
 from rxt_dist.errors import CheckpointError, DiskError, UserError
 
@@ -59,7 +60,7 @@ def save_state(
 
 
 def load_state(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint, optimizer_steps: int) -> None:
-    """Fill the engine with a verified checkpoint, of which `frozen` was loaded before; all ranks together.
+    """Fill the engine, and what is not trained, with a verified checkpoint; all ranks together.
 
     Raises:
         CheckpointError: a parameter or a part of one is missing, the checkpoint has parameters that the model lacks,
@@ -79,7 +80,7 @@ def load_state(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint, op
 def _fill(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint) -> None:
     """Fill this rank's fragments; refuses parameters that the model lacks in the files that it has opened."""
     saved = SavedPieces(checkpoint, own=rank_file(engine.ranks.rank))
-    for fragment in engine.fragments(owned=False):
+    for fragment in (*engine.fragments(owned=False), *engine.frozen_fragments(), *frozen.fragments()):
         for kind, tensor in fragment.tensors.items():
             saved.fill(kind, fragment.name, fragment.start, tensor)
     surplus = sorted(saved.names_so_far - frozen.model_names)
@@ -118,14 +119,13 @@ def _begin(store: CheckpointStore, step: int, needed: int) -> None:
 
 def _write(engine: Engine, frozen: FrozenWeights, store: CheckpointStore, step: int) -> list[FileRecord]:
     folder = store.unfinished_folder(step)
-    tensors = {
-        f"{kind}|{fragment.name}|{fragment.start}": tensor.detach().to("cpu", copy=True)
+    views = {
+        f"{kind}|{fragment.name}|{fragment.start}": tensor
         for fragment in _owned(engine, frozen)
         for kind, tensor in fragment.tensors.items()
     }
     path = folder / rank_file(engine.ranks.rank)
-    save_file(tensors, path)
-    records = [store.record(path)]
+    records = [store.record(path, write_tensors(path, views))]
     if engine.ranks.rank == 0:
         routing = folder / ROUTING_FILE
         save_file(

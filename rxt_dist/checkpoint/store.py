@@ -127,13 +127,17 @@ class CheckpointStore:
         self._begun.add(step)
         return folder
 
-    def record(self, path: Path) -> FileRecord:
-        """Make a written file durable and describe it; called by the rank that wrote it. Reads the file once."""
+    def record(self, path: Path, sha256: str | None = None) -> FileRecord:
+        """Make a written file durable and describe it; called by the rank that wrote it.
+
+        Args:
+            sha256: of what was written; without it the file is read once.
+        """
         folder = self.directory / path.relative_to(self.directory).parts[0]
         with open(path, "rb") as file:
             os.fsync(file.fileno())
             size = os.fstat(file.fileno()).st_size
-        return FileRecord(path.relative_to(folder).as_posix(), size, sha256_file(path))
+        return FileRecord(path.relative_to(folder).as_posix(), size, sha256 or sha256_file(path))
 
     def commit(self, step: int, files: Sequence[FileRecord], meta: Mapping[str, Any]) -> Path:
         """Turn the written files of `step` into a checkpoint; rank 0, after every rank has recorded its files.

@@ -24,9 +24,9 @@ from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.expert_parallel import (
     RoutedShape,
     autoep_config,
+    cut,
     is_expert,
     model_name,
-    pieces,
 )
 from rxt_dist.engine.interface import (
     FIRST_MOMENT,
@@ -40,9 +40,14 @@ from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_l
 from rxt_dist.engine.routing import RoutingState
 from rxt_dist.engine.sums import StepSums, evaluate_stage
 from rxt_dist.losses import StageOutput, objective
+from rxt_dist.model.count import local_moe_parameters
 from rxt_dist.stages.base import MicroBatch, Stage
 
 _PREFIX = "stage.model."
+
+# Elements that are reduced, gathered ahead, kept for a next use, or updated at once; a larger parameter goes alone.
+# DeepSpeed's own values, up to 10^9, let all weights and several copies of all gradients stand beside each other.
+_PORTION_ELEMENTS = 1 << 24
 
 # DeepSpeed asks this table which of its own C++ operators it can build, and the first look runs compilers for seconds;
 # on CPU it then builds a shared-memory collective that only its inference uses (35 s, and a start without g++ fails).
@@ -93,13 +98,16 @@ class DeepSpeedEngine:
             self.engine, self.zero, *_ = deepspeed.initialize(
                 model=self.wrapper,
                 optimizer=self._make_optimizer,
-                model_parameters=[p for p in self.wrapper.parameters() if p.requires_grad],
+                # Lazily, since a list would keep the experts that AutoEP replaces.
+                model_parameters=(p for p in self.wrapper.parameters() if p.requires_grad),
                 config=engine_config(config, device),
                 dist_init_required=False,
             )
         # float32 and bfloat16 runs alike skip an update whose gradients are not finite, on all ranks.
         if config.parallel.zero < 3:
             self.zero.check_grad_overflow = True
+        if config.train.precision == "float32":
+            self._share_masters()
         self.routing = RoutingState.of(stage.model, config.train, device)
 
     def _make_optimizer(self, _: Any) -> torch.optim.Optimizer:
@@ -113,10 +121,9 @@ class DeepSpeedEngine:
         for group in parameter_groups(ours, self.stage.model.matrices, self.config.optimizer, rate_group):
             dense = [p for p in group["params"] if id(p) not in expert_ids]
             experts = [p for p in group["params"] if id(p) in expert_ids]
-            if dense:
-                groups.append(group | {"params": dense})
-            if experts:
-                groups.append(group | {"params": experts, "moe": True, "name": f"ep_size_{self.expert_parallel}"})
+            groups += [group | {"params": portion} for portion in self._portions(dense)]
+            marks = {"moe": True, "name": f"ep_size_{self.expert_parallel}"}
+            groups += [group | {"params": portion} | marks for portion in self._portions(experts)]
         return adamw(groups, self.config.optimizer)
 
     def train_step(self, micros: Sequence[MicroBatch], rates: Mapping[str, float]) -> StepResult:
@@ -154,23 +161,19 @@ class DeepSpeedEngine:
     def fragments(self, *, owned: bool) -> Iterator[Fragment]:
         """Pieces of this rank's ZeRO partition; ZeRO 1 to 3 hold every piece exactly once among all ranks."""
         self._materialise_moments()
-        expert_rank = 0
-        if self.expert_parallel > 1:
-            expert_rank = deepspeed_groups._get_expert_parallel_rank(f"ep_size_{self.expert_parallel}")
+        for name, parameter in self.wrapper.named_parameters():
+            local = self._local_state(parameter) if parameter.requires_grad else None
+            if local is not None:
+                yield from cut(name.removeprefix(_PREFIX), parameter, self._expert_rank(), *local)
+
+    def frozen_fragments(self) -> Iterator[Fragment]:
+        """See `Engine.frozen_fragments`."""
         for name, parameter in self.wrapper.named_parameters():
             if not parameter.requires_grad:
-                continue
-            local = self._local_state(parameter)
-            if local is None:
-                continue
-            offset, tensors = local
-            length = tensors[WEIGHT].numel()
-            for piece in pieces(name.removeprefix(_PREFIX), parameter, expert_rank):
-                first = max(offset, piece.local_start)
-                last = min(offset + length, piece.local_start + piece.length)
-                if first < last:
-                    views = {kind: tensor[first - offset : last - offset] for kind, tensor in tensors.items()}
-                    yield Fragment(piece.name, piece.start + first - piece.local_start, views)
+                offset, held = 0, parameter.data.view(-1)
+                if self.config.parallel.zero == 3:
+                    offset, held = self._partition(parameter, parameter.ds_tensor)  # type: ignore[attr-defined]
+                yield from cut(name.removeprefix(_PREFIX), parameter, self._expert_rank(), offset, {WEIGHT: held})
 
     def routing_state(self) -> dict[str, Tensor]:
         """See `Engine.routing_state`."""
@@ -206,6 +209,37 @@ class DeepSpeedEngine:
         """See `Engine.close`."""
         self.engine.destroy()
 
+    def _portions(self, parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+        """The parameters of a group, for ZeRO 1 and 2 a few at a time: they copy a whole group's gradients at once.
+
+        ZeRO-3 makes its own portions (`sub_group_size`).
+        """
+        portion: list[nn.Parameter] = []
+        elements = 0
+        for parameter in parameters:
+            if portion and self.config.parallel.zero < 3 and elements + parameter.numel() > _PORTION_ELEMENTS:
+                yield portion
+                portion, elements = [], 0
+            portion.append(parameter)
+            elements += parameter.numel()
+        if portion:
+            yield portion
+
+    def _share_masters(self) -> None:
+        """Let the optimizer step over the weights themselves: DeepSpeed copies them also where they are float32."""
+        for index, flat in enumerate(self._flat_parameters()):
+            if self.config.parallel.zero == 3:
+                flat.data = self.zero.fp16_partitioned_groups_flat[index].data
+                continue
+            group = self.zero.real_dp_process_group[index]
+            flat.data = self.zero.parallel_partitioned_bit16_groups[index][torch.distributed.get_rank(group)].data
+        for parameter in self.wrapper.parameters():
+            mapping = getattr(parameter, "_hp_mapping", None)
+            if mapping is not None:
+                at = mapping.hp_fragment_address
+                flat = self._flat_parameters()[mapping.param_group_index]
+                mapping.hp_fragment = flat.detach().narrow(0, at.start, at.numel)
+
     def _flat_parameters(self) -> list[nn.Parameter]:
         """The float32 tensors that the optimizer steps over."""
         if self.config.parallel.zero == 3:
@@ -213,6 +247,16 @@ class DeepSpeedEngine:
         if isinstance(self.zero, BF16_Optimizer):  # ZeRO 1 with bfloat16 weights and float32 gradient sums.
             return list(self.zero.fp32_groups_flat_partition)
         return list(self.zero.single_partition_of_fp32_groups)
+
+    def _expert_rank(self) -> int:
+        if self.expert_parallel == 1:
+            return 0
+        return int(deepspeed_groups._get_expert_parallel_rank(f"ep_size_{self.expert_parallel}"))
+
+    def _partition(self, parameter: Any, tensor: Tensor) -> tuple[int, Tensor]:
+        """ZeRO-3: where this rank's partition begins in the flattened parameter, and it without its padding."""
+        offset = tensor.numel() * self.zero._get_param_partition_rank(parameter)
+        return offset, tensor[: max(0, min(tensor.numel(), parameter.ds_numel - offset))]
 
     def _materialise_moments(self) -> None:
         """Make the moments of a run that has not stepped yet, so that they can be saved or loaded."""
@@ -228,20 +272,37 @@ class DeepSpeedEngine:
                 FIRST_MOMENT: self.zero._get_fp32_opt_state_partition(parameter, False, "exp_avg")[0],
                 SECOND_MOMENT: self.zero._get_fp32_opt_state_partition(parameter, False, "exp_avg_sq")[0],
             }
-            offset = partition[WEIGHT].numel() * self.zero._get_param_partition_rank(parameter)
-            # The last partition is padded beyond the parameter's end.
-            length = max(0, min(partition[WEIGHT].numel(), parameter.ds_numel - offset))
-            return offset, {kind: tensor[:length] for kind, tensor in partition.items()}
+            held = {kind: self._partition(parameter, tensor) for kind, tensor in partition.items()}
+            return held[WEIGHT][0], {kind: tensor for kind, (_, tensor) in held.items()}
         mapping = parameter._hp_mapping
         if mapping is None:
             return None
-        state = self.zero.optimizer.state[self._flat_parameters()[mapping.param_group_index]]
+        flat = self._flat_parameters()[mapping.param_group_index]
+        state = self.zero.optimizer.state[flat]
         at = mapping.hp_fragment_address
         return mapping.lp_fragment_address.start, {
-            WEIGHT: mapping.hp_fragment,
+            WEIGHT: flat.detach().narrow(0, at.start, at.numel),
             FIRST_MOMENT: state["exp_avg"].narrow(0, at.start, at.numel),
             SECOND_MOMENT: state["exp_avg_sq"].narrow(0, at.start, at.numel),
         }
+
+
+class ZeroDivision:
+    """Divides parameters over all ranks as ZeRO-3 does, before an engine is made: called with some after others."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self._made = engine_config(config, device)
+        self._dtype = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
+        self._divided: Any = None
+
+    def __call__(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Leave of each parameter this rank's share."""
+        if self._divided is None:
+            deepspeed.zero.Init(module=nn.ParameterList(parameters), config_dict_or_path=self._made, dtype=self._dtype)
+            self._divided = parameters[0]
+        else:
+            # What DeepSpeed itself calls for parameters that come later.
+            self._divided.convert_to_zero_parameters(param_list=list(parameters))
 
 
 def install_expert_parallel(stage: Stage, config: RunConfig) -> nn.Module:
@@ -282,6 +343,15 @@ def engine_config(config: RunConfig, device: torch.device) -> dict[str, Any]:
             "overlap_comm": cuda,
             "contiguous_gradients": True,
             "reduce_scatter": True,
+            "reduce_bucket_size": _PORTION_ELEMENTS,
+            "allgather_bucket_size": _PORTION_ELEMENTS,
+            "sub_group_size": _PORTION_ELEMENTS,
+            # Weights for the next modules are gathered while a device computes; on CPU both would be done in turn.
+            "stage3_prefetch_bucket_size": _PORTION_ELEMENTS if cuda else 0,
+            "stage3_max_live_parameters": 2 * local_moe_parameters(config.model, config.parallel.expert_parallel),
+            "stage3_max_reuse_distance": _PORTION_ELEMENTS,
+            # Weights of a module gathered together pass through a buffer of their size.
+            "allgather_sequential": not cuda,
         },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,

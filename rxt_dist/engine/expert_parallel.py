@@ -8,13 +8,14 @@ autoep.py adds to it, have our names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rxt_dist.config.model import ModelConfig
+from rxt_dist.engine.interface import Fragment
 
 _RENAMED = {
     "routed.router.gate.weight": "routed.gate.weight",
@@ -100,6 +101,24 @@ def pieces(name: str, parameter: nn.Parameter, expert_rank: int) -> Iterator[Pie
         return
     for expert in range(local_experts):
         yield Piece(ours, expert * size, (2 * (first + expert) + half) * size, size)
+
+
+def cut(
+    name: str, parameter: nn.Parameter, expert_rank: int, offset: int, held: Mapping[str, Tensor]
+) -> Iterator[Fragment]:
+    """The pieces of the model's parameters that lie in a part of a parameter of the engine's module.
+
+    Args:
+        offset: where that part begins in the flattened parameter.
+        held: views [n] of the part.
+    """
+    length = next(iter(held.values())).numel()
+    for piece in pieces(name, parameter, expert_rank):
+        first = max(offset, piece.local_start)
+        last = min(offset + length, piece.local_start + piece.length)
+        if first < last:
+            views = {kind: tensor[first - offset : last - offset] for kind, tensor in held.items()}
+            yield Fragment(piece.name, piece.start + first - piece.local_start, views)
 
 
 def model_name(name: str) -> str:

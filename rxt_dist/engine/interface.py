@@ -51,8 +51,8 @@ class Fragment:
     """A piece of one parameter that lives on this rank, with its optimizer moments.
 
     name: the parameter's name in the model; start: offset of the piece in the flattened parameter.
-    tensors: float32 views [n] into the engine's own storage: weight, exp_avg, exp_avg_sq. Saving reads them, loading
-    writes them.
+    tensors: float32 views [n] into the engine's own storage: weight, exp_avg, exp_avg_sq. Saving reads them; loading,
+    and setting the first weights, writes them.
     """
 
     name: str
@@ -87,6 +87,13 @@ class Engine(Protocol):
 
     def fragments(self, *, owned: bool) -> Iterator[Fragment]:
         """This rank's pieces of the training state; `owned` leaves out what another rank saves too."""
+        ...
+
+    def frozen_fragments(self) -> Iterator[Fragment]:
+        """This rank's pieces of the weights that are not trained, in the type in which they are computed with.
+
+        They are written like `fragments`; what is saved of them is in `checkpoint/frozen.py`.
+        """
         ...
 
     def routing_state(self) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.collectives import Collectives
-from rxt_dist.engine.expert_parallel import model_name, pieces
+from rxt_dist.engine.expert_parallel import cut, model_name
 from rxt_dist.engine.interface import (
     FIRST_MOMENT,
     SECOND_MOMENT,
@@ -116,12 +116,14 @@ class PlainEngine:
                 state.update(adam_state(master, 0))
             whole = {WEIGHT: master.detach(), FIRST_MOMENT: state["exp_avg"], SECOND_MOMENT: state["exp_avg_sq"]}
             first, last = self._owned(name, master) if owned else (0, master.numel())
-            for piece in pieces(name, self.named[name], self.expert_rank):
-                start = max(first, piece.local_start)
-                stop = min(last, piece.local_start + piece.length)
-                if start < stop:
-                    views = {kind: tensor.view(-1)[start:stop] for kind, tensor in whole.items()}
-                    yield Fragment(piece.name, piece.start + start - piece.local_start, views)
+            held = {kind: tensor.view(-1)[first:last] for kind, tensor in whole.items()}
+            yield from cut(name, self.named[name], self.expert_rank, first, held)
+
+    def frozen_fragments(self) -> Iterator[Fragment]:
+        """See `Engine.frozen_fragments`."""
+        for name, parameter in self.stage.model.named_parameters():
+            if not parameter.requires_grad:
+                yield from cut(name, parameter, self.expert_rank, 0, {WEIGHT: parameter.data.view(-1)})
 
     def routing_state(self) -> dict[str, Tensor]:
         """See `Engine.routing_state`."""

@@ -96,6 +96,12 @@ def moe_parameters(model: ModelConfig) -> int:
     return routed + _shared_parameters(moe, dim)
 
 
+def local_moe_parameters(model: ModelConfig, expert_parallel: int) -> int:
+    """What a rank has of one MoE layer when its experts are split over so many ranks."""
+    elsewhere = model.decoder.moe.experts - model.decoder.moe.experts // expert_parallel
+    return moe_parameters(model) - elsewhere * expert_parameters(model)
+
+
 def _shared_parameters(moe: MoEConfig, dim: int) -> int:
     if not moe.shared_experts:
         return 0

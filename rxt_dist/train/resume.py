@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rxt_dist.checkpoint.frozen import load_frozen
-from rxt_dist.checkpoint.start import choose_origin, fill_from, fill_masters
+from rxt_dist.checkpoint.frozen import FrozenWeights
+from rxt_dist.checkpoint.start import choose_origin, fill_from
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.config.run import RunConfig
 from rxt_dist.data.sampler import DataState
 from rxt_dist.engine.collectives import Collectives
-from rxt_dist.engine.interface import Engine
+from rxt_dist.engine.interface import WEIGHT, Engine
 from rxt_dist.errors import CheckpointError
-from rxt_dist.model.init import initialise
-from rxt_dist.stages.base import DataSource, Stage
+from rxt_dist.model.init import InitialWeights
+from rxt_dist.stages.base import DataSource
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,10 @@ class Beginning:
     chosen: Checkpoint | None = None
 
 
-def set_weights(stage: Stage, config: RunConfig, checkpoint: Checkpoint | None, group: Collectives) -> Beginning:
-    """Give the stage's model the weights that it has before an engine takes it; what is trained of a checkpoint comes
-    later, into the engine."""
+def choose_beginning(config: RunConfig, checkpoint: Checkpoint | None, group: Collectives) -> Beginning:
+    """Where the weights will come from, verified; of a life that resumes, where its run once began."""
     if checkpoint is not None:
-        group.together(lambda: load_frozen(stage.model, checkpoint))
         return Beginning(checkpoint.meta.get("origin"))
-    initialise(stage.model, config.seed)
     start = config.start
     if start is None:
         return Beginning()
@@ -93,17 +90,23 @@ def set_weights(stage: Stage, config: RunConfig, checkpoint: Checkpoint | None, 
     found = group.together(lambda: choose_origin(start, remarks.append) if group.rank == 0 else None)[0]
     assert found is not None
     origin, chosen = found
-    group.together(lambda: fill_from(start, chosen, stage.model))
     at = f"step {origin.step} of {origin.path}" if origin.step is not None else origin.path
     fresh = [part for part in config.stage.parts() if part not in start.parts]
     remarks.append(f"weights: {', '.join(start.parts)} from {at}; afresh: {', '.join(fresh) or 'nothing'}")
     return Beginning(origin.to_dict(), tuple(remarks), chosen)
 
 
-def set_masters(engine: Engine, config: RunConfig, beginning: Beginning) -> None:
-    """Give an engine that rounds weights to bfloat16 those of a start as they were: the parts that it trains begin with
-    what was learnt, not with its eight leading bits."""
+def set_weights(
+    engine: Engine, frozen: FrozenWeights, config: RunConfig, initial: InitialWeights, beginning: Beginning
+) -> None:
+    """Write the first weights of a run into an engine that has none: each rank those that it holds, as float32 where
+    they are trained. All ranks together."""
     start = config.start
-    if start is not None and config.train.precision == "bfloat16":
-        engine.ranks.together(lambda: fill_masters(start, beginning.chosen, engine))
-        engine.finish_load(0, engine.routing_state())
+    taken = start.parts if start is not None else ()
+    fragments = [*engine.fragments(owned=False), *engine.frozen_fragments(), *frozen.fragments()]
+    runs = [(piece.name, piece.start, piece.tensors[WEIGHT]) for piece in fragments]
+    initial.fill(run for run in runs if run[0].split(".")[0] not in taken)
+    if start is not None:
+        theirs = [run for run in runs if run[0].split(".")[0] in taken]
+        engine.ranks.together(lambda: fill_from(start, beginning.chosen, theirs))
+    engine.finish_load(0, engine.routing_state())

@@ -19,6 +19,7 @@ from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.build import build_engine, choose_device, describe_kernels, joined_ranks
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.errors import ExitCode
+from rxt_dist.model.init import InitialWeights
 from rxt_dist.ranks import Ranks
 from rxt_dist.stages.base import DataSource, build_network, stage_class
 from rxt_dist.train.loop import Training, run_loop
@@ -27,7 +28,7 @@ from rxt_dist.train.preflight import order_lines, preflight
 from rxt_dist.train.profile import Recording, profiling, require_steps
 from rxt_dist.train.progress import Progress
 from rxt_dist.train.reporter import Reporter
-from rxt_dist.train.resume import Position, find_checkpoint, position_of, set_masters, set_weights
+from rxt_dist.train.resume import Position, choose_beginning, find_checkpoint, position_of, set_weights
 from rxt_dist.train.run_dir import RunDirectory
 from rxt_dist.train.signals import StopRequest
 
@@ -68,9 +69,12 @@ def _train(
     store = CheckpointStore(directory.checkpoints, config.checkpoint.keep)
     checkpoint, remarks = find_checkpoint(group, store)
     position = position_of(checkpoint, data) if checkpoint else Position()
-    stage = stage_class(config)(build_network(config), config)
-    beginning = set_weights(stage, config, checkpoint, group)
+    beginning = choose_beginning(config, checkpoint, group)
     origin = beginning.origin
+    # Without weights: an engine makes room for what this rank holds of them.
+    with torch.device("meta"):
+        stage = stage_class(config)(build_network(config), config)
+    initial = InitialWeights(stage.model, config.seed)
     frozen = FrozenWeights(stage.model, group)
     engine = build_engine(stage, config, group.device)
     stack.callback(engine.close)
@@ -88,9 +92,10 @@ def _train(
     if checkpoint is not None:
         load_state(engine, frozen, checkpoint, position.applied)
         reporter.event("resume", step=position.step, row=position.row, checkpoint=checkpoint.path.name)
-    elif origin is not None:
-        set_masters(engine, config, beginning)
-        reporter.event("begin", path=origin["path"], step=origin["step"], parts=origin["parts"])
+    else:
+        set_weights(engine, frozen, config, initial, beginning)
+        if origin is not None:
+            reporter.event("begin", path=origin["path"], step=origin["step"], parts=origin["parts"])
     if writer is not None:
         writer.truncate_after(position.step)
         if origin is not None:

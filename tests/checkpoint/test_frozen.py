@@ -12,7 +12,8 @@ from safetensors import safe_open
 from tiny import make_stage, packed_batch, run_config
 from torch import Tensor, nn
 
-from rxt_dist.checkpoint.frozen import FrozenWeights, load_frozen
+from rxt_dist.checkpoint.frozen import FrozenWeights
+from rxt_dist.checkpoint.pieces import SavedPieces
 from rxt_dist.checkpoint.state import load_state, save_state, state_checksum
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.config.run import RunConfig
@@ -126,19 +127,28 @@ def test_a_run_resumes_with_frozen_weights_from_its_checkpoint_alone(tmp_path: P
     checkpoint, before = trained_and_saved(tmp_path, config)
     stage = make_stage(config.model_copy(update={"seed": 1}))
     assert any(not torch.equal(value, before[name]) for name, value in frozen_of(stage).items())
-    load_frozen(stage.model, checkpoint)
-    for name, value in frozen_of(stage).items():
-        assert torch.equal(value, before[name]), name
     engine, frozen = engine_of(stage, config)
     load_state(engine, frozen, checkpoint, 1)
+    for name, value in frozen_of(stage).items():
+        assert torch.equal(value, before[name].bfloat16()), name
+    for fragment in frozen.fragments():
+        assert torch.equal(fragment.tensors["weight"], before[fragment.name].flatten()), fragment.name
     assert state_checksum(engine, frozen) == checkpoint.meta["checksum"]
 
 
-def test_frozen_weights_of_another_run_are_noticed(tmp_path: Path) -> None:
+def test_frozen_weights_of_another_run_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checksum of a state is also that of what nobody trains."""
     config = run_config(stage=FrozenEncoder)
     checkpoint, _ = trained_and_saved(tmp_path, config)
-    engine, frozen = engine_of(make_stage(config.model_copy(update={"seed": 1})), config)
+    engine, frozen = engine_of(make_stage(config), config)
+    fill = SavedPieces.fill
+
+    def careless(self: SavedPieces, kind: str, name: str, start: int, target: Tensor) -> None:
+        fill(self, kind, name, start, target)
+        if name == "encoder.layers.0.attention.q_proj.weight":
+            target += 1
+
+    monkeypatch.setattr(SavedPieces, "fill", careless)
     with pytest.raises(CheckpointError, match="weights or moments went to the wrong place"):
         load_state(engine, frozen, checkpoint, 1)
 
@@ -157,17 +167,20 @@ def test_a_checkpoint_that_lacks_a_frozen_weight_is_refused(tmp_path: Path) -> N
     save_state(engine, frozen, store, 1, {})
     checkpoint = store.latest_valid(pytest.fail)
     assert checkpoint is not None
-    whole = make_stage(run_config(stage=FrozenEncoder))
+    config = run_config(stage=FrozenEncoder)
+    engine, frozen = engine_of(make_stage(config), config)
     with pytest.raises(CheckpointError, match=r"lacks elements 0 to \d+ of 'encoder\."):
-        load_frozen(whole.model, checkpoint)
+        load_state(engine, frozen, checkpoint, 1)
 
 
 def test_weights_that_turned_from_trained_to_frozen_are_found_in_an_older_checkpoint(tmp_path: Path) -> None:
     """Moments that the checkpoint holds besides are not asked for."""
     config = run_config()
     checkpoint, _ = trained_and_saved(tmp_path, config)
-    stage = make_stage(run_config(stage=FrozenEncoder))
-    load_frozen(stage.model, checkpoint)
+    with torch.device("meta"):
+        stage = make_stage(run_config(stage=FrozenEncoder))
+    frozen, saved = FrozenWeights(stage.model, Collectives(CPU)), SavedPieces(checkpoint)
     with safe_open(checkpoint.path / "rank-00000.safetensors", "pt") as file:
-        for name, value in frozen_of(stage).items():
-            assert torch.equal(value.flatten(), file.get_tensor(f"weight|{name}|0"))
+        for fragment in frozen.fragments():
+            saved.fill("weight", fragment.name, fragment.start, fragment.tensors["weight"])
+            assert torch.equal(fragment.tensors["weight"], file.get_tensor(f"weight|{fragment.name}|0"))

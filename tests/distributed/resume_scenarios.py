@@ -10,9 +10,9 @@ from harness import RankContext
 from scenarios import LR, config_of, release
 from tiny import batch_for, make_stage
 
-from rxt_dist.checkpoint.frozen import FrozenWeights, load_frozen
+from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.state import load_state, save_state, state_checksum
-from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
+from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.engine.build import build_engine
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.interface import Engine
@@ -40,7 +40,7 @@ def load_and_go_on(
     for topology in topologies:
         checkpoint = CheckpointStore(Path(directory), 2).latest_valid(print)
         assert checkpoint is not None
-        engine, frozen, stage, config = _engine(context, topology, seed=1, checkpoint=checkpoint)
+        engine, frozen, stage, config = _engine(context, topology, seed=1)
         load_state(engine, frozen, checkpoint, SAVED_AT)
         states = list(_optimizer(engine).state.values())
         counters = {state["step"].data_ptr() for state in states}
@@ -66,16 +66,12 @@ def _optimizer(engine: Engine) -> torch.optim.Optimizer:
     return engine.optimizer if zero is None else zero.optimizer
 
 
-def _engine(
-    context: RankContext, topology: dict[str, Any], seed: int = 0, checkpoint: Checkpoint | None = None
-) -> tuple[Any, ...]:
+def _engine(context: RankContext, topology: dict[str, Any], seed: int = 0) -> tuple[Any, ...]:
     if topology.get("engine") != "plain" and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")
     config = config_of(context, **topology)
     stage = make_stage(config)
     initialise(stage.model, seed)  # Other initial weights, but the same masks and noise.
-    if checkpoint is not None:
-        load_frozen(stage.model, checkpoint)
     frozen = FrozenWeights(stage.model, Collectives(torch.device("cpu")))
     return build_engine(stage, config, torch.device("cpu")), frozen, stage, config
 

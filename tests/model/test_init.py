@@ -3,13 +3,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from tiny import model_config
+from torch import nn
 
 from rxt_dist.config.model import ModelConfig
-from rxt_dist.model.init import initialise
+from rxt_dist.model.init import InitialWeights, initialise
 from rxt_dist.model.reactive import ReactiveTransformer
 
 
@@ -134,3 +136,21 @@ def test_norms_are_one_biases_zero_and_memory_gates_at_their_start(demo: dict[st
         counted[kind] += 1
         assert parameter.unique().tolist() == [value], name
     assert min(counted.values()) >= 3 * 2
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 63, 64, 65, 79, 80, 81, 200])
+def test_a_parameter_drawn_in_pieces_is_the_one_drawn_at_once(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The law of torch's generator that pieces stand on; sizes around a drawing of 64 and its groups of 16."""
+    model = nn.Module()
+    model.layer = nn.Linear(size, 1, bias=False)
+    model.config, model.decoder, model.encoder = model_config(), None, None  # type: ignore[assignment]
+    network: Any = model
+    whole, pieces, last = torch.empty(size), torch.full((size,), float("nan")), torch.empty(size - size // 2)
+    InitialWeights(network, 3).fill([("layer.weight", 0, whole)])
+    monkeypatch.setattr("rxt_dist.model.init._DRAWN", 64)
+    first, second = size // 3, 2 * size // 3
+    runs = [("layer.weight", second, pieces[second:]), ("layer.weight", 0, pieces[:first])]
+    InitialWeights(network, 3).fill([*runs, ("layer.weight", first, pieces[first:second])])
+    assert torch.equal(pieces, whole)
+    InitialWeights(network, 3).fill([("layer.weight", size // 2, last)])
+    assert torch.equal(last, whole[size // 2 :])

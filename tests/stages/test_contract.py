@@ -17,7 +17,7 @@ import torch
 from tiny import ROWS, TOKENS, batch_for, make_stage, relative, run_config
 from training_run import STEP_TOKENS, TinyRun, build_shards
 
-from rxt_dist.checkpoint.frozen import FrozenWeights, load_frozen
+from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.pieces import SavedPieces
 from rxt_dist.checkpoint.state import load_state, save_state, state_checksum
 from rxt_dist.checkpoint.store import CheckpointStore
@@ -190,7 +190,6 @@ def test_training_goes_on_from_a_checkpoint_of_all_parts(kind: str, tmp_path: Pa
     initialise(other.model, 9)
     checkpoint = store.latest_valid(print)
     assert checkpoint is not None
-    load_frozen(other.model, checkpoint)
     other_frozen = FrozenWeights(other.model, engine.ranks)
     resumed = PlainEngine(other, config, CPU)
     load_state(resumed, other_frozen, checkpoint, 2)

@@ -14,18 +14,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 from training_run import TinyRun, build_shards
 
+from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.pieces import SavedPieces
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.config.load import load_run
-from rxt_dist.config.run import RunConfig
+from rxt_dist.config.run import ParallelConfig, RunConfig
 from rxt_dist.data.sampler import DataState
+from rxt_dist.engine.build import build_engine
 from rxt_dist.engine.collectives import Collectives
-from rxt_dist.engine.plain import PlainEngine
+from rxt_dist.engine.interface import Engine
 from rxt_dist.errors import CheckpointError, DataError, ExitCode
-from rxt_dist.model.init import initialise
+from rxt_dist.model.init import InitialWeights, initialise
 from rxt_dist.ranks import Ranks
 from rxt_dist.stages.base import Stage, build_network, stage_class
-from rxt_dist.train.resume import Beginning, Position, find_checkpoint, position_of, set_masters, set_weights
+from rxt_dist.train.resume import Beginning, Position, choose_beginning, find_checkpoint, position_of, set_weights
 from rxt_dist.train.run import train
 from rxt_dist.train.signals import StopRequest
 
@@ -57,6 +59,19 @@ def stage_of(config: RunConfig) -> Stage:
     return stage_class(config)(build_network(config), config)
 
 
+def begun(config: RunConfig) -> tuple[Stage, Engine, Beginning]:
+    """The beginning of a run in one process of plain torch, from a network without weights."""
+    with torch.device("meta"):
+        stage = stage_of(config)
+    initial = InitialWeights(stage.model, config.seed)
+    beginning = choose_beginning(config, None, ALONE)
+    frozen = FrozenWeights(stage.model, ALONE)
+    alone = config.model_copy(update={"parallel": ParallelConfig(engine="plain", zero=0)})
+    engine = build_engine(stage, alone, torch.device("cpu"))
+    set_weights(engine, frozen, config, initial, beginning)
+    return stage, engine, beginning
+
+
 def weights_of(stage: Stage) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in stage.model.named_parameters()}
 
@@ -76,20 +91,18 @@ def same(mine: dict[str, Tensor], other: dict[str, Tensor], *parts: str) -> bool
 
 def test_a_new_run_begins_with_the_weights_of_its_seed(first: TinyRun) -> None:
     config = load_run(first.file)
-    stage = stage_of(config)
-    assert set_weights(stage, config, None, ALONE) == Beginning()
+    stage, _, beginning = begun(config)
+    assert beginning == Beginning()
     assert same(weights_of(stage), initialised(config))
 
 
 def test_weights_that_are_taken_over_stay_and_the_others_begin_afresh(first: TinyRun) -> None:
     start = f"start={{run: {first.directory}, parts: [embedding, decoder]}}"
     config = load_run(first.file, ["name=second", "seed=5", start])
-    stage = stage_of(config)
-    beginning = set_weights(stage, config, None, ALONE)
+    stage, _, beginning = begun(config)
     origin = beginning.origin
     found, fresh = weights_of(stage), initialised(config)
-    taken = stage_of(load_run(first.file, ["seed=5", start]))
-    set_weights(taken, config, None, ALONE)
+    taken, _, _ = begun(load_run(first.file, ["seed=5", start]))
     assert same(found, weights_of(taken)), "the same whenever it is done"
     assert same(found, fresh, "lm_head", "encoder", "mlm_head")
     assert not same(found, fresh, "embedding")
@@ -112,8 +125,8 @@ def test_a_run_that_resumes_looks_for_its_origin_in_its_own_checkpoint(first: Ti
     saved = newest(first.directory)
     origin = {"path": "gone", "step": 3}
     resumed = Checkpoint(7, saved.path, {**saved.meta, "origin": origin}, saved.files, saved.digest)
-    assert set_weights(stage_of(config), config, resumed, ALONE) == Beginning(origin)
-    assert set_weights(stage_of(config), config, saved, ALONE) == Beginning()
+    assert choose_beginning(config, resumed, ALONE) == Beginning(origin)
+    assert choose_beginning(config, saved, ALONE) == Beginning()
 
 
 def test_the_origin_is_in_environment_and_in_every_checkpoint_of_every_life(first: TinyRun, tmp_path: Path) -> None:
@@ -195,9 +208,7 @@ def test_a_start_in_bfloat16_begins_with_the_weights_as_they_were(kind: str, fir
     place = first.directory if kind == "run" else tmp_path
     start = f"start={{{kind}: {place}, parts: [embedding, decoder]}}"
     config = load_run(first.file, ["train.precision=bfloat16", start])
-    beginning = set_weights(stage, config, None, ALONE)
-    engine = PlainEngine(stage, config, torch.device("cpu"))
-    set_masters(engine, config, beginning)
+    stage, engine, _ = begun(config)
     rounded = 0
     for fragment in engine.fragments(owned=True):
         found = fragment.tensors["weight"].view_as(learnt[fragment.name])

@@ -1,0 +1,116 @@
+"""What gloo ranks do in the tests of first weights and of memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import RankContext
+from scenarios import LR, canonical, rank_share, release, whole
+from tiny import ROWS, make_stage, run_config
+
+from rxt_dist.checkpoint.frozen import FrozenWeights
+from rxt_dist.checkpoint.state import save_state
+from rxt_dist.checkpoint.store import CheckpointStore
+from rxt_dist.config.load import load_run
+from rxt_dist.config.run import RunConfig
+from rxt_dist.data.loader import token_batch
+from rxt_dist.engine.build import build_engine, keep_freed_memory
+from rxt_dist.engine.collectives import Collectives
+from rxt_dist.engine.interface import Engine
+from rxt_dist.model.init import InitialWeights
+from rxt_dist.plan import memory_per_gpu
+from rxt_dist.stages.base import Stage, build_network, stage_class
+from rxt_dist.train.resume import Beginning, set_weights
+
+CPU = torch.device("cpu")
+DEMO = Path(__file__).parents[2] / "configs/run/demo.yaml"
+LENGTH, STEPS = 64, 2
+
+
+def begun(config: RunConfig) -> tuple[Stage, Engine, FrozenWeights]:
+    """A run with its first weights, begun as `rxt-dist train` does: from a network that has none."""
+    with torch.device("meta"):
+        stage = stage_class(config)(build_network(config), config)
+    initial, frozen = InitialWeights(stage.model, config.seed), FrozenWeights(stage.model, Collectives(CPU))
+    engine = build_engine(stage, config, CPU)
+    set_weights(engine, frozen, config, initial, Beginning())
+    return stage, engine, frozen
+
+
+def first_weights(context: RankContext, topologies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each topology: the state before and after two steps, begun without weights and with all of them."""
+    torch.distributed.init_process_group("gloo")
+    results = []
+    for topology in topologies:
+        config = run_config(micro_batch_rows=ROWS // context.world_size, **topology)
+        model = make_stage(config).model
+        shapes = {name: list(value.shape) for name, value in model.named_parameters()}
+        frozen = {name: value.detach() for name, value in model.named_parameters() if not _trained(config, name)}
+        result: dict[str, Any] = {"wanted": {name: value.detach() for name, value in model.named_parameters()}}
+        for way in ("pieces", "whole"):
+            stage, engine, shares = begun(config) if way == "pieces" else _whole(config)
+            result[way] = {"first": canonical(engine, shapes)[0], "frozen": whole(engine, frozen)}
+            held = [(part.name, part.start, part.tensors["weight"]) for part in shares.fragments()]
+            result[way]["shares"] = [piece for of_rank in engine.ranks.gather(held) for piece in of_rank]
+            for step in range(STEPS):
+                micros = rank_share(context, stage, config.train.micro_batch_rows, step)
+                engine.train_step(micros, dict.fromkeys(stage.rates(0), LR))
+            result[way]["trained"] = canonical(engine, shapes)[0]
+            release(engine)
+        results.append(result)
+    return results if context.rank == 0 else []
+
+
+def _trained(config: RunConfig, name: str) -> bool:
+    return config.stage.rate_group(name) is not None
+
+
+def _whole(config: RunConfig) -> tuple[Stage, Engine, FrozenWeights]:
+    stage = make_stage(config)
+    frozen = FrozenWeights(stage.model, Collectives(CPU))
+    return stage, build_engine(stage, config, CPU), frozen
+
+
+def memory(context: RankContext, topology: dict[str, Any], experts: int) -> dict[str, Any]:
+    """Bytes that this rank takes at most in set-up and two steps, and a save besides; what was planned."""
+    keep_freed_memory()
+    torch.distributed.init_process_group("gloo")
+    parallel = ", ".join(f"{key}: {value}" for key, value in topology.items())
+    changes = [
+        *("model.dim=512", "model.layers=2", "model.decoder.moe.hidden=1024", f"model.decoder.moe.experts={experts}"),
+        *(f"parallel={{{parallel}}}", "train.micro_batch_rows=1", f"cluster.gpus_per_node={context.world_size}"),
+    ]
+    config = load_run(DEMO, changes)
+    planned = memory_per_gpu(config, config.parallel.zero, LENGTH)
+    _reset_peak()
+    stage, engine, frozen = begun(config)
+    peaks = [_resident("VmHWM")]
+    generator = np.random.default_rng(context.rank)
+    for step in range(STEPS):
+        tokens = torch.from_numpy(generator.integers(16, 4096, (1, LENGTH)).astype(np.int16))
+        batch = token_batch(tokens, np.array([1]), np.array([LENGTH]), np.zeros(1, np.int64), np.array([step]))
+        assert engine.train_step([stage.prepare(batch, 0)], {"all": 1e-3}).applied
+    peaks.append(_resident("VmHWM"))
+    _reset_peak()
+    resting = _resident("VmRSS")
+    save_state(engine, frozen, CheckpointStore(context.folder / "checkpoints", 2), STEPS, {})
+    largest = max(tensor.numel() for part in engine.fragments(owned=True) for tensor in part.tensors.values())
+    return {
+        "set-up": peaks[0],
+        "steps": peaks[1],
+        "save": _resident("VmHWM") - resting,
+        "largest": 4 * largest,
+        "planned": planned["total_estimate"],
+    }
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def _reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")

@@ -1,0 +1,67 @@
+"""A rank makes only the weights that it keeps, and takes no more memory than was planned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import memory_scenarios
+import pytest
+import torch
+from harness import Ranks
+
+pytestmark = pytest.mark.distributed
+
+TOPOLOGIES = (
+    {"zero": 3, "expert_parallel": 1},
+    {"zero": 3, "expert_parallel": 2},
+    {"zero": 3, "expert_parallel": 2, "precision": "bfloat16"},
+    {"zero": 3, "expert_parallel": 2, "stage": "frozen-experts"},
+    {"zero": 3, "expert_parallel": 1, "stage": "encoder"},
+    {"zero": 1, "expert_parallel": 2},
+    {"zero": 2, "expert_parallel": 1},
+    {"zero": 0, "expert_parallel": 2},
+)
+# Large ones: glibc gives blocks from 32 MB on back to the system, and smaller ones stay with the process.
+EXPERTS = 16
+
+
+@pytest.fixture(scope="module")
+def begun(ranks: Ranks) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = ranks.run(memory_scenarios.first_weights, 2, topologies=list(TOPOLOGIES))[0]
+    return found
+
+
+@pytest.mark.parametrize("index", range(len(TOPOLOGIES)), ids=lambda index: str(TOPOLOGIES[index]))
+def test_weights_that_ranks_make_in_pieces_are_those_of_the_seed(index: int, begun: list[dict[str, Any]]) -> None:
+    found, wanted = begun[index]["pieces"], begun[index]["wanted"]
+    for key, value in found["first"].items():
+        kind, name = key.split(":")
+        assert torch.equal(value, wanted[name].flatten() if kind == "weight" else torch.zeros_like(value)), key
+    rounded = torch.bfloat16 if TOPOLOGIES[index].get("precision") == "bfloat16" else torch.float32
+    for name, value in found["frozen"].items():
+        assert torch.equal(value.flatten(), wanted[name].flatten().to(rounded)), name
+    for name, start, share in found["shares"]:
+        assert torch.equal(share, wanted[name].flatten()[start : start + share.numel()]), name
+    named = {key.split(":")[1] for key in found["first"]} | {name for name, _, _ in found["shares"]}
+    assert named == set(wanted)
+
+
+@pytest.mark.parametrize("index", range(len(TOPOLOGIES)), ids=lambda index: str(TOPOLOGIES[index]))
+def test_a_run_from_pieces_trains_as_one_from_the_whole_model(index: int, begun: list[dict[str, Any]]) -> None:
+    pieces, whole = begun[index]["pieces"]["trained"], begun[index]["whole"]["trained"]
+    assert pieces.keys() == whole.keys()
+    if "precision" in TOPOLOGIES[index]:  # From the whole model the masters begin rounded.
+        return
+    for key, value in whole.items():
+        assert torch.equal(pieces[key], value), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("zero", "expert_parallel", "count"), [(1, 1, 1), (3, 1, 1), (1, 1, 2), (3, 1, 2), (3, 2, 2)])
+def test_memory_of_a_rank_is_as_planned(zero: int, expert_parallel: int, count: int, ranks: Ranks) -> None:
+    """86M parameters, 344 MB in float32."""
+    topology = {"engine": "deepspeed", "zero": zero, "expert_parallel": expert_parallel}
+    for found in ranks.run(memory_scenarios.memory, count, topology=topology, experts=EXPERTS):
+        assert found["set-up"] <= 1.15 * found["planned"], found
+        assert found["steps"] <= 1.25 * found["planned"], found
+        assert found["save"] <= found["largest"] + (32 << 20), found
