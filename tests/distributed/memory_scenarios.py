@@ -104,7 +104,16 @@ def memory(context: RankContext, topology: dict[str, Any], experts: int) -> dict
         "save": _resident("VmHWM") - resting,
         "largest": 4 * largest,
         "planned": planned["total_estimate"],
+        "copied masters": _copied_masters(engine),
     }
+
+
+def _copied_masters(engine: Any) -> int:
+    """Groups of ZeRO-3 whose float32 masters are another memory than the weights."""
+    if engine.config.parallel.zero < 3:
+        return 0
+    masters, weights = engine.zero.fp32_partitioned_groups_flat, engine.zero.fp16_partitioned_groups_flat
+    return sum(one.data_ptr() != other.data_ptr() for one, other in zip(masters, weights, strict=True))
 
 
 def _resident(field: str) -> int:
