@@ -12,7 +12,7 @@ from gpu_parts.report import Report
 
 @dataclass(frozen=True)
 class Context:
-    """Of one section. ends: when the time of the whole run is over (`time.time`)."""
+    """Of one section. ends: when its time is over, or that of the whole run (`time.time`)."""
 
     section: str
     device: Device
@@ -33,7 +33,7 @@ class Context:
 
     @property
     def seconds_left(self) -> float:
-        """Of the whole run."""
+        """Of the section."""
         return self.ends - time.time()
 
     def share_of_peak(self, operations_per_second: float) -> float | str:

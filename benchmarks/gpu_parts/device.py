@@ -92,7 +92,7 @@ class Device:
                 action()
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        return sum("synchronizing" in str(one.message) for one in caught)
+        return sum("called a synchronizing" in str(one.message) for one in caught)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -19,6 +19,7 @@ from gpu_parts.context import Context
 from gpu_parts.device import Device, fitting
 from gpu_parts.work import BETA, batch, configuration, row_tokens
 from rxt_dist.config.model import AttentionConfig
+from rxt_dist.engine.build import choose_kernels
 from rxt_dist.model.attention import Documents, attend
 from rxt_dist.model.cross_entropy import linear_cross_entropy
 from rxt_dist.model.moe import MoEFeedForward
@@ -57,7 +58,9 @@ def environment(context: Context) -> None:
             "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         }
         if properties.major < 9:
-            context.note("torch's grouped product has kernels for compute capability 9 and 10 only: here it loops")
+            context.note(
+                context.note("torch has grouped products from compute capability 9 on; training takes DeepSpeed's here")
+            )
         peak = next((value for name, value in DATASHEET.items() if name in properties.name), None)
         if peak:
             context.report.fact("bf16_flops_datasheet", peak)
@@ -191,6 +194,7 @@ def _forward_and_backward(
 def experts(context: Context) -> None:
     """Routed experts of one RxT-Beta layer against their limits: even, and as a random router chooses."""
     device, config = context.device, configuration(BETA, context.device)
+    choose_kernels(config, device.device)
     tokens, moe, dim = row_tokens(BETA, device), config.model.decoder.moe, config.model.dim
     with device.device:
         layer = MoEFeedForward(config.model).to(torch.bfloat16)
@@ -232,6 +236,7 @@ def experts(context: Context) -> None:
 def cross_entropy(context: Context) -> None:
     """The vocabulary's cross-entropy of one RxT-Beta row, in chunks as in training, and as torch does it at once."""
     device, config = context.device, configuration(BETA, context.device)
+    choose_kernels(config, device.device)
     tokens, dim, words = row_tokens(BETA, device), config.model.dim, config.model.vocab_size
     hidden_ND, weight_VD = (
         torch.randn(rows, dim, device=device.device).mul_(0.05).bfloat16().requires_grad_() for rows in (tokens, words)

@@ -35,7 +35,7 @@ SECTIONS = [
     Section("peaks", 10, 60, operations.peaks),
     Section("attention", 10, 60, operations.attention),
     Section("experts", 10, 60, operations.experts),
-    Section("joint-step", 30, 150, steps.sweep),
+    Section("joint-step", 30, 180, steps.sweep),
     Section("kernels", 20, 60, steps.kernels),
     Section("reference", 20, 100, reference.reference),
     Section("zero3", 25, 90, partial(steps.zero, stage=3)),
@@ -54,7 +54,7 @@ def run_section(section: Section, report: Report, device: Device, ends: float) -
     began = time.time()
     report.begin(section.name, section.title)
     try:
-        section.run(Context(section.name, device, report, ends))
+        section.run(Context(section.name, device, report, min(ends, began + section.most)))
     except Exception as error:
         traceback.print_exc()
         last = traceback.format_exception_only(error)[-1].strip().splitlines()[0]

@@ -6,6 +6,7 @@ import os
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import torch
@@ -28,11 +29,12 @@ from gpu_parts.work import (
     set_recompute,
 )
 from rxt_dist.config.run import RunConfig
-from rxt_dist.engine.build import build_engine
+from rxt_dist.engine.build import build_engine, choose_kernels, compiles
 from rxt_dist.engine.interface import Engine
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.engine.routing import routed_blocks
 from rxt_dist.losses import objective
+from rxt_dist.model.fused import compile_chains
 from rxt_dist.stages.base import Stage
 
 WARMUP, TIMED = 2, 3
@@ -98,6 +100,7 @@ def measure(
         "MFU (measured peak)": context.share_of_peak(done / milliseconds * 1e3),
         "MFU (datasheet)": done / milliseconds * 1e3 / context.fact("bf16_flops_datasheet", float("nan")),
         "TFLOP": done / 1e12,
+        "first step ms": times[0],
         "peak GB": device.peak_gb(),
         "waits a step": waits,
         "loss": losses[-1],
@@ -122,26 +125,48 @@ def _sweep(context: Context, layers: int) -> None:
         context.note(f"{stage.run.model.layers} layers: {parameters:.3f} billion parameters")
         # The first step makes the optimizer's moments; what does not fit then fits with no number of rows.
         measure(context, engine, stage, BETA, 1)
-        for recompute in (False, True):
+        full: set[bool] = set()
+        for rows, recompute in product(ROWS, (True, False)):
+            if context.seconds_left < _ENOUGH_SECONDS:
+                context.note("no time for more")
+                return
+            if recompute in full:
+                continue
             set_recompute(stage, recompute)
-            for rows in ROWS:
-                if context.seconds_left < _ENOUGH_SECONDS:
-                    context.note("no time for more")
-                    return
-                cells: dict[str, Any] = {"rows": rows, "recompute": recompute}
-                with fitting(context.device) as full:
-                    cells |= measure(context, engine, stage, BETA, rows)
-                if full:
-                    context.row(**cells, **{"tokens/s": full[0]})
-                    # A step that was broken off left gradients behind.
-                    stage.zero_grad()
-                    engine.optimizer.zero_grad()
-                    break
-                context.row(**cells)
-                if cells["tokens/s"] > best:
-                    best = cells["tokens/s"]
-                    kept = {"layers": layers, "rows": rows, "recompute": recompute, "tokens/s": round(best)}
-                    context.report.fact(BEST, kept)
+            cells = _setting(context, engine, stage, {"rows": rows, "recompute": recompute})
+            if cells is None:
+                full.add(recompute)
+            elif cells["tokens/s"] > best:
+                best = cells["tokens/s"]
+                kept = {"layers": layers, "rows": rows, "recompute": recompute, "tokens/s": round(best)}
+                context.report.fact(BEST, kept)
+        _uncompiled(context, engine, stage)
+
+
+def _setting(context: Context, engine: PlainEngine, stage: Stage, setting: dict[str, Any]) -> dict[str, Any] | None:
+    """A row of the sweep; None where it does not fit."""
+    cells = dict(setting)
+    with fitting(context.device) as full:
+        cells |= measure(context, engine, stage, BETA, setting["rows"])
+    if full:
+        context.row(**setting, **{"tokens/s": full[0]})
+        # A step that was broken off left gradients behind.
+        stage.zero_grad()
+        engine.optimizer.zero_grad()
+        return None
+    context.row(**cells)
+    return cells
+
+
+def _uncompiled(context: Context, engine: PlainEngine, stage: Stage) -> None:
+    """The best setting again without torch.compile."""
+    best = context.fact(BEST)
+    if best is None or not compiles(stage.run, context.device.device) or context.seconds_left < _ENOUGH_SECONDS:
+        return
+    set_recompute(stage, best["recompute"])
+    compile_chains(None)
+    _setting(context, engine, stage, {"rows": best["rows"], "recompute": best["recompute"], "compiled": False})
+    choose_kernels(stage.run, context.device.device)
 
 
 def kernels(context: Context) -> None:
@@ -228,6 +253,7 @@ def autoep(context: Context) -> None:
 def _passes(context: Context, with_autoep: bool) -> dict[str, Any]:
     device = context.device
     config = configuration(BETA, device, layers=6)
+    choose_kernels(config, device.device)
     stage = make_stage(config, device)
     layers = len(routed_blocks(stage.model))
     if with_autoep:

@@ -130,6 +130,16 @@ def _compiled(config: RunConfig, device: torch.device) -> str:
     return f"not compiled ({'train.compile' if config.train.compile == 'off' else 'no GPU, or no C compiler'})"
 
 
+def choose_kernels(config: RunConfig, device: torch.device) -> None:
+    """What this process computes with from here on: `describe_kernels` says it in words."""
+    if device.type == "cuda" and config.train.precision == "bfloat16":
+        # The router's float32 products then run on tensor cores. Its inputs are bfloat16 values, which TF32 holds
+        # exactly; only the gradient of its logits is rounded, to eleven bits.
+        torch.set_float32_matmul_precision("high")
+        set_grouped_product(choose_grouped_product(device))
+    compile_chains("inductor" if compiles(config, device) else None)
+
+
 def build_engine(stage: Stage, config: RunConfig, device: torch.device) -> Engine:
     """The engine of `config.parallel`.
 
@@ -137,12 +147,7 @@ def build_engine(stage: Stage, config: RunConfig, device: torch.device) -> Engin
         stage: its network has weights, or none yet (on the meta device): then they are undefined until they are written
             into the engine's fragments.
     """
-    if device.type == "cuda" and config.train.precision == "bfloat16":
-        # The router's float32 products then run on tensor cores. Its inputs are bfloat16 values, which TF32 holds
-        # exactly; only the gradient of its logits is rounded, to eleven bits.
-        torch.set_float32_matmul_precision("high")
-        set_grouped_product(choose_grouped_product(device))
-    compile_chains("inductor" if compiles(config, device) else None)
+    choose_kernels(config, device)
     _make_room(stage, config, device)
     engine = _engine_class(config)(stage, config, device)
     if device.type == "cpu":

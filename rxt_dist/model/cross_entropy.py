@@ -89,10 +89,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden_ND = torch.empty_like(hidden_ND) if needs_grad else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_grad else None
         grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if needs_grad else None
-        # The logits' memory is taken once for all chunks, and serves for their gradient too.
+        # The logits' memory is taken once for all chunks, and uncompiled it serves for their gradient too.
         shape = (min(chunk_tokens, hidden_ND.shape[0]), weight_VD.shape[0])
         room_CV = hidden_ND.new_empty(shape)
-        float_room_CV = room_CV if room_CV.dtype == torch.float32 else room_CV.new_empty(shape, dtype=torch.float32)
+        alone = room_CV.dtype == torch.float32 or _chunk_sums.compiled
+        float_room_CV = room_CV if alone else room_CV.new_empty(shape, dtype=torch.float32)
         for start in range(0, hidden_ND.shape[0], chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             hidden_CD, targets_C = hidden_ND[rows], targets_N[rows]
@@ -109,6 +110,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_CV.dtype == torch.float32:
                 grad_weight_VD.addmm_(grad_CV.t(), hidden_CD * kept_C1)
             else:
+                # Rounded once a chunk, as products of bfloat16 are; their sum is not.
                 grad_weight_VD += grad_CV.t() @ (hidden_CD * kept_C1)
         ctx.mark_non_differentiable(correct)
         if needs_grad:

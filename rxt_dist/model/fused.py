@@ -39,7 +39,16 @@ class Chain(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """What the function returns."""
+        if self.compiled:
+            # In the thread that calls, since from torch 2.12 on the limit is one's own, and backward passes on a device
+            # run in a thread of theirs.
+            torch._dynamo.config.recompile_limit = _COMPILED_FORMS
         return self._chosen(*args, **kwargs)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the formula is what runs."""
+        return self._chosen is not self.eager
 
     def compile(self, backend: str | None) -> None:
         """See `compile_chains`."""
@@ -58,8 +67,6 @@ def compile_chains(backend: str | None) -> None:
     Args:
         backend: of torch.compile, such as "inductor"; None: nothing is compiled.
     """
-    if backend is not None:
-        torch._dynamo.config.recompile_limit = _COMPILED_FORMS
     for chain in CHAINS:
         chain.compile(backend)
 

@@ -16,6 +16,9 @@ import pytest
 import torch
 from place import DEVICE, DRY
 
+from rxt_dist.model.experts import set_grouped_product, torch_product
+from rxt_dist.model.fused import compile_chains
+
 HERE = Path(__file__).parent
 # cuBLAS is deterministic only with a workspace of a fixed size, which it reads when it is first used.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -39,10 +42,13 @@ def device() -> torch.device:
 
 @pytest.fixture(autouse=True)
 def _exact_float32() -> Iterator[None]:
-    """A bfloat16 run lets float32 products use TF32 for the whole process; here every test begins without."""
+    """An engine chooses kernels for the whole process: TF32, compiled chains, a grouped product. Here every test begins
+    without them."""
     torch.set_float32_matmul_precision("highest")
     yield
     torch.set_float32_matmul_precision("highest")
+    compile_chains(None)
+    set_grouped_product(torch_product)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from place import DEVICE, DRY
 from ranks_of_gpus import expert_parallel_losses
-from steps import Record, engine_on, same_noise, train  # noqa: F401  (a fixture)
+from steps import Record, engine_on, train
 
 # As on the CPU (tests/distributed/test_topologies.py); on a GPU some kernels add in an order that changes from run to
 # run.

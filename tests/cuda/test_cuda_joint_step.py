@@ -79,7 +79,7 @@ def test_float32(name: str, device: torch.device) -> None:
     assert torch.equal(actual.hits_J.cpu(), expected.hits_J)
     assert torch.equal(actual.expert_counts_ME.cpu(), expected.expert_counts_ME)
     assert mine.keys() == theirs.keys()
-    assert_near(theirs, mine.values(), theirs.values(), STEP)
+    assert_near(theirs, mine.values(), theirs.values(), STEP, zero_below=1e-3)
 
 
 @pytest.mark.parametrize("name", CASES)

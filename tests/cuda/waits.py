@@ -69,7 +69,7 @@ def count_waits(action: Any) -> list[str]:
             action()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return [f"{one.filename}:{one.lineno}" for one in caught if "synchronizing" in str(one.message)]
+    return [f"{one.filename}:{one.lineno}" for one in caught if "called a synchronizing" in str(one.message)]
 
 
 def take_paths_of_cuda(monkeypatch: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -126,6 +127,18 @@ def test_a_compiled_step_is_the_uncompiled_one_and_is_compiled_once(recompute: b
         expected_sums, expected_gradients = step(stage, number)
         assert relative(sums, expected_sums) < TOLERANCE
         assert max(map(relative, gradients, expected_gradients)) < TOLERANCE
+
+
+def test_another_thread_may_compile_as_many_forms() -> None:
+    """Backward passes on a device run in a thread of their own, where torch counts for itself from 2.12 on."""
+    compile_chains("eager")
+    shapes = [(2,) * axes for axes in range(1, 9)]
+
+    def call() -> list[Tensor]:
+        return [swiglu(torch.ones(shape, dtype=dtype)) for shape in shapes for dtype in (torch.float32, torch.float64)]
+
+    with ThreadPoolExecutor(1) as thread:
+        assert len(thread.submit(call).result()) == 2 * len(shapes)
 
 
 @pytest.mark.slow
