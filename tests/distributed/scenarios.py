@@ -27,7 +27,7 @@ from rxt_dist.stages.base import MicroBatch, Stage
 LR = 1e-2
 # Large enough that a gradient of rounding noise does not become a whole Adam step.
 EPS = 1e-5
-STEPS = 4
+STEPS = 5
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 
 
@@ -50,7 +50,7 @@ def _train(
     backend: str | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Four steps of one topology.
+    """Five steps of one topology.
 
     Args:
         accumulation: micro-batches per step.

@@ -1,6 +1,6 @@
 """The law of topology invariance: ranks, experts' spread, ZeRO stage, accumulation and recomputation change nothing.
 
-Every topology trains four steps of the tiny model on the same packed, padded, noised and masked batches and is compared
+Every topology trains five steps of the tiny model on the same packed, padded, noised and masked batches and is compared
 with one process of plain torch: losses, gradient norms, expert counts, weights and both moments.
 """
 
@@ -18,7 +18,7 @@ from tiny import packed_batch, relative
 pytestmark = pytest.mark.distributed
 
 TOLERANCE = 1e-5
-# Weights and moments after four steps have gone through four times that error.
+# Weights and moments after five steps have gone through five times that error.
 STATE_TOLERANCE = 2e-5
 # bfloat16 rounds at 2^-9, and sums over ranks and micro-batches in another order.
 BF16_TOLERANCE = 2e-2
