@@ -13,15 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from our_training_step import LEARNING_RATE, RUN, random_batch
+from our_training_step import make_engine, random_batch
 from torch._dynamo.utils import counters
 
-from rxt_dist.config.load import load_run
-from rxt_dist.engine.build import choose_device
-from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.model.fused import compile_chains
-from rxt_dist.model.init import initialise
-from rxt_dist.stages.base import build_network, stage_class
 
 WARMUP_PAIRS = 2
 
@@ -37,13 +32,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     tokens = arguments.rows * arguments.length
-    train = f"total_tokens: 1e9, global_batch_tokens: {tokens}, precision: {arguments.precision}"
-    config = load_run(RUN, [f"model={arguments.model}", f"train={{{train}}}", "stage={}", "optimizer={}", "seed=0"])
-    model = build_network(config)
-    initialise(model, config.seed)
-    stage = stage_class(config)(model, config)
-    engine = PlainEngine(stage, config, choose_device(local_rank=0))
-    rates = {group: LEARNING_RATE * factor for group, factor in stage.rates(0).items()}
+    engine, stage, rates = make_engine(arguments.model, tokens, arguments.precision)
+    config = stage.run
     generator = np.random.default_rng(0)
     seconds: dict[str | None, list[float]] = {None: [], "inductor": []}
     compiled = 0

@@ -23,7 +23,7 @@ from rxt_dist.data.rows import SPECIAL_COUNT
 from rxt_dist.engine.build import choose_device
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.model.init import initialise
-from rxt_dist.stages.base import build_network, stage_class
+from rxt_dist.stages.base import Stage, build_network, stage_class
 
 RUN = Path(__file__).resolve().parent.parent / "configs/run/demo.yaml"
 WARMUP_STEPS = 2
@@ -38,6 +38,19 @@ def random_batch(generator: np.random.Generator, vocabulary: int, rows: int, len
     return token_batch(narrow, np.full(rows, 1), np.full(rows, length), np.zeros(rows, np.int64), samples)
 
 
+def make_engine(model_file: Path, tokens: int, precision: str) -> tuple[PlainEngine, Stage, dict[str, float]]:
+    """An engine for global batches of `tokens`, its stage, and the rate of each group."""
+    train = f"total_tokens: 1e9, global_batch_tokens: {tokens}, precision: {precision}"
+    # The first stage with its own defaults, not the demo's; like the reference's model it has no memory attention.
+    config = load_run(RUN, [f"model={model_file}", f"train={{{train}}}", "stage={}", "optimizer={}", "seed=0"])
+    model = build_network(config)
+    initialise(model, config.seed)
+    stage = stage_class(config)(model, config)
+    engine = PlainEngine(stage, config, choose_device(local_rank=0))
+    rates = {group: LEARNING_RATE * factor for group, factor in stage.rates(0).items()}
+    return engine, stage, rates
+
+
 def main() -> None:
     """Parse the arguments, warm up, time, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -49,14 +62,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     tokens = arguments.rows * arguments.length
-    train = f"total_tokens: 1e9, global_batch_tokens: {tokens}, precision: {arguments.precision}"
-    # The first stage with its own defaults, not the demo's; like the reference's model it has no memory attention.
-    config = load_run(RUN, [f"model={arguments.model}", f"train={{{train}}}", "stage={}", "optimizer={}", "seed=0"])
-    model = build_network(config)
-    initialise(model, config.seed)
-    stage = stage_class(config)(model, config)
-    engine = PlainEngine(stage, config, choose_device(local_rank=0))
-    rates = {group: LEARNING_RATE * factor for group, factor in stage.rates(0).items()}
+    engine, stage, rates = make_engine(arguments.model, tokens, arguments.precision)
+    config = stage.run
     generator = np.random.default_rng(0)
     seconds, losses = [], []
     for step in range(WARMUP_STEPS + arguments.steps):
@@ -74,7 +81,7 @@ def main() -> None:
                 "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 "step_seconds": timed,
                 "losses": losses,
-                "decoder_parameters": sum(value.numel() for value in model.decoder.parameters()),
+                "decoder_parameters": sum(value.numel() for value in stage.model.decoder.parameters()),
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
             }
