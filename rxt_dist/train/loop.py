@@ -8,47 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
-from rxt_dist.checkpoint.frozen import FrozenWeights
-from rxt_dist.checkpoint.state import save_state
-from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.schedules import Step, learning_rate, steps
 from rxt_dist.data.loader import Prefetcher, prefetch
-from rxt_dist.data.sampler import DataState
-from rxt_dist.engine.interface import Engine, StepResult
+from rxt_dist.engine.interface import StepResult
 from rxt_dist.errors import DivergedError, ExitCode
-from rxt_dist.stages.base import Batch, DataSource, Stage
+from rxt_dist.stages.base import Batch
 from rxt_dist.train.evaluate import Evaluation, evaluate, sources_without_evaluation
 from rxt_dist.train.interval import Interval
-from rxt_dist.train.profile import StepProfile
-from rxt_dist.train.reporter import Reporter
 from rxt_dist.train.resume import Position
-from rxt_dist.train.signals import StopRequest
-
-
-@dataclass(frozen=True)
-class Training:
-    """Everything the loop works with."""
-
-    config: RunConfig
-    engine: Engine
-    stage: Stage
-    frozen: FrozenWeights
-    data: DataSource
-    store: CheckpointStore
-    stop: StopRequest
-    reporter: Reporter
-    identity: dict[str, Any]
-    profile: StepProfile | None = None
-
-    def tokens(self, position: Position) -> int:
-        """What the budget says has been trained."""
-        return position.row * self.data.row_tokens
+from rxt_dist.train.saving import Saver
+from rxt_dist.train.training import Training
 
 
 def run_loop(training: Training, position: Position) -> ExitCode:
@@ -59,7 +33,7 @@ def run_loop(training: Training, position: Position) -> ExitCode:
     """
     config, engine, reporter = training.config, training.engine, training.reporter
     interval = Interval(config, training.stage, engine.ranks.world_size)
-    saved = position.step
+    saver = Saver(training, position)
     with _batches(training, position.row) as batches:
         for step, batch in batches:
             before, position = position, replace(position, step=position.step + 1, row=step.end)
@@ -78,34 +52,20 @@ def run_loop(training: Training, position: Position) -> ExitCode:
             paused = time.monotonic()
             if training.profile is not None:
                 training.profile.after_step(position.step)
-            if _crosses(before, position, config.eval.every_tokens, training) and not step.last:
+            if training.crosses(before, position, config.eval.every_tokens) and not step.last:
                 run_evaluation(training, position)
             reason = training.stop.reason
             stopping = engine.ranks.any(reason is not None)
-            if step.last or stopping or _crosses(before, position, config.checkpoint.every_tokens, training):
-                save(training, position)
-                saved = position.step
+            if step.last or stopping or saver.due(before, position):
+                saver.save(position)
             interval.exclude(time.monotonic() - paused)
             if stopping and not step.last:
                 reporter.event("stop", step=position.step, reason=reason or "another rank was asked to stop")
                 return ExitCode.PREEMPTED
-    if saved != position.step:
-        save(training, position)
+    saver.save(position)
     run_evaluation(training, position)
     reporter.event("finish", step=position.step, tokens=training.tokens(position))
     return ExitCode.DONE
-
-
-def save(training: Training, position: Position) -> None:
-    """Commit a checkpoint of `position`."""
-    started = time.monotonic()
-    state = DataState.at(training.data.order, training.data.digest, position.row, position.tokens_seen)
-    tokens = training.tokens(position)
-    meta = {"tokens": tokens, "position": asdict(position), "data": state.to_dict(), **training.identity}
-    path = save_state(training.engine, training.frozen, training.store, position.step, meta)
-    size = sum(file.stat().st_size for file in path.iterdir())
-    seconds = time.monotonic() - started
-    training.reporter.event("save", step=position.step, path=path.name, bytes=size, seconds=round(seconds, 3))
 
 
 def run_evaluation(training: Training, position: Position) -> list[Evaluation]:
@@ -164,10 +124,3 @@ def _require_progress(config: RunConfig, position: Position, result: StepResult)
             f"{position.step}). Nothing was updated since step {position.step - position.skipped_in_a_row}; "
             "start again with a lower optimizer.lr or optimizer.clip: the run goes on from its last checkpoint."
         )
-
-
-def _crosses(before: Position, after: Position, every_tokens: int, training: Training) -> bool:
-    """Whether a multiple of `every_tokens` lies between two positions; 0 means never."""
-    if not every_tokens:
-        return False
-    return training.tokens(before) // every_tokens != training.tokens(after) // every_tokens

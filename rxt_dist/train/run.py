@@ -22,7 +22,7 @@ from rxt_dist.errors import ExitCode
 from rxt_dist.model.init import InitialWeights
 from rxt_dist.ranks import Ranks
 from rxt_dist.stages.base import DataSource, build_network, stage_class
-from rxt_dist.train.loop import Training, run_loop
+from rxt_dist.train.loop import run_loop
 from rxt_dist.train.metrics import MetricsWriter
 from rxt_dist.train.preflight import order_lines, preflight
 from rxt_dist.train.profile import Recording, profiling, require_steps
@@ -31,6 +31,7 @@ from rxt_dist.train.reporter import Reporter
 from rxt_dist.train.resume import Position, choose_beginning, find_checkpoint, position_of, set_weights
 from rxt_dist.train.run_dir import RunDirectory
 from rxt_dist.train.signals import StopRequest
+from rxt_dist.train.training import Training
 
 
 def train(config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0) -> ExitCode:

@@ -22,9 +22,11 @@ from rxt_dist.stages.base import Term, build_network, stage_class
 from rxt_dist.stages.joint import JointBatch
 from rxt_dist.train import interval, loop
 from rxt_dist.train.evaluate import evaluate
-from rxt_dist.train.loop import Training, run_loop
+from rxt_dist.train.loop import run_loop
 from rxt_dist.train.preflight import preflight
 from rxt_dist.train.resume import Position
+from rxt_dist.train.saving import Saver
+from rxt_dist.train.training import Training
 
 ROWS = STEP_TOKENS // SEQ_LEN
 STEPS = 6
@@ -106,7 +108,7 @@ def training_of(tmp_path: Path, shards: Path, engine: Recorder, *overrides: str)
 
 @pytest.fixture(autouse=True)
 def nothing_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "save", lambda training, position: None)
+    monkeypatch.setattr(Saver, "save", lambda saver, position: None)
 
 
 def samples_of(micros: list[JointBatch]) -> list[int]:
@@ -180,7 +182,7 @@ def test_saving_and_evaluating_are_no_training(tmp_path: Path, shards: Path, mon
     clock = SimpleNamespace(monotonic=lambda: now[0])
     monkeypatch.setattr(loop, "time", clock)
     monkeypatch.setattr(interval, "time", clock)
-    monkeypatch.setattr(loop, "save", takes(100))
+    monkeypatch.setattr(Saver, "save", takes(100))
     monkeypatch.setattr(loop, "run_evaluation", takes(1000))
     engine = Recorder()
     monkeypatch.setattr(engine, "train_step", takes(1, engine.train_step))

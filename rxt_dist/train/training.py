@@ -1,0 +1,42 @@
+"""What the parts of a training have in common: everything that one life of a run works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rxt_dist.checkpoint.frozen import FrozenWeights
+from rxt_dist.checkpoint.store import CheckpointStore
+from rxt_dist.config.run import RunConfig
+from rxt_dist.engine.interface import Engine
+from rxt_dist.stages.base import DataSource, Stage
+from rxt_dist.train.profile import StepProfile
+from rxt_dist.train.reporter import Reporter
+from rxt_dist.train.resume import Position
+from rxt_dist.train.signals import StopRequest
+
+
+@dataclass(frozen=True)
+class Training:
+    """Engine, stage, data and files of one life of a run; identity is what every checkpoint says of it."""
+
+    config: RunConfig
+    engine: Engine
+    stage: Stage
+    frozen: FrozenWeights
+    data: DataSource
+    store: CheckpointStore
+    stop: StopRequest
+    reporter: Reporter
+    identity: dict[str, Any]
+    profile: StepProfile | None = None
+
+    def tokens(self, position: Position) -> int:
+        """What the budget says has been trained."""
+        return position.row * self.data.row_tokens
+
+    def crosses(self, before: Position, after: Position, every_tokens: int) -> bool:
+        """Whether a multiple of `every_tokens` lies between two positions; 0 means never."""
+        if not every_tokens:
+            return False
+        return self.tokens(before) // every_tokens != self.tokens(after) // every_tokens
