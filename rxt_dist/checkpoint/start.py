@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rxt_dist.checkpoint.pieces import SavedPieces
-from rxt_dist.checkpoint.store import MIN_KEEP, Checkpoint, CheckpointStore
+from rxt_dist.checkpoint.retention import MIN_KEEP
+from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.config.load import load_run
 from rxt_dist.config.run import StartConfig
 from rxt_dist.engine.interface import WEIGHT

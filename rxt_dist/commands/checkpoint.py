@@ -77,7 +77,8 @@ def verify(
 
 
 def _store(run_dir: Path) -> CheckpointStore:
-    from rxt_dist.checkpoint.store import MIN_KEEP, CheckpointStore
+    from rxt_dist.checkpoint.retention import MIN_KEEP
+    from rxt_dist.checkpoint.store import CheckpointStore
     from rxt_dist.errors import CheckpointError
 
     directory = run_dir / "checkpoints"

@@ -33,8 +33,7 @@ def run_loop(training: Training, position: Position) -> ExitCode:
     """
     config, engine, reporter = training.config, training.engine, training.reporter
     interval = Interval(config, training.stage, engine.ranks.world_size)
-    saver = Saver(training, position)
-    with _batches(training, position.row) as batches:
+    with Saver(training, position).closing() as saver, _batches(training, position.row) as batches:
         for step, batch in batches:
             before, position = position, replace(position, step=position.step + 1, row=step.end)
             interval.add_step()
@@ -53,16 +52,16 @@ def run_loop(training: Training, position: Position) -> ExitCode:
             if training.profile is not None:
                 training.profile.after_step(position.step)
             if training.crosses(before, position, config.eval.every_tokens) and not step.last:
-                run_evaluation(training, position)
+                saver.note_evaluation(position.step, run_evaluation(training, position))
             reason = training.stop.reason
             stopping = engine.ranks.any(reason is not None)
             if step.last or stopping or saver.due(before, position):
-                saver.save(position)
+                saver.save(position, wait=step.last or stopping)
             interval.exclude(time.monotonic() - paused)
             if stopping and not step.last:
                 reporter.event("stop", step=position.step, reason=reason or "another rank was asked to stop")
                 return ExitCode.PREEMPTED
-    saver.save(position)
+        saver.save(position, wait=True)
     run_evaluation(training, position)
     reporter.event("finish", step=position.step, tokens=training.tokens(position))
     return ExitCode.DONE

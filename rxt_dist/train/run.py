@@ -25,20 +25,24 @@ from rxt_dist.stages.base import DataSource, build_network, stage_class
 from rxt_dist.train.loop import run_loop
 from rxt_dist.train.metrics import MetricsWriter
 from rxt_dist.train.preflight import order_lines, preflight
+from rxt_dist.train.probe import check_probe
 from rxt_dist.train.profile import Recording, profiling, require_steps
 from rxt_dist.train.progress import Progress
 from rxt_dist.train.reporter import Reporter
-from rxt_dist.train.resume import Position, choose_beginning, find_checkpoint, position_of, set_weights
+from rxt_dist.train.resume import Position, begin_at, choose_beginning, find_checkpoint, position_of, set_weights
 from rxt_dist.train.run_dir import RunDirectory
 from rxt_dist.train.signals import StopRequest
 from rxt_dist.train.training import Training
 
 
-def train(config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0) -> ExitCode:
+def train(
+    config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0, from_step: int | None = None
+) -> ExitCode:
     """Train one rank's share of a run, from the newest valid checkpoint in its directory if there is one.
 
     Args:
         profiled: how many steps of this life are to be profiled.
+        from_step: begin at this checkpoint instead of the newest; later ones are set aside.
 
     Raises:
         UserError: of any kind, with its exit code; before the model is built for all that can be known by then.
@@ -55,7 +59,7 @@ def train(config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0)
         directory = RunDirectory.open(config.directory, resolved_yaml(config), training_hash(config), ranks.rank)
         group.together(lambda: stack.enter_context(directory.locked()).value if group.rank == 0 else None)
         stack.enter_context(_output_in(directory, ranks.rank))
-        return _train(stack, config, stop, group, directory, data, profiled)
+        return _train(stack, config, stop, group, directory, data, profiled, from_step)
 
 
 def _train(
@@ -66,9 +70,16 @@ def _train(
     directory: RunDirectory,
     data: DataSource,
     profiled: int,
+    from_step: int | None,
 ) -> ExitCode:
-    store = CheckpointStore(directory.checkpoints, config.checkpoint.keep)
-    checkpoint, remarks = find_checkpoint(group, store)
+    kept = config.checkpoint
+    store = CheckpointStore(
+        directory.checkpoints, kept.keep, milestone_tokens=kept.milestone_tokens, keep_best=kept.keep_best
+    )
+    if from_step is None:
+        checkpoint, remarks = find_checkpoint(group, store)
+    else:
+        checkpoint, remarks = begin_at(group, store, directory.metrics, from_step)
     position = position_of(checkpoint, data) if checkpoint else Position()
     beginning = choose_beginning(config, checkpoint, group)
     origin = beginning.origin
@@ -92,6 +103,7 @@ def _train(
         reporter.event("unlocked", disk=str(directory.path))
     if checkpoint is not None:
         load_state(engine, frozen, checkpoint, position.applied)
+        reporter.message(check_probe(engine, stage, data, checkpoint))
         reporter.event("resume", step=position.step, row=position.row, checkpoint=checkpoint.path.name)
     else:
         set_weights(engine, frozen, config, initial, beginning)
@@ -114,7 +126,8 @@ def _train(
     }
     recording = Recording(profiled, directory.profile, group.rank, group.device)
     profile = stack.enter_context(profiling(recording, reporter))
-    return run_loop(Training(config, engine, stage, frozen, data, store, stop, reporter, identity, profile), position)
+    training = Training(config, engine, stage, frozen, data, store, stop, reporter, identity, profile, checkpoint)
+    return run_loop(training, position)
 
 
 @contextmanager

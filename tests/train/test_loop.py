@@ -111,7 +111,7 @@ def training_of(tmp_path: Path, shards: Path, engine: Recorder, *overrides: str)
 
 @pytest.fixture(autouse=True)
 def nothing_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Saver, "save", lambda saver, position: None)
+    monkeypatch.setattr(Saver, "save", lambda saver, position, wait: None)
 
 
 def samples_of(micros: list[JointBatch]) -> list[int]:
@@ -176,7 +176,7 @@ def test_saving_and_evaluating_are_no_training(tmp_path: Path, shards: Path, mon
     now = [0.0]
 
     def takes(seconds: float, result: Any = None) -> Any:
-        def run(*arguments: Any) -> Any:
+        def run(*arguments: Any, **_: Any) -> Any:
             now[0] += seconds
             return result(*arguments) if result else None
 
@@ -186,7 +186,7 @@ def test_saving_and_evaluating_are_no_training(tmp_path: Path, shards: Path, mon
     monkeypatch.setattr(loop, "time", clock)
     monkeypatch.setattr(interval, "time", clock)
     monkeypatch.setattr(Saver, "save", takes(100))
-    monkeypatch.setattr(loop, "run_evaluation", takes(1000))
+    monkeypatch.setattr(loop, "run_evaluation", takes(1000, lambda *_: []))
     engine = Recorder()
     monkeypatch.setattr(engine, "train_step", takes(1, engine.train_step))
     often = [f"checkpoint.every_tokens={2 * STEP_TOKENS}", f"eval.every_tokens={3 * STEP_TOKENS}", "log.every_steps=3"]
