@@ -264,6 +264,10 @@ class CheckpointStore:
             write_atomic(self.directory / LATEST, self.folder(after).name + "\n")
         return aside
 
+    def aside(self) -> Sequence[Path]:
+        """Folders with what was set aside, oldest first."""
+        return sorted(self.directory.glob("set-aside-*"))
+
     def steps(self) -> Sequence[int]:
         """Steps that have a committed checkpoint, in ascending order, by the names of folders: one look, and
         right while another process saves."""
