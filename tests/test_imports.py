@@ -20,6 +20,7 @@ ORDER = (
     "files",
     "locks",
     "ranks",
+    "lives",
     "config",
     "data",
     "model",
@@ -65,7 +66,9 @@ LAUNCH_MAY = (
     "rxt_dist.config",
     "rxt_dist.errors",
     "rxt_dist.files",
+    "rxt_dist.lives",
     "rxt_dist.ranks",
+    "rxt_dist.train.events",
 )
 # The rooms of data_prep, in the same way.
 DATA_PREP_ORDER = (

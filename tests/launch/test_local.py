@@ -11,7 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.local import launch, rank_environment
+from launch.local import Launch, launch
+from launch.ranks import rank_environment
+from launch.watching import Patience
 from rxt_dist.errors import ExitCode
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +34,12 @@ for _ in range(6000):
 """
 LAUNCH = """
 import sys
-from launch.local import launch
-sys.exit(launch(sys.argv[2:], ranks=2, resume_attempts=int(sys.argv[1])))
+from pathlib import Path
+from launch.local import Launch, launch
+from launch.watching import Patience
+patience = Patience(grace=0.5, answer=5.0, suspended=0.5, back_off=0.05)
+run = Path(sys.argv[2]) if sys.argv[2] else None
+sys.exit(launch(Launch(sys.argv[3:], 2, int(sys.argv[1]), run, patience=patience)))
 """
 
 
@@ -41,9 +47,18 @@ def script(code: str, *arguments: object) -> list[str]:
     return [sys.executable, "-S", "-c", code, *map(str, arguments)]
 
 
-def start(folder: Path, attempts: int, command: list[str]) -> subprocess.Popen[bytes]:
+def start(attempts: int, command: list[str], run: Path | None = None) -> subprocess.Popen[str]:
     """The launcher as a process of its own, with two ranks."""
-    return subprocess.Popen([sys.executable, "-c", LAUNCH, str(attempts), *command], cwd=ROOT)
+    return subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, str(attempts), str(run or ""), *command],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def launched(command: list[str], ranks: int, attempts: int = 0, run: Path | None = None) -> int:
+    """The launcher in this process, with little patience."""
+    patience = Patience(grace=0.3, answer=1.0, suspended=0.3, back_off=0.01)
+    return launch(Launch(command, ranks, attempts, run, patience=patience))
 
 
 def wait_for(*paths: Path) -> None:
@@ -60,7 +75,7 @@ import os, pathlib, sys
 facts = [os.environ[name] for name in {names}]
 pathlib.Path(sys.argv[1], os.environ["RANK"]).write_text(" ".join(facts))
 """
-    assert launch(script(code, tmp_path), ranks=3) == ExitCode.DONE
+    assert launched(script(code, tmp_path), 3) == ExitCode.DONE
     facts = [(tmp_path / str(rank)).read_text().split() for rank in range(3)]
     assert [fact[:4] for fact in facts] == [[str(rank), str(rank), "3", "127.0.0.1"] for rank in range(3)]
     assert len({fact[4] for fact in facts}) == 1
@@ -76,27 +91,27 @@ def test_what_the_user_set_stays() -> None:
 def test_a_failed_rank_ends_the_others_and_names_the_code() -> None:
     code = "import os, sys, time; sys.exit(86) if os.environ['RANK'] == '1' else time.sleep(60)"
     before = time.monotonic()
-    assert launch(script(code), ranks=2, grace_seconds=0.2) == 86
+    assert launched(script(code), 2) == 86
     assert time.monotonic() - before < 45
 
 
 def test_the_first_failure_counts_and_not_what_it_caused() -> None:
     code = "import os, sys, time; time.sleep(0.3 * int(os.environ['RANK'])); sys.exit(87 + int(os.environ['RANK']))"
-    assert launch(script(code), ranks=2) == 87
+    assert launched(script(code), 2) == 87
 
 
 def test_preempted_ranks_are_not_taken_for_crashed_ones() -> None:
-    code = "import os, sys, time; time.sleep(0.3 * int(os.environ['RANK'])); sys.exit([1, 75][int(os.environ['RANK'])])"
-    assert launch(script(code), ranks=2) == ExitCode.PREEMPTED
+    code = "import os, sys, time; time.sleep(0.1 * int(os.environ['RANK'])); sys.exit([1, 75][int(os.environ['RANK'])])"
+    assert launched(script(code), 2) == ExitCode.PREEMPTED
 
 
 def test_a_killed_rank_has_a_shells_exit_code() -> None:
-    assert launch(script("import os; os.kill(os.getpid(), 9)"), ranks=1) == 137
+    assert launched(script("import os; os.kill(os.getpid(), 9)"), 1) == 137
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_stop_signals_reach_every_rank(number: signal.Signals, tmp_path: Path) -> None:
-    launcher = start(tmp_path, 0, script(OBEDIENT, tmp_path))
+    launcher = start(0, script(OBEDIENT, tmp_path))
     wait_for(tmp_path / "ready0", tmp_path / "ready1")
     launcher.send_signal(number)
     assert launcher.wait(60) == ExitCode.PREEMPTED
@@ -105,7 +120,7 @@ def test_stop_signals_reach_every_rank(number: signal.Signals, tmp_path: Path) -
 
 def test_a_signal_during_the_imports_of_a_rank_is_not_lost(tmp_path: Path) -> None:
     importing = "import pathlib, sys, time; pathlib.Path(sys.argv[1], 'importing').touch(); time.sleep(0.5)\n"
-    launcher = start(tmp_path, 0, script(importing + OBEDIENT, tmp_path))
+    launcher = start(0, script(importing + OBEDIENT, tmp_path))
     wait_for(tmp_path / "importing")
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(60) == ExitCode.PREEMPTED
@@ -113,7 +128,7 @@ def test_a_signal_during_the_imports_of_a_rank_is_not_lost(tmp_path: Path) -> No
 
 def test_a_preempted_run_resumes_by_itself(tmp_path: Path) -> None:
     first_life = "import pathlib, sys; sys.exit(0) if list(pathlib.Path(sys.argv[1]).glob('asked*')) else None\n"
-    launcher = start(tmp_path, 1, script(first_life + OBEDIENT, tmp_path))
+    launcher = start(1, script(first_life + OBEDIENT, tmp_path))
     wait_for(tmp_path / "ready0", tmp_path / "ready1")
     for rank in psutil.Process(launcher.pid).children():
         rank.send_signal(signal.SIGTERM)
@@ -121,21 +136,21 @@ def test_a_preempted_run_resumes_by_itself(tmp_path: Path) -> None:
 
 
 def test_nothing_starts_again_after_a_signal_to_the_launcher(tmp_path: Path) -> None:
-    launcher = start(tmp_path, 5, script(OBEDIENT, tmp_path))
+    launcher = start(5, script(OBEDIENT, tmp_path))
     wait_for(tmp_path / "ready0", tmp_path / "ready1")
     launcher.send_signal(signal.SIGTERM)
     assert launcher.wait(60) == ExitCode.PREEMPTED
 
 
-@pytest.mark.parametrize(("code", "lives"), [(1, 3), (75, 3), (87, 3), (64, 1), (65, 1), (86, 1), (0, 1)])
+@pytest.mark.parametrize(("code", "lives"), [(1, 3), (75, 3), (87, 3), (64, 1), (65, 1), (76, 1), (86, 1), (0, 1)])
 def test_lives_after_each_exit_code(code: int, lives: int, tmp_path: Path) -> None:
     note = f"import os, sys; open(sys.argv[1] + '/lives', 'a').write('x'); sys.exit({code})"
-    assert launch(script(note, tmp_path), ranks=1, resume_attempts=2) == code
+    assert launched(script(note, tmp_path), 1, attempts=2) == code
     assert (tmp_path / "lives").read_text() == "x" * lives
 
 
 def test_nothing_starts_again_after_ctrl_c(tmp_path: Path) -> None:
-    launcher = start(tmp_path, 5, script(OBEDIENT, tmp_path))
+    launcher = start(5, script(OBEDIENT, tmp_path))
     wait_for(tmp_path / "ready0", tmp_path / "ready1")
     launcher.send_signal(signal.SIGINT)
     assert launcher.wait(60) not in (ExitCode.DONE, ExitCode.PREEMPTED)
@@ -148,7 +163,7 @@ import os, pathlib, sys, time
 pathlib.Path(sys.argv[1], "pid" + os.environ["RANK"]).write_text(str(os.getpid()))
 time.sleep(60)
 """
-    launcher = start(tmp_path, 0, script(code, tmp_path))
+    launcher = start(0, script(code, tmp_path))
     wait_for(tmp_path / "pid0", tmp_path / "pid1")
     time.sleep(0.1)
     pids = [int((tmp_path / f"pid{rank}").read_text()) for rank in range(2)]
