@@ -69,7 +69,7 @@ _USAGE = 2
 def _refuse(error: UserError) -> NoReturn:
     # Every rank of a run refuses the same configuration, so one of them says it; what the system refuses, one alone may
     # have met. Our launcher collects what all say, and says it once.
-    common = isinstance(error, ConfigError) and not isinstance(error.__cause__, OSError)
+    common = error.common or (isinstance(error, ConfigError) and not isinstance(error.__cause__, OSError))
     if _says_to_launcher(f"error: {error}\n"):
         pass
     elif not common or os.environ.get("RANK", "0") == "0":

@@ -52,6 +52,8 @@ class UserError(Exception):
     """Base of every error that is the user's to mend."""
 
     exit_code: ExitCode = ExitCode.CONFIG
+    # Whether all ranks end with this very error, so that one of them says it.
+    common = False
 
 
 class ConfigError(UserError):

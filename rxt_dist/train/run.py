@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TextIO
 
 import torch
@@ -71,20 +72,20 @@ def train(config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0,
     device = choose_device(ranks.local_rank)
     with ExitStack() as stack:
         group = stack.enter_context(joined_ranks(device, config.parallel.engine == "plain"))
-        claim = _claim(stack, config, group, data)
+        claim = _claim(stack, config, group, data, life)
         directory = claim.directory
         if any(group.together(lambda: group.rank == 0 and directory.finished_at(claim.position.step))):
             if group.rank == 0:
                 print(f"run '{config.name}' is finished: {directory.path}", file=sys.stderr)
             return ExitCode.DONE
         group.together(lambda: _begin(config, group, directory, stop, life))
-        stack.enter_context(_output_in(directory, ranks.rank))
+        group.together(lambda: stack.enter_context(_output_in(directory, ranks.rank)))
         return _told(
             directory, life, group.rank, stop, lambda: _train(stack, config, stop, group, claim, data, profiled, life)
         )
 
 
-def _claim(stack: ExitStack, config: RunConfig, group: Collectives, data: DataSource) -> _Claim:
+def _claim(stack: ExitStack, config: RunConfig, group: Collectives, data: DataSource, life: Life) -> _Claim:
     """Take the run for this life; rank 0 does, for all. Whatever refuses it leaves the directory as it was."""
     directory, trained = RunDirectory(config.directory), training_hash(config)
 
@@ -98,11 +99,15 @@ def _claim(stack: ExitStack, config: RunConfig, group: Collectives, data: DataSo
             directory.check(resolved_yaml(config), trained)
 
     group.together(take)
-    store = CheckpointStore(directory.checkpoints, config.checkpoint.keep)
+    guard = partial(directory.require_life, life.token)
+    store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, guard)
     checkpoint, remarks = find_checkpoint(group, store)
+    positions = [Position()]
     if checkpoint is not None:
-        require_checkpoint_of(directory.path, checkpoint.path.name, checkpoint.meta, trained)
-    position = position_of(checkpoint, data) if checkpoint else Position()
+        name, meta = checkpoint.path.name, checkpoint.meta
+        group.together(lambda: require_checkpoint_of(directory.path, name, meta, trained))
+        group.together(lambda: positions.append(position_of(checkpoint, data)))
+    position = positions[-1]
     return _Claim(directory, store, checkpoint, position, choose_beginning(config, checkpoint, group), remarks)
 
 
@@ -215,10 +220,10 @@ def _set_state(
             return
         seconds = round(time.monotonic() - started, 3)
         with lasting_errors(claim.directory.path):
-            steps, lost = writer.lost_after(position.step)
             if checkpoint is not None:
-                at = {"step": position.step, "row": position.row, "checkpoint": checkpoint.path.name}
-                reporter.event("resume", **at, seconds=seconds, lost_steps=steps, lost_s=lost)
+                fields = {"seconds": seconds, **writer.lost_after(position.step)}
+                name = checkpoint.path.name
+                reporter.event("resume", step=position.step, row=position.row, checkpoint=name, **fields)
             elif origin is not None:
                 reporter.event("begin", path=origin["path"], step=origin["step"], parts=origin["parts"])
             writer.truncate_after(position.step)
@@ -235,8 +240,7 @@ def _output_in(directory: RunDirectory, rank: int) -> Iterator[None]:
     An error that a person can act on leaves this block, so that it reaches the terminal whichever rank it is on. The
     traceback of any other stays in the log file, also of rank 0: mostly it only says that another rank has gone.
     """
-    directory.log_file(rank).parent.mkdir(parents=True, exist_ok=True)
-    with open(directory.log_file(rank), "a", encoding="utf-8") as log, _redirected(log) if rank else nullcontext():
+    with _log(directory, rank) as log, _redirected(log) if rank else nullcontext():
         try:
             yield
         except UserError:
@@ -244,6 +248,12 @@ def _output_in(directory: RunDirectory, rank: int) -> Iterator[None]:
         except Exception:
             traceback.print_exc(file=log)
             raise
+
+
+def _log(directory: RunDirectory, rank: int) -> TextIO:
+    with lasting_errors(directory.path):
+        directory.logs.mkdir(parents=True, exist_ok=True)
+        return open(directory.log_file(rank), "a", encoding="utf-8")
 
 
 @contextmanager
