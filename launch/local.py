@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launch.endings import Ending, ending_of
@@ -21,7 +21,7 @@ from launch.ranks import Rank, rank_environment, start, words_file
 from launch.record import Record
 from launch.watching import Patience, Received, Watch, signals_noted
 from rxt_dist.errors import ExitCode, may_start_again
-from rxt_dist.lives import Life, file_identity
+from rxt_dist.lives import TIME_LIMIT, Life, file_identity
 from rxt_dist.ranks import free_port
 
 # Lives in a row without a new checkpoint, each a restart: then it is no accident.
@@ -84,7 +84,8 @@ def launch(wanted: Launch) -> int:
                 _say(ending.text)
             if received.at_once is not None and ending.code not in (ExitCode.DONE, ExitCode.STOPPED):
                 return 128 + received.at_once
-            if not may_start_again(ending.code) or received.anything or wanted.time_is_over:
+            over = wanted.time_is_over or ending.reason.startswith(TIME_LIMIT)
+            if not may_start_again(ending.code) or received.anything or over:
                 return ending.code
             progressed = record.newest_step() > before
             if progressed:
@@ -98,7 +99,7 @@ def launch(wanted: Launch) -> int:
             left, attempt = left - 1, attempt + 1
             seconds = min(wanted.patience.back_off * 2 ** max(0, len(barren) - 1), wanted.patience.back_off_most)
             text = f"ranks ended with exit code {ending.code}; starting again in {seconds:g} s (restart {attempt}"
-            _note(record, f"{text}, {left} left without progress)")
+            _note(record, f"{text}; {left} more, unless there is a new checkpoint)")
             if not _wait(seconds, wanted, received):
                 return _not_started_again(wanted, record, ending)
 
@@ -134,8 +135,7 @@ def _one_life(wanted: Launch, record: Record, received: Received, attempt: int) 
                     started.process.wait(wanted.patience.grace)
         record.flush()
         ending = ending_of(ends, record.logs)
-    record.ended(ending.code, ending.reason)
-    return ending
+    return replace(ending, reason=record.ended(ending.code, ending.reason))
 
 
 def _give_up(record: Record, barren: Sequence[str]) -> int:

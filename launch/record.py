@@ -51,16 +51,27 @@ class Record:
                     file.write("".join(self._held))
                 self._held.clear()
 
-    def ended(self, code: int, reason: str) -> None:
-        """The end of a life: a line, and an event unless the run has written it itself."""
+    def ended(self, code: int, reason: str) -> str:
+        """The end of a life: a line, and an event unless the run has written it itself. Returns the reason that the
+        run gave, else `reason`."""
+        self.flush()
+        told = self._told() if self.begun else None
+        reason = told or reason
         self.line(f"life {self._life} ended with exit code {code}: {reason}")
-        if not self.begun or self.run is None:
-            return
-        with suppress(OSError, UserError):
-            events = EventLog(self.run / "events.jsonl")
-            if not any(event["kind"] == "exit" and event.get("life") == self._life for event in events.read()):
+        if self.begun and self.run is not None and told is None:
+            with suppress(OSError, UserError):
                 steps = [line["step"] for line in read_lines(self.run / "metrics.jsonl") if "step" in line]
-                events.append("exit", code=code, reason=reason, step=steps[-1] if steps else 0, life=self._life)
+                step = steps[-1] if steps else 0
+                EventLog(self.run / "events.jsonl").append("exit", code=code, reason=reason, step=step, life=self._life)
+        return reason
+
+    def _told(self) -> str | None:
+        """Why this life ended, if the run has said so."""
+        with suppress(OSError):
+            events = EventLog(self.run / "events.jsonl").read() if self.run else []
+            exits = [event for event in events if event["kind"] == "exit" and event.get("life") == self._life]
+            return str(exits[-1].get("reason")) if exits else None
+        return None
 
     def gave_up(self, reasons: list[str]) -> None:
         """The event of a crash loop."""

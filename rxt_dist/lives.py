@@ -16,6 +16,9 @@ from typing import Self
 _TOKEN, _LAUNCHED, _ATTEMPT = "RXT_LIFE", "RXT_LAUNCHED", "RXT_ATTEMPT"
 _DEADLINE, _OLD_STOP, _LAST_WORDS = "RXT_DEADLINE", "RXT_OLD_STOP", "RXT_LAST_WORDS"
 
+# How the reason of a life begins that ended because its time was over.
+TIME_LIMIT = "time limit"
+
 
 @dataclass(frozen=True)
 class Life:

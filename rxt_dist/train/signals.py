@@ -15,7 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from rxt_dist.errors import ExitCode
-from rxt_dist.lives import file_identity, launched_by_us
+from rxt_dist.lives import TIME_LIMIT, file_identity, launched_by_us
 from rxt_dist.train.time_limit import TimeLimit
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
@@ -76,7 +76,7 @@ class StopRequest:
         if self._stop_file_asks():
             return f"stop file {self.stop_file}"
         if self.limit is not None and self.limit.is_near():
-            return self._signal or f"time limit of {self.limit.text}"
+            return self._signal or f"{TIME_LIMIT} of {self.limit.text}"
         return self._signal
 
     @property

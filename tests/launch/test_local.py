@@ -417,6 +417,21 @@ sys.exit(75)
     assert lives(tmp_path) == 1
 
 
+def test_nothing_starts_again_after_a_stop_for_the_time_limit(tmp_path: Path) -> None:
+    """Its lead may leave a minute, in which another life would only begin."""
+    code = (
+        TAKING
+        + """
+told = {"kind": "exit", "code": 75, "reason": "time limit of 1h", "life": life}
+(run / "events.jsonl").write_text(json.dumps(told) + "\\n")
+sys.exit(75)
+"""
+    )
+    assert launched(script(code, tmp_path), 1, attempts=5, run=tmp_path) == ExitCode.PREEMPTED
+    assert lives(tmp_path) == 1
+    assert "ended with exit code 75: time limit of 1h" in (tmp_path / "logs/launcher.log").read_text()
+
+
 def test_a_taken_port_costs_no_attempt(tmp_path: Path) -> None:
     code = (
         TAKING
