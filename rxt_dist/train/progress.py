@@ -20,6 +20,13 @@ from rich.progress import Progress as RichProgress
 _PLAIN_SECONDS = 30.0
 
 
+class _Console(Console):
+    """A console that leaves it to its user what a closed pipe means; rich's own would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Progress:
     """Progress of training in tokens; a context manager.
 
@@ -31,7 +38,7 @@ class Progress:
     def __init__(self, total_tokens: int, enabled: bool) -> None:
         self._total = total_tokens
         self._enabled = enabled
-        self._console = Console(file=sys.stderr)
+        self._console = _Console(file=sys.stderr)
         self._live = (
             RichProgress(
                 BarColumn(bar_width=24),
