@@ -42,6 +42,7 @@ def local(
     from rxt_dist.config.duration import seconds_of
     from rxt_dist.config.load import load_run
     from rxt_dist.config.validate import settle_topology, validate_run
+    from rxt_dist.lives import Life, old_file
 
     overrides = with_time_limit(overrides, time_limit)
     config = load_run(run, overrides)
@@ -50,4 +51,6 @@ def local(
     options = ["--profile", str(profile)] if profile else []
     command = [sys.executable, "-m", "rxt_dist", "train", str(run), *overrides, *options]
     seconds = seconds_of(config.train.time_limit) if config.train.time_limit else None
-    raise typer.Exit(launch(Launch(command, number, resume_attempts, config.directory, seconds)))
+    # One that was made while this process read its configuration is meant for this launch.
+    old_stop = old_file(config.directory / "STOP", Life.of_process({}).launched)
+    raise typer.Exit(launch(Launch(command, number, resume_attempts, config.directory, seconds, old_stop)))

@@ -6,6 +6,7 @@ It never hangs (`watching.py`), says once how a life ended (`endings.py`), and k
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from launch.ranks import Rank, rank_environment, start, words_file
 from launch.record import Record
 from launch.watching import Patience, Received, Watch, signals_noted
 from rxt_dist.errors import ExitCode, may_start_again
+from rxt_dist.files import forget_terminal
 from rxt_dist.lives import TIME_LIMIT, Life, file_identity
 from rxt_dist.ranks import free_port
 
@@ -82,8 +84,6 @@ def launch(wanted: Launch) -> int:
             ending = _life(wanted, record, received, attempt)
             if ending.text:
                 _say(ending.text)
-            if received.at_once is not None and ending.code not in (ExitCode.DONE, ExitCode.STOPPED):
-                return 128 + received.at_once
             over = wanted.time_is_over or ending.reason.startswith(TIME_LIMIT)
             if not may_start_again(ending.code) or received.anything or over:
                 return ending.code
@@ -134,8 +134,16 @@ def _one_life(wanted: Launch, record: Record, received: Received, attempt: int) 
                 with suppress(subprocess.TimeoutExpired):
                     started.process.wait(wanted.patience.grace)
         record.flush()
-        ending = ending_of(ends, record.logs)
+        ending = _asked_for(ending_of(ends, record.logs), received)
     return replace(ending, reason=record.ended(ending.code, ending.reason))
+
+
+def _asked_for(ending: Ending, received: Received) -> Ending:
+    """The ending of a life that somebody may have ended at once: then that is the reason."""
+    if received.at_once is None or ending.code in (ExitCode.DONE, ExitCode.STOPPED, ExitCode.PREEMPTED):
+        return ending
+    text = ending.text if ending.code == ExitCode.HANG else ""
+    return Ending(128 + received.at_once, f"ended at once by {signal.Signals(received.at_once).name}", text)
 
 
 def _give_up(record: Record, barren: Sequence[str]) -> int:
@@ -171,5 +179,7 @@ def _note(record: Record, text: str) -> None:
 
 def _say(text: str) -> None:
     """To whoever started this; a terminal that is gone is no reason to end a run."""
-    with suppress(OSError, ValueError):
+    try:
         print(text, file=sys.stderr, flush=True)
+    except OSError:
+        forget_terminal()

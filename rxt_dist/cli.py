@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, NoReturn
 
@@ -17,6 +16,7 @@ import typer
 
 from rxt_dist import __version__
 from rxt_dist.errors import ConfigError, ExitCode, UserError
+from rxt_dist.lives import leave_words
 
 # Each is the function of a verb or a group of verbs.
 VERBS = {
@@ -70,24 +70,11 @@ def _refuse(error: UserError) -> NoReturn:
     # Every rank of a run refuses the same configuration, so one of them says it; what the system refuses, one alone may
     # have met. Our launcher collects what all say, and says it once.
     common = error.common or (isinstance(error, ConfigError) and not isinstance(error.__cause__, OSError))
-    if _says_to_launcher(f"error: {error}\n"):
+    if leave_words(f"error: {error}\n"):
         pass
     elif not common or os.environ.get("RANK", "0") == "0":
         print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
-
-
-def _says_to_launcher(text: str) -> bool:
-    """Leave the last words of this rank where its launcher looks for them; False where nobody does."""
-    from rxt_dist.lives import Life
-
-    words = Life.of_process(os.environ).last_words
-    if words is None:
-        return False
-    with suppress(OSError):
-        words.write_text(text, encoding="utf-8", errors="backslashreplace")
-        return True
-    return False
 
 
 def main() -> None:
@@ -99,6 +86,6 @@ def main() -> None:
     except SystemExit as end:
         sys.exit(ExitCode.CONFIG if end.code == _USAGE else end.code)
     except Exception:
-        if not _says_to_launcher(traceback.format_exc()):
+        if not leave_words(traceback.format_exc()):
             raise
         sys.exit(1)

@@ -118,6 +118,17 @@ def lasting_errors(folder: Path) -> Iterator[None]:
         raise known from error
 
 
+def forget_terminal() -> None:
+    """Let what this process prints go nowhere from here on: whoever read it is gone.
+
+    Else the rest of it would be refused again when the process ends, which then had an exit code for that.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Writing
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -70,6 +71,25 @@ class Life:
 def launched_by_us(environ: Mapping[str, str]) -> bool:
     """Whether this process is a rank that our launcher watches."""
     return _TOKEN in environ
+
+
+def leave_words(text: str) -> bool:
+    """Leave what ends this rank where its launcher looks for it, to say it once; False where nobody looks."""
+    place = os.environ.get(_LAST_WORDS)
+    if not place:
+        return False
+    with suppress(OSError):
+        Path(place).write_text(text, encoding="utf-8", errors="backslashreplace")
+        return True
+    return False
+
+
+def old_file(path: Path, launched: float) -> str:
+    """Identity of the file at `path` if it was there before a launch; empty if there is none, or a newer one."""
+    try:
+        return file_identity(path) if path.lstat().st_mtime < launched else ""
+    except OSError:
+        return ""
 
 
 def file_identity(path: Path) -> str:

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from rxt_dist.lives import Life, file_identity, launched_by_us
+from rxt_dist.lives import Life, file_identity, launched_by_us, old_file
 
 
 def test_what_a_launcher_says_arrives(tmp_path: Path) -> None:
@@ -36,3 +36,11 @@ def test_a_file_that_is_touched_or_made_again_is_another(tmp_path: Path) -> None
     assert file_identity(path) == first
     os.utime(path, ns=(5, 5))
     assert file_identity(path) not in ("", first)
+
+
+def test_a_file_is_old_if_it_was_there_before_the_launch(tmp_path: Path) -> None:
+    path = tmp_path / "STOP"
+    assert old_file(path, time.time()) == ""
+    path.touch()
+    assert old_file(path, time.time() + 10) == file_identity(path)
+    assert old_file(path, time.time() - 10) == "", "made while the launcher read its configuration"

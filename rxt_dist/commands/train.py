@@ -20,7 +20,7 @@ def train(
     """Train. Start one process per rank, with torchrun, srun or `rxt-dist launch local`; alone it is the only rank."""
     from rxt_dist.config.load import load_run, resolved_yaml
     from rxt_dist.config.validate import settle_topology, validate_run
-    from rxt_dist.lives import Life
+    from rxt_dist.lives import Life, old_file
     from rxt_dist.ranks import export_ranks, read_ranks
 
     life = Life.of_process(os.environ)
@@ -39,9 +39,11 @@ def train(
     from rxt_dist.train.signals import StopRequest
     from rxt_dist.train.time_limit import TimeLimit
 
+    stop_file = config.directory / "STOP"
+    old_stop = old_file(stop_file, life.launched) if life.old_stop is None else life.old_stop
     limit = TimeLimit.of(config.train.time_limit, life) if config.train.time_limit else None
     # Signals are caught before torch is imported: that takes seconds, in which a stop would otherwise kill the rank.
-    with StopRequest(config.directory / "STOP", ranks.rank == 0, life.old_stop, limit) as stop:
+    with StopRequest(stop_file, ranks.rank == 0, old_stop, limit) as stop:
         from rxt_dist.train.run import train as run_training
 
         raise typer.Exit(int(run_training(config, ranks, stop, profile or 0, life)))

@@ -5,7 +5,6 @@ A terminal can go away (a lost ssh); what is said to a person is never a reason 
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
+
+from rxt_dist.files import forget_terminal
 
 _PLAIN_SECONDS = 30.0
 
@@ -109,10 +110,7 @@ class Progress:
             yield
         except OSError:
             self._enabled, self._live = False, None
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            for stream in (1, 2):
-                os.dup2(nowhere, stream)
-            os.close(nowhere)
+            forget_terminal()
 
     def _pace(self, now: float, tokens: int) -> str:
         """Tokens, and once there are two points in this life: tokens/s since its first update, and the time left."""

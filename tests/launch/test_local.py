@@ -173,7 +173,9 @@ def test_nothing_starts_again_after_ctrl_c(tmp_path: Path) -> None:
     launcher = start(5, script(OBEDIENT, tmp_path))
     wait_for(tmp_path / "ready0", tmp_path / "ready1")
     launcher.send_signal(signal.SIGINT)
-    assert launcher.wait(60) not in (ExitCode.DONE, ExitCode.PREEMPTED)
+    said = launcher.communicate(timeout=60)[1]
+    assert launcher.returncode == 130
+    assert "rank" not in said, "the traceback of rank 0 alone, on its terminal"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -237,6 +239,15 @@ def test_a_closed_terminal_saves_and_ends(tmp_path: Path) -> None:
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == ExitCode.PREEMPTED
     assert {(tmp_path / f"asked{rank}").read_text() for rank in range(2)} == {"SIGHUP"}
+
+
+def test_what_cannot_be_said_changes_no_exit_code() -> None:
+    command = script("import sys; sys.exit(65)")
+    arguments = [sys.executable, "-c", LAUNCH, "0", "", json.dumps(PATIENCE), *command]
+    nobody, terminal = os.pipe()
+    os.close(nobody)
+    assert subprocess.run(arguments, cwd=ROOT, stderr=terminal, stdout=terminal).returncode == 65
+    os.close(terminal)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
