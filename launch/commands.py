@@ -32,6 +32,10 @@ def local(
     ] = 0,
     profile: Profiled = None,
     time_limit: TimeLimited = None,
+    from_checkpoint: Annotated[
+        str | None,
+        typer.Option("--from", metavar="step-N", help="Begin at this checkpoint, in the first life (see `train`)."),
+    ] = None,
 ) -> None:
     """Start all ranks on this machine, pass signals on to them, and return what they return.
 
@@ -53,4 +57,5 @@ def local(
     seconds = seconds_of(config.train.time_limit) if config.train.time_limit else None
     # One that was made while this process read its configuration is meant for this launch.
     old_stop = old_file(config.directory / "STOP", Life.of_process({}).launched)
-    raise typer.Exit(launch(Launch(command, number, resume_attempts, config.directory, seconds, old_stop)))
+    once = ["--from", from_checkpoint] if from_checkpoint is not None else []
+    raise typer.Exit(launch(Launch(command, number, resume_attempts, config.directory, seconds, old_stop, once)))

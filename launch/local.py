@@ -40,7 +40,8 @@ class Launch:
     command: what each rank executes; rank facts reach it by torchrun's environment variables. ranks: how many.
     resume_attempts: how often to start all ranks again after a preemption or a crash; progress restores them. run: the
     run directory; None: nothing is kept, and no life is known to make progress. seconds: time limit of all lives
-    together. old_stop: identity of the STOP file that was there when the launch began; None: look now.
+    together. old_stop: identity of the STOP file that was there when the launch began; None: look now. once: further
+    arguments of the command in the first life, which those after it must not repeat.
     """
 
     command: Sequence[str]
@@ -49,6 +50,7 @@ class Launch:
     run: Path | None = None
     seconds: float | None = None
     old_stop: str | None = None
+    once: Sequence[str] = ()
     patience: Patience = field(default_factory=Patience)
 
     def __post_init__(self) -> None:
@@ -117,7 +119,8 @@ def _life(wanted: Launch, record: Record, received: Received, attempt: int) -> E
 def _one_life(wanted: Launch, record: Record, received: Received, attempt: int) -> Ending:
     token, port, ranks = uuid.uuid4().hex[:12], free_port(), list[Rank]()
     record.new_life(token)
-    record.line(f"life {token}, restart {attempt}: {wanted.ranks} ranks on port {port}: {' '.join(wanted.command)}")
+    command = [*wanted.command, *(wanted.once if attempt == 0 else ())]
+    record.line(f"life {token}, restart {attempt}: {wanted.ranks} ranks on port {port}: {' '.join(command)}")
     launched = time.time()
     with tempfile.TemporaryDirectory(prefix="rxt-launch-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -126,7 +129,7 @@ def _one_life(wanted: Launch, record: Record, received: Received, attempt: int) 
                 words = words_file(folder, rank)
                 life = Life(token, launched, attempt, wanted.deadline, wanted.old_stop, words)
                 environment = rank_environment(os.environ, rank, wanted.ranks, port) | life.environment()
-                ranks.append(start(wanted.command, environment, rank, folder))
+                ranks.append(start(command, environment, rank, folder))
             ends = Watch(ranks, wanted.patience, received).until_all_have_ended(record.flush)
         finally:
             for started in ranks:

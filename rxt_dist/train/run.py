@@ -100,7 +100,7 @@ def _claim(stack: ExitStack, config: RunConfig, group: Collectives, data: DataSo
 
     group.together(take)
     guard = partial(directory.require_life, life.token)
-    store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, guard)
+    store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, guard=guard)
     checkpoint, remarks = find_checkpoint(group, store)
     positions = [Position()]
     if checkpoint is not None:

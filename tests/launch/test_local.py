@@ -443,6 +443,14 @@ sys.exit(75)
     assert "ended with exit code 75: time limit of 1h" in (tmp_path / "logs/launcher.log").read_text()
 
 
+def test_some_arguments_are_of_the_first_life_alone(tmp_path: Path) -> None:
+    """`--from step-N` in a second life would throw away what the first has done since."""
+    code = "import sys; open(sys.argv[1] + '/said', 'a').write(' '.join(sys.argv[2:]) + ';'); sys.exit(1)"
+    patience = Patience(back_off=0.01)
+    assert launch(Launch(script(code, tmp_path), 1, 1, once=["--from", "step-5"], patience=patience)) == 1
+    assert (tmp_path / "said").read_text() == "--from step-5;;"
+
+
 def test_a_taken_port_costs_no_attempt(tmp_path: Path) -> None:
     code = (
         TAKING
