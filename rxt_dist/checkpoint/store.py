@@ -92,7 +92,7 @@ class CheckpointStore:
     Args:
         directory: the `checkpoints` folder of the run; created by the first `begin`.
         keep: newest valid checkpoints that pruning leaves, see `Retention`.
-        guard: called right before the rename that commits; raises `CheckpointError` if this process may not publish.
+        guard: called right before a commit; raises `CheckpointError` if this process may not publish.
         milestone_tokens, keep_best: what else stays, see `Retention`.
     """
 
@@ -100,7 +100,7 @@ class CheckpointStore:
         self,
         directory: Path,
         keep: int,
-        guard: Callable[[], None] | None = None,
+        guard: Callable[[], None] = lambda: None,
         *,
         milestone_tokens: int = 0,
         keep_best: bool = False,
@@ -170,14 +170,13 @@ class CheckpointStore:
         for folder in {(unfinished / file.name).parent for file in files}:
             fsync_dir(folder)
         write_json_atomic(unfinished / MANIFEST, _manifest(step, files, meta))
+        self._guard()
         if final.exists() and self.verify(step):
             # Damaged, so no load would have taken it.
             shutil.rmtree(final)
         if final.exists():
             shutil.rmtree(unfinished)
         else:
-            if self._guard is not None:
-                self._guard()
             os.rename(unfinished, final)
             fsync_dir(self.directory)
         with suppress(OSError):  # Only a hint: what is committed is committed.
