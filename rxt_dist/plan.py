@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from rxt_dist.checkpoint.interval import SaveCost, best_interval, lost_share, measured_cost
 from rxt_dist.config.model import AttentionConfig, ModelConfig
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.schedules import count_steps
@@ -21,9 +22,13 @@ from rxt_dist.model.count import (
     local_moe_parameters,
 )
 from rxt_dist.stages.base import build_network, stage_class
+from rxt_dist.train.events import EventLog
 
 _FLOAT32_BYTES = 4
 _SECONDS_PER_DAY = 86400
+# Of a GPU's state into pinned host memory (PCIe 4 x16 moves 25), and of a node onto a shared disk: assumed until a run
+# has saved.
+_COPY_BYTES_S, _DISK_BYTES_S = 10e9, 1e9
 # Python and its libraries, measured on CPU; a CUDA context, which is not measured here, takes its place on a GPU.
 _PROCESS_BYTES = 400_000_000
 # Where no data says how long rows are, steps are counted in tokens: a batch of whole rows has as many of either.
@@ -55,6 +60,7 @@ def plan_run(config: RunConfig) -> dict[str, Any]:
             f"zero_{stage}": traffic_per_step(config, stage, seq_len) for stage in ZERO_STAGES
         },
         "time": _time(config, seq_len),
+        "checkpoint": _checkpoint(config, seq_len),
         "assumptions": _assumptions(config, seq_len),
     }
 
@@ -247,6 +253,33 @@ def _time(config: RunConfig, seq_len: int) -> dict[str, float]:
         "step_seconds_estimate": seconds,
         "tokens_per_second_estimate": tokens / seconds,
         "days_estimate": seconds * config.train.total_tokens / tokens / _SECONDS_PER_DAY,
+    }
+
+
+def _checkpoint(config: RunConfig, seq_len: int) -> dict[str, Any]:
+    """Size of a checkpoint, what a save costs (measured, where the run has saved already), and how often to save."""
+    built = run_parameters(config)
+    trained, frozen = built.dense + built.routed, built.frozen_dense + built.frozen_routed
+    size = _FLOAT32_BYTES * (3 * trained + frozen)
+    found = measured_cost(EventLog(config.directory / "events.jsonl").read())
+    copied = _FLOAT32_BYTES * 3 * trained / config.cluster.ranks
+    cost = found or SaveCost(copied / _COPY_BYTES_S, size / (config.cluster.nodes * _DISK_BYTES_S))
+    between = config.cluster.hours_between_failures * 3600 / config.cluster.nodes
+    best = best_interval(cost, between)
+    tokens_s = _time(config, seq_len)["tokens_per_second_estimate"]
+    own = config.checkpoint.every_tokens / tokens_s
+    return {
+        "bytes": size,
+        "host_memory_per_rank_bytes": round(copied),
+        "cost": "measured" if found else "estimate",
+        "stall_seconds": cost.stall,
+        "written_seconds": cost.written,
+        "hours_between_failures": between / 3600,
+        "best_interval_seconds": best,
+        "best_interval_tokens_estimate": round(best * tokens_s),
+        "lost_share_at_best": lost_share(cost, between, best),
+        "own_interval_seconds_estimate": own,
+        "lost_share_at_own_estimate": lost_share(cost, between, max(own, cost.written)),
     }
 
 

@@ -104,3 +104,21 @@ def test_what_a_rank_takes_beside_its_share() -> None:
     assert memory["process_estimate"] == 400_000_000
     alone = ["cluster.nodes=1", "cluster.gpus_per_node=1", "parallel.expert_parallel=1"]
     assert memory_per_gpu(load_run(BETA, alone), 3, 8192)["gathered_estimate"] == 0
+
+
+def test_the_interval_of_saves_follows_from_costs_and_failures(tmp_path: Path) -> None:
+    """Estimated; and measured, once the run has saved."""
+    changes = [f"output={tmp_path}", "cluster={nodes: 8, gpus_per_node: 8, hours_between_failures: 96}"]
+    config = load_run(BETA, changes)
+    plan = plan_run(config)["checkpoint"]
+    built = run_parameters(config)
+    trained, frozen = built.dense + built.routed, built.frozen_dense + built.frozen_routed
+    assert plan["bytes"] == 12 * trained + 4 * frozen
+    assert (plan["cost"], plan["hours_between_failures"]) == ("estimate", 12)
+    assert plan["stall_seconds"] == pytest.approx(12 * trained / 64 / 10e9)
+    config.directory.mkdir(parents=True)
+    (config.directory / "events.jsonl").write_text('{"kind": "save", "stall_s": 2.0, "seconds": 90.0}\n')
+    plan = plan_run(config)["checkpoint"]
+    assert (plan["cost"], plan["stall_seconds"], plan["written_seconds"]) == ("measured", 2.0, 90.0)
+    assert plan["best_interval_seconds"] == pytest.approx((2 * 2 * 12 * 3600) ** 0.5, rel=0.01)
+    assert plan["lost_share_at_best"] < 0.02

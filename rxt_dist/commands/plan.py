@@ -62,8 +62,23 @@ def _print(result: dict[str, Any]) -> None:
         f"{own['limited_by']}. {result['topologies']['verdict']}",
         highlight=False,
     )
+    console.print(_saves(result["checkpoint"]), highlight=False)
     for assumption in [*result["assumptions"], *result["topologies"]["assumptions"]]:
         console.print(f"  - {assumption}", highlight=False, style="dim")
+
+
+def _saves(plan: dict[str, Any]) -> str:
+    """What checkpoints cost, and how often to make them."""
+    costs = "measured in this run" if plan["cost"] == "measured" else "estimates"
+    return (
+        f"A checkpoint is {plan['bytes'] / 1e9:.3g} GB; a save stops training for {plan['stall_seconds']:.2g} s and is "
+        f"written after {plan['written_seconds']:.3g} ({costs}). At a failure every "
+        f"{plan['hours_between_failures']:,.0f} hours the best interval (Daly) is "
+        f"{plan['best_interval_seconds'] / 60:.2g} minutes, checkpoint.every_tokens="
+        f"{plan['best_interval_tokens_estimate']:,}, which loses {plan['lost_share_at_best']:.2%} of the time; the "
+        f"run's own, {plan['own_interval_seconds_estimate'] / 60:.2g} minutes, loses "
+        f"{plan['lost_share_at_own_estimate']:.2%}."
+    )
 
 
 def _parameters(result: dict[str, Any]) -> Table:
