@@ -24,7 +24,7 @@ import torch
 from rxt_dist.checkpoint.background import BackgroundSaves
 from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.state import load_state, save_state
-from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
+from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.checkpoint.verified import verify_together
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.interface import KINDS, Fragment
@@ -32,7 +32,6 @@ from rxt_dist.engine.interface import KINDS, Fragment
 CPU = torch.device("cpu")
 # Elements of one parameter, as many as an expert's matrices of RxT-Beta have.
 PARAMETER = 1 << 21
-ROUNDS = 3
 BLOCK = 1 << 22
 
 
@@ -67,10 +66,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--folder", type=Path, default=Path.cwd(), help="on the disk that is measured")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        figures = measure(State(int(given.gigabytes * 1e9)), Path(folder))
+        figures = measure(State(int(given.gigabytes * 1e9)), Path(folder), given.rounds)
     if given.json:
         print(json.dumps(figures))
         return
@@ -78,58 +78,62 @@ def main() -> None:
         print(f"| {name} | {value:.3g} |")
 
 
-def measure(engine: Any, folder: Path) -> dict[str, float]:
-    """All figures by name: seconds, 10^9 bytes a second, ratios."""
-    model = torch.nn.Module()
-    frozen = FrozenWeights(model, engine.ranks)
+def measure(engine: Any, folder: Path, rounds: int) -> dict[str, float]:
+    """All figures by name: the median of rounds, each of which measures everything once. Ratios are of one round."""
+    frozen = FrozenWeights(torch.nn.Module(), engine.ranks)
     frozen.model_names = {fragment.name for fragment in engine.held}
     store = CheckpointStore(folder / "checkpoints", 2)
-    size = sum(4 * tensor.numel() for fragment in engine.held for tensor in fragment.tensors.values()) / 1e9
-    figures: dict[str, float] = {"state, GB": size}
-    reads, writes, waited = [], [], []
-    for number in range(1, ROUNDS + 1):
-        written, read = disk(folder / "plain", int(size * 1e9))
-        writes.append(written)
-        reads.append(read)
-        waited.append(seconds(lambda number=number: save_state(engine, frozen, store, number, {})))
-    figures |= {"synchronous save, s": statistics.median(waited), "disk writes, GB/s": statistics.median(writes)}
-    figures |= background(engine, frozen, store)
-    figures["stall / synchronous save"] = figures["stall, s"] / figures["synchronous save, s"]
-    checked, loaded = [], []
-    checkpoint = store.read(store.steps()[-1])
-    for _ in range(ROUNDS):
-        forget(checkpoint)
-        checked.append(seconds(lambda: verify_together(engine.ranks, store, checkpoint.step)))
-        loaded.append(seconds(lambda: load_state(engine, frozen, checkpoint, 1)))
-    figures["disk reads, GB/s"] = statistics.median(reads)
-    figures["verify, GB/s"] = size / statistics.median(checked)
-    figures["load after it (files cached) with checksum, GB/s"] = size / statistics.median(loaded)
-    figures["verify / disk reads"] = figures["verify, GB/s"] / figures["disk reads, GB/s"]
-    both = size / statistics.median([one + other for one, other in zip(checked, loaded, strict=True)])
-    figures["verify and load / disk reads"] = both / figures["disk reads, GB/s"]
-    return figures
-
-
-def background(engine: Any, frozen: FrozenWeights, store: CheckpointStore) -> dict[str, float]:
-    """Stalls of saves in the background, and what the steps beside them take."""
     saves = BackgroundSaves(engine, frozen, store)
-    quiet = [seconds(step) for _ in range(30)]
-    stalls, busy, ended = [], [], []
-    for number in range(ROUNDS + 1, 2 * ROUNDS + 2):
-        stalls.append(seconds(lambda number=number: saves.start(number, {})))
-        while saves.outcome is None:
-            busy.append(seconds(step))
-        outcome = saves.wait()
-        assert outcome.error is None, outcome.error
-        ended.append(outcome.seconds)
+    first = behind(saves, 1)["stall, s"]
+    found = [one_round(engine, frozen, store, saves, folder, number) for number in range(1, rounds + 1)]
     saves.close(0)
+    medians = {name: statistics.median(one[name] for one in found) for name in found[0]}
+    return {"first stall (memory is new), s": first, **medians}
+
+
+def one_round(
+    engine: Any, frozen: FrozenWeights, store: CheckpointStore, saves: BackgroundSaves, folder: Path, number: int
+) -> dict[str, float]:
+    """Disk, synchronous save, save in the background, verification and load, one after another."""
+    size = sum(4 * tensor.numel() for fragment in engine.held for tensor in fragment.tensors.values()) / 1e9
+    written, read = disk(folder / "plain", int(size * 1e9))
+    waited = seconds(lambda: save_state(engine, frozen, store, 2 * number, {}))
+    figures = behind(saves, 2 * number + 1)
+    checkpoint = store.read(2 * number + 1)
+    for file in checkpoint.files:
+        drop(checkpoint.path / file.name)
+    checked = seconds(lambda: verify_together(engine.ranks, store, checkpoint.step))
+    loaded = seconds(lambda: load_state(engine, frozen, checkpoint, 1))
     return {
-        "first stall (memory is new), s": stalls[0],
-        "stall, s": statistics.median(stalls[1:]),
-        "until it is committed, s": statistics.median(ended[1:]),
-        "step without a save, s": statistics.median(quiet),
-        "step beside a save, median / without": statistics.median(busy) / statistics.median(quiet),
-        "step beside a save, slowest / without": max(busy) / statistics.median(quiet),
+        "state, GB": size,
+        "disk writes, GB/s": written,
+        "disk reads, GB/s": read,
+        "synchronous save, s": waited,
+        **figures,
+        "stall / synchronous save": figures["stall, s"] / waited,
+        "verify, GB/s": size / checked,
+        "load after it, with checksum, GB/s": size / loaded,
+        "verify / disk reads": size / checked / read,
+        "verify and load / disk reads": size / (checked + loaded) / read,
+    }
+
+
+def behind(saves: BackgroundSaves, number: int) -> dict[str, float]:
+    """The stall of a save in the background, and what steps beside it take."""
+    quiet = [seconds(step) for _ in range(30)]
+    stall = seconds(lambda: saves.start(number, {}))
+    busy = []
+    while saves.outcome is None:
+        busy.append(seconds(step))
+    outcome = saves.wait()
+    assert outcome.error is None, outcome.error
+    usual = statistics.median(quiet)
+    return {
+        "stall, s": stall,
+        "until it is committed, s": outcome.seconds,
+        "step without a save, s": usual,
+        "step beside a save, median / without": statistics.median(busy) / usual,
+        "step beside a save, slowest / without": max(busy) / usual,
     }
 
 
@@ -167,12 +171,6 @@ def drop(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def forget(checkpoint: Checkpoint) -> None:
-    """Take a checkpoint out of the system's cache."""
-    for file in checkpoint.files:
-        drop(checkpoint.path / file.name)
 
 
 def seconds(action: Callable[[], Any]) -> float:
