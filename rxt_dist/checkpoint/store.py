@@ -215,6 +215,15 @@ class CheckpointStore:
             report(f"Checkpoint {folder} is rejected: {'; '.join(problems)}.")
         return None
 
+    def set_aside(self, step: int) -> Path:
+        """Rename the checkpoint of `step` so that no load and no pruning sees it; where it is then."""
+        folder, number = self.folder(step), 1
+        while (aside := folder.with_name(f"{folder.name}.aside-{number}")).exists():
+            number += 1
+        os.rename(folder, aside)
+        fsync_dir(self.directory)
+        return aside
+
     def steps(self) -> Sequence[int]:
         """Steps that have a committed checkpoint, in ascending order, by the names of folders: one look, and
         right while another process saves."""

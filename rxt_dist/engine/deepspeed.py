@@ -28,15 +28,18 @@ from rxt_dist.engine.expert_parallel import (
     is_expert,
     model_name,
 )
+from rxt_dist.engine.inspection import first_nonfinite
 from rxt_dist.engine.interface import (
     FIRST_MOMENT,
     SECOND_MOMENT,
     WEIGHT,
     Fragment,
+    NonFinite,
     StepResult,
     TermTotals,
 )
 from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_learning_rates
+from rxt_dist.engine.replicas import bit_sum, differing_ranks
 from rxt_dist.engine.routing import RoutingState
 from rxt_dist.engine.sums import StepSums, evaluate_stage
 from rxt_dist.losses import StageOutput, objective
@@ -150,6 +153,20 @@ class DeepSpeedEngine:
     def evaluate(self, micros: Sequence[MicroBatch]) -> TermTotals:
         """See `Engine.evaluate`."""
         return evaluate_stage(self.wrapper, self.stage, self.engine, micros, self.ranks, self.routing)
+
+    def inspect(self, micros: Sequence[MicroBatch]) -> NonFinite | None:
+        """See `Engine.inspect`."""
+        self.engine.train()
+        sums = StepSums(self.stage, micros, self.ranks, self.routing)
+        return first_nonfinite(self.stage, self.engine, micros, sums, self.routing)
+
+    def differing_ranks(self) -> list[int]:
+        """See `Engine.differing_ranks`. ZeRO-3 leaves only what is too small to be divided on every rank."""
+        held: tuple[list[Tensor], list[Tensor]] = [*self.routing.state().values()], []
+        whole = self.zero.persistent_parameters if self.config.parallel.zero == 3 else self.wrapper.parameters()
+        for parameter in whole:
+            held[is_expert(parameter)].append(parameter.data)
+        return differing_ranks(self.ranks, [bit_sum(tensors, self.device) for tensors in held], self._expert_rank())
 
     @contextmanager
     def reading(self) -> Iterator[None]:

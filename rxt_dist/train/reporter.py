@@ -73,6 +73,15 @@ class Reporter:
         for text in evaluation_lines(results, self._titled):
             self._progress.message(text)
 
+    def is_evaluated(self, step: int) -> bool:
+        """Whether an evaluation of `step` has been written, by an earlier life perhaps."""
+        return self._writer is not None and self._writer.has_evaluation(step)
+
+    def go_back(self, step: int) -> None:
+        """Drop the lines of steps after `step`, which come again."""
+        if self._writer is not None:
+            self._writer.truncate_after(step)
+
     def message(self, text: str) -> None:
         """A line for a person only."""
         self._progress.message(text)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -29,9 +31,11 @@ from rxt_dist.train.profile import Recording, profiling, require_steps
 from rxt_dist.train.progress import Progress
 from rxt_dist.train.reporter import Reporter
 from rxt_dist.train.resume import Position, choose_beginning, find_checkpoint, position_of, set_weights
+from rxt_dist.train.rollback import joined_windows, known_windows
 from rxt_dist.train.run_dir import RunDirectory
 from rxt_dist.train.signals import StopRequest
 from rxt_dist.train.training import Training
+from rxt_dist.train.watchdog import Surroundings, Watchdog, collective_timeout
 
 
 def train(config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0) -> ExitCode:
@@ -51,11 +55,16 @@ def train(config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0)
         # Left by an earlier life; one made from here on is meant for this one.
         stop.clear_file()
     with ExitStack() as stack:
-        group = stack.enter_context(joined_ranks(device, config.parallel.engine == "plain"))
+        plain, timeout = config.parallel.engine == "plain", collective_timeout(config.health.deadlines)
+        group = stack.enter_context(joined_ranks(device, plain, timeout))
+        watchdog = stack.enter_context(_watchdog(config, group))
         directory = RunDirectory.open(config.directory, resolved_yaml(config), training_hash(config), ranks.rank)
         group.together(lambda: stack.enter_context(directory.locked()).value if group.rank == 0 else None)
         stack.enter_context(_output_in(directory, ranks.rank))
-        return _train(stack, config, stop, group, directory, data, profiled)
+        code = _train(stack, config, stop, group, directory, data, watchdog, profiled)
+        # Rank 0 serves the store, by which the watchdogs of the others still ask.
+        group.any(False)
+        return code
 
 
 def _train(
@@ -65,11 +74,14 @@ def _train(
     group: Collectives,
     directory: RunDirectory,
     data: DataSource,
+    watchdog: Watchdog,
     profiled: int,
 ) -> ExitCode:
     store = CheckpointStore(directory.checkpoints, config.checkpoint.keep)
+    windows = known_windows(group, store, directory.jumps)
     checkpoint, remarks = find_checkpoint(group, store)
     position = position_of(checkpoint, data) if checkpoint else Position()
+    position = replace(position, jumps=joined_windows(position.jumps, windows))
     beginning = choose_beginning(config, checkpoint, group)
     origin = beginning.origin
     # Without weights: an engine makes room for what this rank holds of them.
@@ -91,7 +103,8 @@ def _train(
     if not directory.has_locks:
         reporter.event("unlocked", disk=str(directory.path))
     if checkpoint is not None:
-        load_state(engine, frozen, checkpoint, position.applied)
+        with watchdog.phase("load"):
+            load_state(engine, frozen, checkpoint, position.applied)
         reporter.event("resume", step=position.step, row=position.row, checkpoint=checkpoint.path.name)
     else:
         set_weights(engine, frozen, config, initial, beginning)
@@ -114,7 +127,17 @@ def _train(
     }
     recording = Recording(profiled, directory.profile, group.rank, group.device)
     profile = stack.enter_context(profiling(recording, reporter))
-    return run_loop(Training(config, engine, stage, frozen, data, store, stop, reporter, identity, profile), position)
+    training = Training(
+        config, engine, stage, frozen, data, store, stop, reporter, identity, directory, watchdog, profile
+    )
+    return run_loop(training, position, checkpoint.meta if checkpoint else None)
+
+
+def _watchdog(config: RunConfig, group: Collectives) -> Watchdog:
+    directory = RunDirectory(config.directory)
+    hosts = group.gather(platform.node())
+    place = Surroundings(group.rank, hosts, directory.logs, directory.events, group.open_channel("watchdog"))
+    return Watchdog(config.health.deadlines, place)
 
 
 @contextmanager

@@ -4,7 +4,8 @@
     environment.json        where the present life of the run executes, with which versions and which code
     metrics.jsonl           one line per log step; the truth
     events.jsonl            resumes, skips, saves, stops
-    logs/                   one file per rank
+    jumps.json              rows that are passed over since training went astray on them
+    logs/                   one file per rank, and the stacks of ranks that hung
     profile/                traces and tables of `--profile`
     checkpoints/            see rxt_dist/checkpoint/store.py
     wandb/                  the copy for Weights & Biases
@@ -51,6 +52,7 @@ class RunDirectory:
         self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
         self.events = EventLog(path / "events.jsonl")
+        self.jumps = path / "jumps.json"
         self.logs = path / "logs"
         self.profile = path / "profile"
         self.checkpoints = path / "checkpoints"

@@ -13,7 +13,9 @@ from rxt_dist.stages.base import DataSource, Stage
 from rxt_dist.train.profile import StepProfile
 from rxt_dist.train.reporter import Reporter
 from rxt_dist.train.resume import Position
+from rxt_dist.train.run_dir import RunDirectory
 from rxt_dist.train.signals import StopRequest
+from rxt_dist.train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Training:
     stop: StopRequest
     reporter: Reporter
     identity: dict[str, Any]
+    directory: RunDirectory
+    watchdog: Watchdog
     profile: StepProfile | None = None
 
     def tokens(self, position: Position) -> int:

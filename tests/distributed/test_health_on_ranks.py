@@ -1,0 +1,59 @@
+"""Skipped steps, a return to an earlier state, and copies that differ, on several ranks."""
+
+from __future__ import annotations
+
+import health_scenarios
+import pytest
+
+pytestmark = pytest.mark.distributed
+
+TOPOLOGIES = [
+    {"zero": 0, "expert_parallel": 1},
+    {"zero": 1, "expert_parallel": 1},
+    {"zero": 3, "expert_parallel": 1},
+    {"zero": 3, "expert_parallel": 2},
+]
+
+
+@pytest.mark.slow
+def test_a_second_look_finds_the_layer_and_changes_nothing(ranks):
+    """The NaN is in the gradient of one layer on the last rank."""
+    looked = ranks.run(health_scenarios.look_again, 2, topologies=TOPOLOGIES)
+    for first, last in zip(*looked, strict=True):
+        assert first["applied"] is last["applied"] is False
+        assert first["found"] is None
+        layer, backward, micro = last["found"]
+        assert layer.startswith("decoder.layers.")
+        assert backward
+        assert micro == 0
+        assert first["nothing"]
+        assert last["nothing"]
+    records = [first["record"] for first in looked[0]]
+    for record in records[1:]:
+        for one, other in zip(records[0], record, strict=True):
+            assert one == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_what_blew_up_is_named_and_an_engine_takes_an_earlier_state(ranks):
+    for of_rank in ranks.run(health_scenarios.blow_up, 2, topologies=TOPOLOGIES):
+        for result in of_rank:
+            assert result["skipped"] >= 3
+            assert all(result["layers"])
+            assert result["loaded"]
+            assert result["equal"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_flipped_bit_names_the_rank(ranks, world):
+    """Of two copies nobody can say which is right."""
+    topologies = [*TOPOLOGIES, {"zero": 0, "expert_parallel": 2}, {"zero": 1, "expert_parallel": 2}]
+    for of_rank in ranks.run(health_scenarios.flip_a_bit, world, topologies=topologies, victim=1):
+        for topology, found in zip(topologies, of_rank, strict=True):
+            assert found["before"] == found["after"] == []
+            assert found["dense"] == ([0, 1] if world == 2 else [1])
+            if topology["zero"] < 3:
+                # Ranks 1 and 3 hold the same experts where two ranks share a set.
+                pairs = topology["expert_parallel"] == 2
+                assert found["expert"] == ([] if world == 2 else [1, 3]) if pairs else found["dense"]
