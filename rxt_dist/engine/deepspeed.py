@@ -158,7 +158,7 @@ class DeepSpeedEngine:
         """See `Engine.inspect`."""
         self.engine.train()
         sums = StepSums(self.stage, micros, self.ranks, self.routing)
-        return first_nonfinite(self.stage, self.engine, micros, sums, self.routing)
+        return first_nonfinite(self.stage, self.wrapper, micros, sums, self.routing)
 
     def differing_ranks(self) -> list[int]:
         """See `Engine.differing_ranks`. ZeRO-3 leaves only what is too small to be divided on every rank."""

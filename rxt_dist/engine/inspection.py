@@ -40,46 +40,57 @@ def first_nonfinite(
         with _watched(stage.model) as watch, torch.enable_grad():
             output = forward(micro.to(sums.ranks.device), routing.load_ME)
             loss = objective(output.sums_J, sums.counts_J, sums.weights_J)
-            if watch.inputs:
-                # Of an activation: parameters get no gradients, and nothing that hangs on theirs happens.
-                torch.autograd.grad(loss, watch.inputs[:1], allow_unused=True)
-        met = watch.forward or watch.backward
-        if found is None and met:
-            found = NonFinite(met[0], not watch.forward, number)
+            if watch.first:
+                # Of activations: parameters get no gradients, and nothing that hangs on theirs happens.
+                torch.autograd.grad(loss, watch.first, allow_unused=True)
+        if found is None and watch.met:
+            layer, backward, place = watch.met[0]
+            found = NonFinite(layer, backward, number, place)
     return found
 
 
 class _Watch:
-    """What a pass has shown: layers in the order in which they were not finite, and the outputs that can be derived."""
+    """What a pass has shown: layers that were not finite, whether in a gradient, and the how-manieth look it was.
+
+    first: the outputs at which gradients end, of layers whose own inputs have none.
+    """
 
     def __init__(self) -> None:
-        self.forward: list[str] = []
-        self.backward: list[str] = []
-        self.inputs: list[Tensor] = []
+        self.met: list[tuple[str, bool, int]] = []
+        self._looks = 0
+        self.first: list[Tensor] = []
 
-    def output(self, name: str, value: Any) -> None:
+    def output(self, name: str, given: Any, value: Any) -> None:
+        is_first = not any(tensor.requires_grad for tensor in _tensors(given))
         for tensor in _tensors(value):
             if not tensor.is_floating_point():
                 continue
-            if not bool(torch.isfinite(tensor).all()):
-                self.forward.append(name)
+            self._look(name, tensor, backward=False)
             if tensor.requires_grad:
-                self.inputs.append(tensor)
-                tensor.register_hook(lambda gradient, name=name: self._gradient(name, gradient))
+                if is_first:
+                    self.first.append(tensor)
+                tensor.register_hook(lambda gradient, name=name: self._look(name, gradient, backward=True))
 
-    def _gradient(self, name: str, gradient: Tensor) -> None:
-        if not bool(torch.isfinite(gradient).all()):
-            self.backward.append(name)
+    def _look(self, name: str, tensor: Tensor, *, backward: bool) -> None:
+        self._looks += 1
+        if not bool(torch.isfinite(tensor).all()):
+            self.met.append((name, backward, self._looks))
 
 
 @contextmanager
 def _watched(model: nn.Module) -> Iterator[_Watch]:
-    """Watch what every module of `model` gives while the block lasts."""
+    """Watch what every module of `model` gives while the block lasts.
+
+    Routed blocks are looked at from outside: in AutoEP's there are rows of nobody, whose numbers are undefined.
+    """
     watch = _Watch()
     handles = [
-        module.register_forward_hook(lambda _, __, value, name=name: watch.output(name, value))
+        module.register_forward_hook(
+            lambda _, given, named, value, name=name: watch.output(name, (given, *named.values()), value),
+            with_kwargs=True,
+        )
         for name, module in model.named_modules()
-        if name
+        if name and ".routed." not in name
     ]
     try:
         yield watch

@@ -91,12 +91,12 @@ class Health:
         return middle + max(self._deviations * spread, _LEAST_RISE * abs(middle))
 
     def observe(self, applied: bool, loss: float) -> float | None:
-        """Take in one update. Returns the threshold if the loss was above it.
+        """Take in one update. Returns the threshold, if there is one and the loss was above it.
 
         A skipped update says nothing about the level of losses, and neither does one above the threshold.
         """
         threshold = self.threshold if applied else None
-        high = applied and not loss <= (math.inf if threshold is None else threshold)
+        high = applied and (not math.isfinite(loss) or (threshold is not None and loss > threshold))
         if applied and not high:
             self.streak = None
             self._losses.append(loss)

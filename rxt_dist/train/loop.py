@@ -7,6 +7,7 @@ explicit reduction.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -111,12 +112,12 @@ class _Life:
             self.interval.add(result)
             loss = objective_of(result.totals, weights)
             threshold = self.health.observe(result.applied, loss)
+            streak = self.health.streak
             if not result.applied:
                 self._tell_skip(position, result, micros)
-            elif threshold is not None:
-                assert self.health.streak is not None
-                in_a_row = self.health.streak.spikes
-                training.reporter.event("spike", step=position.step, loss=loss, threshold=threshold, in_a_row=in_a_row)
+            elif streak is not None:
+                level = {"loss": _json(loss), "threshold": threshold, "in_a_row": streak.spikes}
+                training.reporter.event("spike", step=position.step, **level)
             if self.health.verdict:
                 break
         self.position = position
@@ -130,12 +131,15 @@ class _Life:
         """Say which update was skipped, and where on which rank the first number was that is not finite."""
         training = self.training
         found = training.engine.inspect(micros)
-        layer = found and f"{found.layer}{' (gradient)' if found.backward else ''}"
-        place = found and {"layer": layer, "samples": list(micros[found.micro].samples)}
-        places = training.engine.ranks.gather(place)
-        rank = next((rank for rank, place in enumerate(places) if place), None)
-        # Not met again: a device's fault, or the fault of a sum over ranks or of a weight's own gradient.
-        where = {"rank": None, "layer": None, "samples": None} if rank is None else {"rank": rank, **places[rank]}
+        own = found and {
+            "began": [found.micro, found.place],
+            "layer": f"{found.layer}{' (gradient)' if found.backward else ''}",
+            "samples": list(micros[found.micro].samples),
+        }
+        met = [(place["began"], rank, place) for rank, place in enumerate(training.engine.ranks.gather(own)) if place]
+        # Not met again: a device's fault, or one of a sum over ranks or of a weight's own gradient.
+        _, rank, place = min(met, default=(None, None, {}))
+        where = {"rank": rank, "layer": place.get("layer"), "samples": place.get("samples")}
         in_a_row = position.skipped_in_a_row
         training.reporter.event("skip", step=position.step, reason=result.reason, in_a_row=in_a_row, **where)
 
@@ -242,6 +246,10 @@ def _updates(training: Training, step: Step, batch: Batch) -> Iterator[tuple[Seq
     parts = batch.micro_batches(training.config.train.micro_batch_rows)
     for micros in stage.updates(parts, trained, engine.reading):
         yield micros, engine.train_step(micros, rates)
+
+
+def _json(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
 
 
 def _learning_rate(training: Training, step: Step) -> float:

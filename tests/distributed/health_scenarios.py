@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from harness import RankContext
-from resume_scenarios import SAVED_AT, _engine, _steps
+from resume_scenarios import _engine, _steps
 from scenarios import LR, Poison, rank_share, release
-from tiny import ROWS, TOKENS
 
 from rxt_dist.checkpoint.state import load_state, save_state, state_checksum
 from rxt_dist.checkpoint.store import CheckpointStore
-from pathlib import Path
-
+from rxt_dist.engine.expert_parallel import is_expert
 
 def look_again(context: RankContext, topologies: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A gradient that is NaN on rank 1 in one step, then weights that are not finite: what a second look finds, and that
@@ -34,7 +31,7 @@ def look_again(context: RankContext, topologies: list[dict[str, Any]]) -> list[d
         results.append(
             {
                 "applied": skipped.applied,
-                "found": found and [found.layer, found.backward, found.micro],
+                "found": found and [found.layer, found.backward, found.micro, found.place],
                 "nothing": nothing is None,
                 "record": record,
             }
@@ -97,8 +94,11 @@ def _flip(engine: Any, expert: bool) -> torch.Tensor:
     if hasattr(engine, "zero") and engine.config.parallel.zero == 3:
         parameter = engine.zero.persistent_parameters[0]
     else:
-        named = engine.masters if hasattr(engine, "masters") else dict(engine.wrapper.named_parameters())
-        parameter = next(p for name, p in named.items() if (".experts." in name or ".down_proj" in name) is expert)
+        named = engine.named if hasattr(engine, "named") else dict(engine.wrapper.named_parameters())
+        held = getattr(engine, "masters", named)
+        split = engine.expert_parallel > 1
+        wanted = [name for name, p in named.items() if (is_expert(p) if split else ".routed." in name) is expert]
+        parameter = held[wanted[0]]
     word = parameter.data.view(-1)[:1].view(torch.int32)
     word.bitwise_xor_(1)
     return word

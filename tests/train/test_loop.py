@@ -82,7 +82,7 @@ class Recorder:
         return nullcontext()
 
     def inspect(self, micros: list[JointBatch]) -> NonFinite | None:
-        return NonFinite("decoder.layers.0", False, 1)
+        return NonFinite("decoder.layers.0", False, 1, 7)
 
     def differing_ranks(self) -> list[int]:
         return self.differing
