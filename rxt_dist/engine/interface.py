@@ -51,8 +51,8 @@ class NonFinite:
     """Where numbers first were not finite.
 
     layer: name of the module of the network; backward: whether it was met in the gradient of what the module gave;
-    micro: number of the rank's micro-batch; place: how many layers had been looked at in it before. Of several ranks the
-    lowest place is where it began, since tokens carry it to other ranks.
+    micro: number of the rank's micro-batch; place: how many layers had been looked at in it before. Of several ranks
+    the lowest place is where it began, since tokens carry it to other ranks.
     """
 
     layer: str

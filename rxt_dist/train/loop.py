@@ -23,7 +23,7 @@ from rxt_dist.stages.base import Batch, MicroBatch
 from rxt_dist.train.evaluate import Evaluation, evaluate, sources_without_evaluation
 from rxt_dist.train.health import Health, objective_of
 from rxt_dist.train.interval import Interval
-from rxt_dist.train.pace import STARVED_SHARE, Pace
+from rxt_dist.train.pace import Pace
 from rxt_dist.train.resume import Position
 from rxt_dist.train.rollback import go_back, is_jumped
 from rxt_dist.train.saving import Saver
@@ -149,7 +149,7 @@ class _Life:
         if not due or not self.interval.has_update:
             return
         pace = self.pace.exchange(self.interval.waited)
-        if pace.waited > STARVED_SHARE * self.interval.seconds:
+        if pace.is_starved(self.interval.seconds):
             training.reporter.event("starved", step=position.step, seconds=round(pace.waited, 3), rank=pace.waiting)
         for rank, ratio in pace.slow:
             host = training.watchdog.hosts[rank]

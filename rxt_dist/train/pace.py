@@ -16,8 +16,8 @@ from rxt_dist.engine.collectives import Collectives
 
 # A rank is slow that takes so much longer than the median, so many lines in a row.
 SLOW_RATIO, SLOW_LINES = 1.3, 5
-# Data is short where a rank waited for it this share of the time.
-STARVED_SHARE = 0.2
+# Data is short where a rank waited for it this share of the time, and more than a second.
+_STARVED_SHARE, _STARVED_SECONDS = 0.2, 1.0
 _REPEATS = 3
 # Rows and columns of the product: about a millisecond on one core, a tenth of that on a GPU.
 _CPU_SIZE, _GPU_SIZE = 256, 2048
@@ -31,6 +31,10 @@ class PaceOfRanks:
     waited: float
     waiting: int
     slow: list[tuple[int, float]]
+
+    def is_starved(self, seconds: float) -> bool:
+        """Whether data held up an interval of so many seconds."""
+        return self.waited > max(_STARVED_SECONDS, _STARVED_SHARE * seconds)
 
 
 class Pace:

@@ -13,9 +13,9 @@ from rxt_dist.checkpoint.state import load_state, save_state, state_checksum
 from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.engine.expert_parallel import is_expert
 
+
 def look_again(context: RankContext, topologies: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A gradient that is NaN on rank 1 in one step, then weights that are not finite: what a second look finds, and that
-    training goes on as without it."""
+    """A gradient that is NaN on the last rank in one step: what a second look finds, and how training goes on."""
     results = []
     for topology in topologies:
         engine, _, stage, config = _engine(context, topology)
@@ -62,9 +62,7 @@ def blow_up(context: RankContext, topologies: list[dict[str, Any]]) -> list[dict
         load_state(engine, frozen, store.read(2), 2)
         loaded = state_checksum(engine, frozen)
         again = _steps(context, engine, stage, config, range(2, 4))
-        results.append(
-            {"skipped": skipped, "layers": layers, "loaded": loaded == before, "equal": again == wanted}
-        )
+        results.append({"skipped": skipped, "layers": layers, "loaded": loaded == before, "equal": again == wanted})
         release(engine)
     return results
 
