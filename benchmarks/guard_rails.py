@@ -52,7 +52,8 @@ def main() -> None:
             )
             for rank in range(2)
         ]
-        if any([process.wait() for process in ranks]):
+        codes = [process.wait() for process in ranks]
+        if any(codes):
             sys.exit("a rank failed")
         found = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(2)]
     print(json.dumps({name: max(one[name] for one in found) for name in found[0]}, indent=2))

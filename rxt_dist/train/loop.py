@@ -104,7 +104,7 @@ class _Life:
     def _step(self, step: Step, batch: Batch) -> None:
         """Make the updates of a step."""
         training = self.training
-        position = replace(self.position, step=self.position.step + 1, row=step.end)
+        position = _after(self.position, step)
         self.health.begin(position.step, step.first, _segment(training, step))
         weights = training.stage.weights().tolist()
         for micros, result in _updates(training, step, batch):
@@ -124,7 +124,7 @@ class _Life:
 
     def _pass_over(self, step: Step) -> None:
         """A step whose rows made an earlier attempt go astray: it counts, and nothing is learnt from it."""
-        self.position = replace(self.position, step=self.position.step + 1, row=step.end)
+        self.position = _after(self.position, step)
         self.training.reporter.event("jump", step=self.position.step, rows=[step.first, step.end])
 
     def _tell_skip(self, position: Position, result: StepResult, micros: Sequence[MicroBatch]) -> None:
@@ -256,6 +256,10 @@ def _learning_rate(training: Training, step: Step) -> float:
     config = training.config
     end = step.end * training.data.row_tokens
     return learning_rate(config.schedule, config.optimizer.lr, config.train.total_tokens, end)
+
+
+def _after(position: Position, step: Step) -> Position:
+    return replace(position, step=position.step + 1, row=step.end)
 
 
 def _advance(position: Position, result: StepResult) -> Position:
