@@ -26,6 +26,8 @@ def first_nonfinite(
     micros: Sequence[MicroBatch],
     sums: StepSums,
     routing: RoutingState,
+    *,
+    backward: bool,
 ) -> NonFinite | None:
     """Compute this rank's micro-batches once more and watch what each layer gives.
 
@@ -33,19 +35,19 @@ def first_nonfinite(
     None: it was not met again (a fault of a device, or one that lies in a sum over ranks). All ranks call it together.
 
     Args:
-        sums: the counts of this global batch.
+        sums: the counts of this global batch. backward: whether gradients are looked at too.
     """
     found: NonFinite | None = None
     for number, micro in enumerate(micros):
-        with _watched(stage.model) as watch, torch.enable_grad():
+        with _watched(stage.model) as watch, torch.set_grad_enabled(backward):
             output = forward(micro.to(sums.ranks.device), routing.load_ME)
-            loss = objective(output.sums_J, sums.counts_J, sums.weights_J)
             if watch.first:
+                loss = objective(output.sums_J, sums.counts_J, sums.weights_J)
                 # Of activations: parameters get no gradients, and nothing that hangs on theirs happens.
                 torch.autograd.grad(loss, watch.first, allow_unused=True)
         if found is None and watch.met:
-            layer, backward, place = watch.met[0]
-            found = NonFinite(layer, backward, number, place)
+            layer, in_gradient, place = watch.met[0]
+            found = NonFinite(layer, in_gradient, number, place)
     return found
 
 

@@ -108,7 +108,7 @@ class PlainEngine:
         """See `Engine.inspect`."""
         self.stage.train()
         sums = StepSums(self.stage, micros, self.ranks, self.routing)
-        return first_nonfinite(self.stage, self.stage, micros, sums, self.routing)
+        return first_nonfinite(self.stage, self.stage, micros, sums, self.routing, backward=True)
 
     def differing_ranks(self) -> list[int]:
         """See `Engine.differing_ranks`. Of one rank there is no copy."""

@@ -136,9 +136,11 @@ class _Life:
             "layer": f"{found.layer}{' (gradient)' if found.backward else ''}",
             "samples": list(micros[found.micro].samples),
         }
-        met = [(place["began"], rank, place) for rank, place in enumerate(training.engine.ranks.gather(own)) if place]
-        # Not met again: a device's fault, or one of a sum over ranks or of a weight's own gradient.
-        _, rank, place = min(met, default=(None, None, {}))
+        places = training.engine.ranks.gather(own)
+        met = [(place["began"], rank) for rank, place in enumerate(places) if place]
+        # None: not met again. A device's fault, or one of a sum over ranks or of a weight's own gradient.
+        rank = min(met)[1] if met else None
+        place = {} if rank is None else places[rank]
         where = {"rank": rank, "layer": place.get("layer"), "samples": place.get("samples")}
         in_a_row = position.skipped_in_a_row
         training.reporter.event("skip", step=position.step, reason=result.reason, in_a_row=in_a_row, **where)

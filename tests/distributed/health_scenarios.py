@@ -31,7 +31,7 @@ def look_again(context: RankContext, topologies: list[dict[str, Any]]) -> list[d
         results.append(
             {
                 "applied": skipped.applied,
-                "found": found and [found.layer, found.backward, found.micro, found.place],
+                "found": found and [found.layer, found.backward, found.micro],
                 "nothing": nothing is None,
                 "record": record,
             }
