@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,12 @@ from scenarios import LR, Poison, rank_share, release
 
 from rxt_dist.checkpoint.state import load_state, save_state, state_checksum
 from rxt_dist.checkpoint.store import CheckpointStore
+from rxt_dist.config.load import load_run
 from rxt_dist.engine.expert_parallel import is_expert
+from rxt_dist.errors import DivergedError
+from rxt_dist.ranks import Ranks as ProcessRanks
+from rxt_dist.train.run import train
+from rxt_dist.train.signals import StopRequest
 
 
 def look_again(context: RankContext, topologies: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -100,3 +106,13 @@ def _flip(engine: Any, expert: bool) -> torch.Tensor:
     word = parameter.data.view(-1)[:1].view(torch.int32)
     word.bitwise_xor_(1)
     return word
+
+
+def train_a_run(context: RankContext, file: str, overrides: list[str]) -> str:
+    """Train a run as a rank of it; what it ended with."""
+    config = load_run(Path(file), overrides)
+    with StopRequest(Path(file).with_name("STOP")) as stop:
+        try:
+            return train(config, ProcessRanks(context.rank, context.world_size, context.rank), stop).name
+        except DivergedError as error:
+            return str(error)

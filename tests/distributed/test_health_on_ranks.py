@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import health_scenarios
 import pytest
+from training_run import TinyRun, build_shards
 
 pytestmark = pytest.mark.distributed
 
@@ -61,3 +62,20 @@ def test_a_flipped_bit_names_the_rank(ranks, world):
                 # Ranks 1 and 3 hold the same experts where two ranks share a set.
                 split = [] if world == 2 else [1, 3]
                 assert found["expert"] == (split if topology["expert_parallel"] == 2 else found["dense"]), topology
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("zero", "expert_parallel"), [(1, 1), (3, 2)])
+def test_a_rate_that_is_too_high_ends_with_advice_and_a_lower_one_goes_on(ranks, tmp_path, zero, expert_parallel):
+    """Nothing is committed, and under ZeRO-3 nothing crashes."""
+    tiny = TinyRun(tmp_path, build_shards(tmp_path), steps=8)
+    topology = [f"parallel={{engine: deepspeed, zero: {zero}, expert_parallel: {expert_parallel}}}"]
+    options = [*topology, "train.max_skipped_steps=3", "checkpoint.every_tokens=512"]
+    ended = ranks.run(health_scenarios.train_a_run, 2, file=str(tiny.file), overrides=[*options, "optimizer.lr=1e6"])
+    assert len(set(ended)) == 1
+    assert "3 updates in a row were not finite up to step 4" in ended[0]
+    assert not list((tiny.directory / "checkpoints").glob("step-????????"))
+    assert [skip["layer"] is not None for skip in tiny.events("skip")] == [True] * 3
+    ended = ranks.run(health_scenarios.train_a_run, 2, file=str(tiny.file), overrides=options)
+    assert ended == ["DONE", "DONE"]
+    assert len(tiny.curve()) == 8
