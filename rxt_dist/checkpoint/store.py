@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -215,12 +216,17 @@ class CheckpointStore:
             report(f"Checkpoint {folder} is rejected: {'; '.join(problems)}.")
         return None
 
-    def set_aside(self, step: int) -> Path:
-        """Rename the checkpoint of `step` so that no load and no pruning sees it; where it is then."""
-        folder, number = self.folder(step), 1
-        while (aside := folder.with_name(f"{folder.name}.aside-{number}")).exists():
-            number += 1
-        os.rename(folder, aside)
+    def set_aside(self, after: int) -> Path:
+        """Move the committed checkpoints of later steps than `after` where no load and no pruning sees them; rank 0.
+
+        Returns the folder, `set-aside-TIME`.
+        """
+        aside = self.directory / datetime.now(UTC).strftime("set-aside-%Y%m%dT%H%M%S.%fZ")
+        aside.mkdir()
+        for step, folder in self._folders(_FINAL):
+            if step > after:
+                os.rename(folder, aside / folder.name)
+        fsync_dir(aside)
         fsync_dir(self.directory)
         return aside
 

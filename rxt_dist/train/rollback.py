@@ -103,7 +103,8 @@ def go_back(training: Training, position: Position, health: Health, reason: str)
             write_jumps(file, jumps)
             tries = -1
         # What was made since may hold the spoilt weights.
-        aside = [store.set_aside(step).name for step in store.steps() if step > (to_step or 0)]
+        later = any(step > (to_step or 0) for step in store.steps())
+        aside = store.set_aside(to_step or 0).name if later else None
         windows = [jump.window for jump in jumps]
         return {"to_step": to_step, "tries": tries, "windows": windows, "aside": aside}
 
@@ -131,7 +132,7 @@ def _advice(training: Training, position: Position, reason: str, decided: Mappin
     optimizer = training.config.optimizer
     knobs = f"optimizer.lr={optimizer.lr:g} and optimizer.clip={optimizer.clip:g}"
     tried = f", also after going back {decided['tries']} times with {knobs}" if decided["tries"] else f" with {knobs}"
-    aside = f" What was saved since is set aside ({', '.join(decided['aside'])})." if decided["aside"] else ""
+    aside = f" What was saved since is set aside in checkpoints/{decided['aside']}." if decided["aside"] else ""
     if decided["to_step"] is None:
         goes_on = "No checkpoint is from before it, so that it begins anew"
     else:
@@ -155,9 +156,11 @@ def known_windows(group: Collectives, store: CheckpointStore, path: Path) -> tup
 
     def read() -> list[Window]:
         jumps = read_jumps(path)
-        for info in store.list() if jumps else ():
-            if info.committed and not info.problem and given_up(info.step, store.read(info.step).meta, jumps):
-                store.set_aside(info.step)
+        sound = [info.step for info in store.list() if info.committed and not info.problem] if jumps else []
+        stale = [step for step in sound if given_up(step, store.read(step).meta, jumps)]
+        if stale:
+            # Nothing was made in the present history before they were looked for, so that they are the last.
+            store.set_aside(min(stale) - 1)
         return [jump.window for jump in jumps]
 
     return joined_windows(group.together(lambda: read() if group.rank == 0 else None)[0])
