@@ -73,26 +73,24 @@ class _Life:
                 if read is None:
                     break
                 step, batch = read
-                before, reason = self.position, training.stop.reason
+                before = self.position
                 self.interval.add_step(time.monotonic() - began)
                 with training.watchdog.phase(self._step_phase, before.step + 1):
                     if batch is None:
                         self._pass_over(step)
                     else:
                         self._step(step, batch)
-                    stopping, back = training.engine.ranks.agree(reason is not None, bool(self.health.verdict))
+                    stopping, reason, back = training.agreed(bool(self.health.verdict))
                 if back:
                     return self.health.verdict
                 self._has_stepped = True
                 self._log(before, step)
                 paused = time.monotonic()
-                self._between_steps(before, step, stopping)
+                self._between_steps(before, step, stopping is not None)
                 self.interval.exclude(time.monotonic() - paused)
                 if stopping and not step.last:
-                    training.reporter.event(
-                        "stop", step=self.position.step, reason=reason or "another rank was asked to stop"
-                    )
-                    return ExitCode.PREEMPTED
+                    training.reporter.event("stop", step=self.position.step, reason=reason)
+                    return stopping
         return self._finish()
 
     @property
@@ -213,9 +211,11 @@ def run_evaluation(training: Training, position: Position) -> list[Evaluation]:
     for source in sources_without_evaluation(training.data, stage):
         training.reporter.message(f"source '{source}' has too few held-out rows and is not evaluated")
     rows, micro_rows = config.eval.rows_per_source, config.train.micro_batch_rows
+    began = time.monotonic()
     with training.watchdog.phase("evaluate"):
         results = evaluate(training.engine, stage, training.data, rows, micro_rows)
-    training.reporter.evaluation(position.step, training.tokens(position), results)
+    seconds = time.monotonic() - began
+    training.reporter.evaluation(position.step, training.tokens(position), results, seconds)
     return results
 
 

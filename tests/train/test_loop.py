@@ -111,7 +111,7 @@ class Listener:
     def is_evaluated(self, step: int) -> bool:
         return False
 
-    def evaluation(self, step: int, tokens: int, results: Any) -> None: ...
+    def evaluation(self, step: int, tokens: int, results: Any, seconds: float) -> None: ...
 
 
 @pytest.fixture(scope="module")
