@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,20 @@ class CheckpointStore:
                 return checkpoint
             report(f"Checkpoint {folder} is rejected: {'; '.join(problems)}.")
         return None
+
+    def set_aside(self, after: int) -> Path:
+        """Move the committed checkpoints of later steps than `after` where no load and no pruning sees them; rank 0.
+
+        Returns the folder, `set-aside-TIME`.
+        """
+        aside = self.directory / datetime.now(UTC).strftime("set-aside-%Y%m%dT%H%M%S.%fZ")
+        aside.mkdir()
+        for step, folder in self._folders(_FINAL):
+            if step > after:
+                os.rename(folder, aside / folder.name)
+        fsync_dir(aside)
+        fsync_dir(self.directory)
+        return aside
 
     def steps(self) -> Sequence[int]:
         """Steps that have a committed checkpoint, in ascending order, by the names of folders: one look, and

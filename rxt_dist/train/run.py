@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TextIO
 
@@ -38,9 +39,11 @@ from rxt_dist.train.profile import Recording, profiling, require_steps
 from rxt_dist.train.progress import Progress
 from rxt_dist.train.reporter import Reporter
 from rxt_dist.train.resume import Beginning, Position, choose_beginning, find_checkpoint, position_of, set_weights
+from rxt_dist.train.rollback import joined_windows, known_windows
 from rxt_dist.train.run_dir import RunDirectory, require_checkpoint_of
 from rxt_dist.train.signals import StopRequest
 from rxt_dist.train.training import Training
+from rxt_dist.train.watchdog import Surroundings, Watchdog, collective_timeout
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,9 @@ def train(config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0,
         require_steps(config, data, profiled)
     device = choose_device(ranks.local_rank)
     with ExitStack() as stack:
-        group = stack.enter_context(joined_ranks(device, config.parallel.engine == "plain"))
+        plain, timeout = config.parallel.engine == "plain", collective_timeout(config.health.deadlines)
+        group = stack.enter_context(joined_ranks(device, plain, timeout))
+        watchdog = stack.enter_context(_watchdog(config, group))
         claim = _claim(stack, config, group, data, life)
         directory = claim.directory
         if any(group.together(lambda: group.rank == 0 and directory.finished_at(claim.position.step))):
@@ -80,9 +85,16 @@ def train(config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0,
             return ExitCode.DONE
         group.together(lambda: _begin(config, group, directory, stop, life))
         group.together(lambda: stack.enter_context(_output_in(directory, ranks.rank)))
-        return _told(
-            directory, life, group.rank, stop, lambda: _train(stack, config, stop, group, claim, data, profiled, life)
+        code = _told(
+            directory,
+            life,
+            group.rank,
+            stop,
+            lambda: _train(stack, config, stop, group, claim, data, watchdog, profiled, life),
         )
+        # Rank 0 serves the store, by which the watchdogs of the others still ask.
+        group.any(False)
+        return code
 
 
 def _claim(stack: ExitStack, config: RunConfig, group: Collectives, data: DataSource, life: Life) -> _Claim:
@@ -101,13 +113,14 @@ def _claim(stack: ExitStack, config: RunConfig, group: Collectives, data: DataSo
     group.together(take)
     guard = partial(directory.require_life, life.token)
     store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, guard=guard)
+    windows = known_windows(group, store, directory.jumps)
     checkpoint, remarks = find_checkpoint(group, store)
     positions = [Position()]
     if checkpoint is not None:
         name, meta = checkpoint.path.name, checkpoint.meta
         group.together(lambda: require_checkpoint_of(directory.path, name, meta, trained))
         group.together(lambda: positions.append(position_of(checkpoint, data)))
-    position = positions[-1]
+    position = replace(positions[-1], jumps=joined_windows(positions[-1].jumps, windows))
     return _Claim(directory, store, checkpoint, position, choose_beginning(config, checkpoint, group), remarks)
 
 
@@ -159,6 +172,7 @@ def _train(
     group: Collectives,
     claim: _Claim,
     data: DataSource,
+    watchdog: Watchdog,
     profiled: int,
     life: Life,
 ) -> ExitCode:
@@ -182,7 +196,8 @@ def _train(
         reporter.event("changed", setting=change)
     if not directory.has_locks:
         reporter.event("unlocked", disk=str(directory.path))
-    _set_state(config, engine, frozen, initial, claim, writer, reporter)
+    with watchdog.phase("load"):
+        _set_state(config, engine, frozen, initial, claim, writer, reporter)
     identity = {
         "run_id": run_id,
         "ranks": group.world_size,
@@ -194,8 +209,17 @@ def _train(
     recording = Recording(profiled, directory.profile, group.rank, group.device)
     profile = stack.enter_context(profiling(recording, reporter))
     reporter.event("ready", step=position.step, seconds=round(time.time() - life.launched, 3))
-    training = Training(config, engine, stage, frozen, data, claim.store, stop, reporter, identity, profile)
-    return run_loop(training, position)
+    training = Training(
+        config, engine, stage, frozen, data, claim.store, stop, reporter, identity, directory, watchdog, profile
+    )
+    return run_loop(training, position, checkpoint.meta if checkpoint else None)
+
+
+def _watchdog(config: RunConfig, group: Collectives) -> Watchdog:
+    directory = RunDirectory(config.directory)
+    hosts = group.gather(platform.node())
+    place = Surroundings(group.rank, hosts, directory.logs, directory.events, group.open_channel("watchdog"))
+    return Watchdog(config.health.deadlines, place)
 
 
 def _set_state(
