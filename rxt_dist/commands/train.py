@@ -15,12 +15,21 @@ def train(
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, print the resolved config, and stop.")] = False,
     profile: Profiled = None,
+    from_checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="step-N",
+            help="Begin at this checkpoint of the run; later ones are set aside, none is deleted.",
+        ),
+    ] = None,
 ) -> None:
     """Train. Start one process per rank, with torchrun, srun or `rxt-dist launch local`; alone it is the only rank."""
     from rxt_dist.config.load import load_run, resolved_yaml
     from rxt_dist.config.validate import settle_topology, validate_run
     from rxt_dist.ranks import export_ranks, read_ranks
 
+    from_step = _step(from_checkpoint)
     config = load_run(run, overrides or [])
     ranks = read_ranks(os.environ)
     if dry_run:
@@ -39,4 +48,16 @@ def train(
     with StopRequest(config.directory / "STOP") as stop:
         from rxt_dist.train.run import train as run_training
 
-        raise typer.Exit(int(run_training(config, ranks, stop, profile or 0)))
+        raise typer.Exit(int(run_training(config, ranks, stop, profile or 0, from_step)))
+
+
+def _step(name: str | None) -> int | None:
+    """The step of `step-N`, `step-0000000N` or `N`."""
+    from rxt_dist.errors import ConfigError
+
+    digits = (name or "").removeprefix("step-")
+    if name is None:
+        return None
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
+        raise ConfigError(f"--from is '{name}', but a checkpoint is named step-N, for example --from step-120.")
+    return int(digits)

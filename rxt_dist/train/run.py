@@ -27,10 +27,11 @@ from rxt_dist.stages.base import DataSource, build_network, stage_class
 from rxt_dist.train.loop import run_loop
 from rxt_dist.train.metrics import MetricsWriter
 from rxt_dist.train.preflight import order_lines, preflight
+from rxt_dist.train.probe import check_probe
 from rxt_dist.train.profile import Recording, profiling, require_steps
 from rxt_dist.train.progress import Progress
 from rxt_dist.train.reporter import Reporter
-from rxt_dist.train.resume import Position, choose_beginning, find_checkpoint, position_of, set_weights
+from rxt_dist.train.resume import Position, begin_at, choose_beginning, find_checkpoint, position_of, set_weights
 from rxt_dist.train.rollback import joined_windows, known_windows
 from rxt_dist.train.run_dir import RunDirectory
 from rxt_dist.train.signals import StopRequest
@@ -38,11 +39,14 @@ from rxt_dist.train.training import Training
 from rxt_dist.train.watchdog import Surroundings, Watchdog, collective_timeout
 
 
-def train(config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0) -> ExitCode:
+def train(
+    config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0, from_step: int | None = None
+) -> ExitCode:
     """Train one rank's share of a run, from the newest valid checkpoint in its directory if there is one.
 
     Args:
         profiled: how many steps of this life are to be profiled.
+        from_step: begin at this checkpoint instead of the newest; later ones are set aside.
 
     Raises:
         UserError: of any kind, with its exit code; before the model is built for all that can be known by then.
@@ -61,7 +65,7 @@ def train(config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0)
         directory = RunDirectory.open(config.directory, resolved_yaml(config), training_hash(config), ranks.rank)
         group.together(lambda: stack.enter_context(directory.locked()).value if group.rank == 0 else None)
         stack.enter_context(_output_in(directory, ranks.rank))
-        code = _train(stack, config, stop, group, directory, data, watchdog, profiled)
+        code = _train(stack, config, stop, group, directory, data, watchdog, profiled, from_step)
         # Rank 0 serves the store, by which the watchdogs of the others still ask.
         group.any(False)
         return code
@@ -76,10 +80,17 @@ def _train(
     data: DataSource,
     watchdog: Watchdog,
     profiled: int,
+    from_step: int | None,
 ) -> ExitCode:
-    store = CheckpointStore(directory.checkpoints, config.checkpoint.keep)
+    kept = config.checkpoint
+    store = CheckpointStore(
+        directory.checkpoints, kept.keep, milestone_tokens=kept.milestone_tokens, keep_best=kept.keep_best
+    )
     windows = known_windows(group, store, directory.jumps)
-    checkpoint, remarks = find_checkpoint(group, store)
+    if from_step is None:
+        checkpoint, remarks = find_checkpoint(group, store)
+    else:
+        checkpoint, remarks = begin_at(group, store, directory.metrics, from_step)
     position = position_of(checkpoint, data) if checkpoint else Position()
     position = replace(position, jumps=joined_windows(position.jumps, windows))
     beginning = choose_beginning(config, checkpoint, group)
@@ -105,6 +116,7 @@ def _train(
     if checkpoint is not None:
         with watchdog.phase("load"):
             load_state(engine, frozen, checkpoint, position.applied)
+            reporter.message(check_probe(engine, stage, data, checkpoint))
         reporter.event("resume", step=position.step, row=position.row, checkpoint=checkpoint.path.name)
     else:
         set_weights(engine, frozen, config, initial, beginning)
@@ -128,7 +140,7 @@ def _train(
     recording = Recording(profiled, directory.profile, group.rank, group.device)
     profile = stack.enter_context(profiling(recording, reporter))
     training = Training(
-        config, engine, stage, frozen, data, store, stop, reporter, identity, directory, watchdog, profile
+        config, engine, stage, frozen, data, store, stop, reporter, identity, directory, watchdog, profile, checkpoint
     )
     return run_loop(training, position, checkpoint.meta if checkpoint else None)
 
