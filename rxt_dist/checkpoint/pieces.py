@@ -25,9 +25,14 @@ class _Piece:
     key: str
 
 
-def rank_file(rank: int) -> str:
-    """The file in which a rank writes what it holds."""
-    return f"rank-{rank:05d}.safetensors"
+def rank_file(rank: int, part: int = 0) -> str:
+    """A file in which a rank writes what it holds; large states are spread over several parts."""
+    return f"{rank_prefix(rank)}-{part:03d}.safetensors" if part else f"{rank_prefix(rank)}.safetensors"
+
+
+def rank_prefix(rank: int) -> str:
+    """What the names of a rank's files begin with."""
+    return f"rank-{rank:05d}"
 
 
 class SavedPieces:
@@ -38,11 +43,11 @@ class SavedPieces:
     """
 
     def __init__(self, checkpoint: Checkpoint, own: str = "") -> None:
-        """own: the file to look into first."""
+        """own: what the names of the files begin with that are looked into first."""
         self._checkpoint = checkpoint
         names = [record.name for record in checkpoint.files if record.name != ROUTING_FILE]
         # Taken from the end.
-        self._unopened = sorted(names, key=lambda name: (name == own, name))
+        self._unopened = sorted(names, key=lambda name: (name.startswith(own), name))
         self._files: dict[Path, Any] = {}
         self._pieces: dict[tuple[str, str], list[_Piece]] = defaultdict(list)
 
