@@ -12,8 +12,8 @@ from rxt_dist.engine.interface import Fragment
 class HostCopy:
     """One buffer, as large as the float32 state of a rank, that every save uses again.
 
-    On a GPU its pages are pinned, so that the copy runs at the speed of the bus. They are registered by hand: torch's
-    own allocator of pinned memory rounds up to a power of two.
+    Beside a GPU its pages are pinned, so that the copy runs at the speed of the bus; torch rounds pinned memory up to a
+    power of two.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,15 +44,13 @@ class HostCopy:
 
     def close(self) -> None:
         """Give the memory back."""
-        if self._device.type == "cuda" and self._buffer.numel():
-            torch.cuda.cudart().cudaHostUnregister(self._buffer.data_ptr())
         self._buffer = torch.empty(0)
 
     def _fit(self, elements: int) -> None:
         if self._buffer.numel() == elements:
             return
         self.close()
-        self._buffer = torch.empty(elements)
-        if self._device.type == "cuda" and elements:
-            # Where the system pins no more memory the copy is slower, and as right.
-            torch.cuda.cudart().cudaHostRegister(self._buffer.data_ptr(), 4 * elements, 0)
+        try:
+            self._buffer = torch.empty(elements, pin_memory=self._device.type == "cuda")
+        except RuntimeError:  # The system pins no more memory: the copy is slower, and as right.
+            self._buffer = torch.empty(elements)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right, insort
 from collections import defaultdict
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ def rank_prefix(rank: int) -> str:
 
 
 class SavedPieces:
-    """All pieces of a checkpoint, looked for in one file after another until they are found.
+    """All pieces of a checkpoint, looked for in one file after another until they are found. Threads may share it.
 
     A rank of 512 that goes on with the layout it had finds everything in its own file; the descriptions of all files
     would be some three million pieces, read by every rank.
@@ -49,6 +50,7 @@ class SavedPieces:
         # Taken from the end.
         self._unopened = sorted(names, key=lambda name: (name.startswith(own), name))
         self._files: dict[Path, Any] = {}
+        self._lock = threading.Lock()
         self._pieces: dict[tuple[str, str], list[_Piece]] = defaultdict(list)
 
     @property
@@ -77,6 +79,10 @@ class SavedPieces:
 
     def _piece_at(self, place: tuple[str, str], at: int) -> _Piece | None:
         """The piece that holds element `at` of a flattened parameter."""
+        with self._lock:
+            return self._found(place, at)
+
+    def _found(self, place: tuple[str, str], at: int) -> _Piece | None:
         while True:
             pieces = self._pieces.get(place, [])
             index = bisect_right(pieces, at, key=_start_of) - 1

@@ -12,6 +12,7 @@ every load: it would notice a piece that went to the wrong place, which file has
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,11 @@ from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.pieces import ROUTING_FILE, SavedPieces, rank_prefix
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore, FileRecord
 from rxt_dist.checkpoint.writing import Share, wrapped, writing_errors
-from rxt_dist.engine.interface import Engine
+from rxt_dist.engine.interface import Engine, Fragment
 from rxt_dist.errors import CheckpointError
+
+# Pieces that a rank copies out of the files at once.
+_THREADS = 4
 
 
 def save_state(
@@ -89,13 +93,18 @@ def load_state(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint, op
         )
 
 
-@torch.no_grad()
 def _fill(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint) -> None:
     """Fill this rank's fragments; refuses parameters that the model lacks in the files that it has opened."""
     saved = SavedPieces(checkpoint, own=rank_prefix(engine.ranks.rank))
-    for fragment in (*engine.fragments(owned=False), *engine.frozen_fragments(), *frozen.fragments()):
-        for kind, tensor in fragment.tensors.items():
-            saved.fill(kind, fragment.name, fragment.start, tensor)
+
+    def fill(fragment: Fragment) -> None:
+        with torch.no_grad():  # It belongs to a thread.
+            for kind, tensor in fragment.tensors.items():
+                saved.fill(kind, fragment.name, fragment.start, tensor)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        # The list meets what they raise.
+        list(pool.map(fill, (*engine.fragments(owned=False), *engine.frozen_fragments(), *frozen.fragments())))
     surplus = sorted(saved.names_so_far - frozen.model_names)
     if surplus:
         raise CheckpointError(

@@ -15,7 +15,7 @@ from rxt_dist.data.sampler import DataState
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.interface import WEIGHT, Engine
 from rxt_dist.errors import CheckpointError
-from rxt_dist.files import write_atomic
+from rxt_dist.files import lasting_errors, write_atomic
 from rxt_dist.model.init import InitialWeights
 from rxt_dist.stages.base import DataSource
 
@@ -70,12 +70,11 @@ def find_checkpoint(
     return None, remarks
 
 
-def begin_at(group: Collectives, store: CheckpointStore, metrics: Path, step: int) -> tuple[Checkpoint, list[str]]:
-    """The checkpoint of `step`, verified, after which every later one was set aside, with a copy of the metrics; all
-    ranks together, while rank 0 holds the run.
+def named_checkpoint(group: Collectives, store: CheckpointStore, step: int) -> tuple[Checkpoint, list[str]]:
+    """The checkpoint of `step`, verified; all ranks together.
 
     Raises:
-        CheckpointError: there is none of this step, or it is damaged. Nothing was moved then.
+        CheckpointError: there is none of this step, or it is damaged.
     """
     steps = group.together(lambda: list(store.steps()) if group.rank == 0 else None)[0]
     if step not in steps:
@@ -86,17 +85,24 @@ def begin_at(group: Collectives, store: CheckpointStore, metrics: Path, step: in
     checkpoint, problems = verify_together(group, store, step)
     if checkpoint is None:
         raise CheckpointError(f"Checkpoint {store.folder(step)} is damaged: {'; '.join(problems)}. Name another step.")
+    return checkpoint, []
 
-    def set_aside() -> str | None:
-        if steps[-1] == step:
-            return None
-        aside = store.set_aside(step)
-        if metrics.exists():
-            write_atomic(aside / metrics.name, metrics.read_bytes())
-        return str(aside)
 
-    aside = group.together(lambda: set_aside() if group.rank == 0 else None)[0]
-    return checkpoint, [f"begins at step {step}; what was later is kept in {aside}"] if aside else []
+def set_aside_after(group: Collectives, store: CheckpointStore, step: int, metrics: Path) -> list[str]:
+    """Set aside every checkpoint later than `step`, and a copy of the metrics; all ranks together, while rank 0 holds
+    the run. Returns what there is to say."""
+
+    def set_aside() -> list[str]:
+        if group.rank or max(store.steps()) == step:
+            return []
+        with lasting_errors(store.directory):
+            aside = store.set_aside(step)
+            if metrics.exists():
+                write_atomic(aside / metrics.name, metrics.read_bytes())
+        return [f"the run begins again at step {step}; what was later is kept in {aside}"]
+
+    said: list[str] = group.together(set_aside)[0]
+    return said
 
 
 def position_of(checkpoint: Checkpoint, data: DataSource) -> Position:

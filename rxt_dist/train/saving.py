@@ -113,14 +113,6 @@ class Saver:
                 self._background.close(_GRACE_SECONDS)
                 self._look()
 
-    def roll_back(self, position: Position) -> None:
-        """The run goes on from an older state: what was saved after it is set aside, so that its steps can be saved
-        again. Call it before the state is loaded."""
-        self.settle()
-        store, ranks = self.training.store, self.training.engine.ranks
-        ranks.together(lambda: str(store.set_aside(position.step)) if ranks.rank == 0 else None)
-        self._saved = position.step
-
     def note_evaluation(self, step: int, results: Sequence[Evaluation]) -> None:
         """Remember an evaluation for the checkpoints from `step` on: the mean of all losses of the first view."""
         losses = [loss for result in results if result.view == results[0].view for loss in result.losses.values()]
