@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TextIO
 
@@ -48,9 +49,11 @@ from rxt_dist.train.resume import (
     set_aside_after,
     set_weights,
 )
+from rxt_dist.train.rollback import joined_windows, known_windows
 from rxt_dist.train.run_dir import RunDirectory, require_checkpoint_of
 from rxt_dist.train.signals import StopRequest
 from rxt_dist.train.training import Training
+from rxt_dist.train.watchdog import Surroundings, Watchdog, collective_timeout
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,9 @@ def train(
         require_steps(config, data, profiled)
     device = choose_device(ranks.local_rank)
     with ExitStack() as stack:
-        group = stack.enter_context(joined_ranks(device, config.parallel.engine == "plain"))
+        plain, timeout = config.parallel.engine == "plain", collective_timeout(config.health.deadlines)
+        group = stack.enter_context(joined_ranks(device, plain, timeout))
+        watchdog = stack.enter_context(_watchdog(config, group))
         claim = _claim(stack, config, group, data, life, from_step)
         directory = claim.directory
         if any(group.together(lambda: group.rank == 0 and directory.finished_at(claim.position.step))):
@@ -98,9 +103,16 @@ def train(
             return ExitCode.DONE
         group.together(lambda: _begin(config, group, directory, stop, life))
         group.together(lambda: stack.enter_context(_output_in(directory, ranks.rank)))
-        return _told(
-            directory, life, group.rank, stop, lambda: _train(stack, config, stop, group, claim, data, profiled, life)
+        code = _told(
+            directory,
+            life,
+            group.rank,
+            stop,
+            lambda: _train(stack, config, stop, group, claim, data, watchdog, profiled, life),
         )
+        # Rank 0 serves the store, by which the watchdogs of the others still ask.
+        group.any(False)
+        return code
 
 
 def _claim(
@@ -120,6 +132,7 @@ def _claim(
 
     group.together(take)
     store = _store(config, directory, life)
+    windows = known_windows(group, store, directory.jumps)
     find = find_checkpoint if from_step is None else partial(named_checkpoint, step=from_step)
     checkpoint, remarks = find(group, store)
     positions = [Position()]
@@ -127,7 +140,8 @@ def _claim(
         name, meta = checkpoint.path.name, checkpoint.meta
         group.together(lambda: require_checkpoint_of(directory.path, name, meta, trained))
         group.together(lambda: positions.append(position_of(checkpoint, data)))
-    position, beginning = positions[-1], choose_beginning(config, checkpoint, group)
+    position = replace(positions[-1], jumps=joined_windows(positions[-1].jumps, windows))
+    beginning = choose_beginning(config, checkpoint, group)
     if from_step is not None:
         remarks += set_aside_after(group, store, from_step, directory.metrics)
     return _Claim(directory, store, checkpoint, position, beginning, remarks)
@@ -192,6 +206,7 @@ def _train(
     group: Collectives,
     claim: _Claim,
     data: DataSource,
+    watchdog: Watchdog,
     profiled: int,
     life: Life,
 ) -> ExitCode:
@@ -215,7 +230,8 @@ def _train(
         reporter.event("changed", setting=change)
     if not directory.has_locks:
         reporter.event("unlocked", disk=str(directory.path))
-    _set_state(config, engine, frozen, initial, claim, writer, reporter, partial(check_probe, engine, stage, data))
+    with watchdog.phase("load"):
+        _set_state(config, engine, frozen, initial, claim, writer, reporter, partial(check_probe, engine, stage, data))
     identity = {
         "run_id": run_id,
         "ranks": group.world_size,
@@ -227,8 +243,29 @@ def _train(
     recording = Recording(profiled, directory.profile, group.rank, group.device)
     profile = stack.enter_context(profiling(recording, reporter))
     reporter.event("ready", step=position.step, seconds=round(time.time() - life.launched, 3))
-    training = Training(config, engine, stage, frozen, data, claim.store, stop, reporter, identity, profile, checkpoint)
-    return run_loop(training, position)
+    training = Training(
+        config,
+        engine,
+        stage,
+        frozen,
+        data,
+        claim.store,
+        stop,
+        reporter,
+        identity,
+        directory,
+        watchdog,
+        profile,
+        checkpoint,
+    )
+    return run_loop(training, position, checkpoint.meta if checkpoint else None)
+
+
+def _watchdog(config: RunConfig, group: Collectives) -> Watchdog:
+    directory = RunDirectory(config.directory)
+    hosts = group.gather(platform.node())
+    place = Surroundings(group.rank, hosts, directory.logs, directory.events, group.open_channel("watchdog"))
+    return Watchdog(config.health.deadlines, place)
 
 
 def _set_state(

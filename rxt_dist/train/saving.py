@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 from rxt_dist.checkpoint.background import BackgroundSaves
@@ -57,13 +58,21 @@ class Saver:
         late = bool(config.every_minutes) and now - self._last >= 60 * config.every_minutes
         return ranks.any(ranks.rank == 0 and (late or now >= self._retry_at))
 
-    def save(self, position: Position, *, wait: bool, suspect: bool = False) -> None:
+    def save(
+        self,
+        position: Position,
+        *,
+        wait: bool,
+        suspect: bool = False,
+        further: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         """Save `position`, if that has not been done.
 
         Args:
             wait: until it is committed, trying several times; otherwise only until the state is copied, and a failure
                 is an event. A save that is still being written is waited for either way.
             suspect: the losses say that something is wrong: neither retention nor a way back counts it.
+            further: what else the next life needs, by names of its own.
 
         Raises:
             DiskError, CheckpointError: with `wait`, when it cannot be committed.
@@ -73,7 +82,7 @@ class Saver:
         if position.step == self._saved:
             return
         self._last, self._retry_at = started, math.inf
-        meta = self._meta(position, suspect)
+        meta = {**self._meta(position, suspect), **further}
         if wait:
             self._save_now(position, meta)
             return
@@ -103,14 +112,6 @@ class Saver:
             if self._background is not None:
                 self._background.close(_GRACE_SECONDS)
                 self._look()
-
-    def roll_back(self, position: Position) -> None:
-        """The run goes on from an older state: what was saved after it is set aside, so that its steps can be saved
-        again. Call it before the state is loaded."""
-        self.settle()
-        store, ranks = self.training.store, self.training.engine.ranks
-        ranks.together(lambda: str(store.set_aside(position.step)) if ranks.rank == 0 else None)
-        self._saved = position.step
 
     def note_evaluation(self, step: int, results: Sequence[Evaluation]) -> None:
         """Remember an evaluation for the checkpoints from `step` on: the mean of all losses of the first view."""
