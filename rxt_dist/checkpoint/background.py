@@ -9,10 +9,12 @@ store that is gone or a save that is given up leaves a `.tmp` folder and nothing
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
@@ -31,6 +33,8 @@ from rxt_dist.errors import CheckpointError, UserError, error_class
 _POLL = timedelta(seconds=1)
 # A rank that has said nothing for so long is not going to.
 _PATIENCE_SECONDS = 3600.0
+# Priority of the writing threads: on processors that are all busy they get a tenth of what training gets.
+_NICE = 10
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class BackgroundSaves:
 
     def _write(self, channel: _Channel, share: Share, step: int, meta: Mapping[str, Any], started: float) -> None:
         size, error = 0, None
+        _prefer_training()
         try:
             work = self._lead if share.rank == 0 else self._follow
             size = writing_errors(share.rank, lambda: work(channel, share, step, meta))
@@ -201,6 +206,12 @@ class _Channel:
         if what == "written":  # Read once; the store keeps in memory whatever it is not told to forget.
             self.store.delete_key(key)
         return value
+
+
+def _prefer_training() -> None:
+    """Let this thread, and those that it starts, take what processors have to spare."""
+    with suppress(OSError, AttributeError):  # A matter of Linux.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def _open_channel(engine: Engine, given_up: threading.Event) -> _Channel:

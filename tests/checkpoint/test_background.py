@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -106,6 +107,24 @@ def test_it_is_bit_equal_to_a_save_that_training_waits_for(
     assert contents(store.folder(1)) == contents(waited)
     assert store.read(1).meta == CheckpointStore(tmp_path / "waited", 2).read(1).meta
     saves.close(0)
+
+
+def test_what_writes_makes_way_for_training(
+    engine: Any, frozen: FrozenWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, found = writing.write_tensors, []
+
+    def write(*arguments: Any) -> str:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return str(real(*arguments))
+
+    monkeypatch.setattr(writing, "write_tensors", write)
+    saves = BackgroundSaves(engine, frozen, CheckpointStore(tmp_path, 2))
+    saves.start(1, {})
+    assert saves.wait().error is None
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert len(found) == 2
+    assert all(nice > own for nice in found)
 
 
 def test_a_full_disk_is_an_outcome_and_leaves_room(

@@ -67,4 +67,5 @@ def test_memory_of_a_rank_is_as_planned(zero: int, expert_parallel: int, count: 
         assert found["set-up"] <= (1.25 if expert_parallel > 1 else 1.15) * found["planned"], found
         assert found["steps"] <= (1.35 if expert_parallel > 1 else 1.25) * found["planned"], found
         assert found["copied masters"] == 0
-        assert found["save"] <= found["largest"] + (32 << 20), found
+        # Four threads write, each a block at a time.
+        assert found["save"] <= found["largest"] + (48 << 20), found
