@@ -30,7 +30,7 @@ import psutil
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
-from faults.kinds import Kind, drawn  # noqa: E402
+from faults.kinds import STOPPED_ONLY, Kind, drawn  # noqa: E402
 from training_run import Running, TinyRun, build_shards, start  # noqa: E402
 
 from rxt_dist.checkpoint.store import CheckpointStore  # noqa: E402
@@ -155,6 +155,9 @@ class Soak:
 
     def _strike(self, kind: Kind, life: Live) -> int:
         """Strike, and end the life; a kind that leaves it alive, or wants nobody there, is given a stop."""
+        if kind.damages and self._sound() < 2:
+            # Nothing is promised to a run whose only checkpoint is spoilt.
+            kind = STOPPED_ONLY
         if kind.strike is not None:
             kind.strike(life, self.chance)
         if not kind.codes:
@@ -164,6 +167,10 @@ class Soak:
         if kind.between is not None:
             kind.between(self.tiny.directory, self.chance)
         return code
+
+    def _sound(self) -> int:
+        store = CheckpointStore(self.tiny.directory / "checkpoints", 2)
+        return sum(not store.verify(step) for step in store.steps())
 
     def finish(self) -> None:
         """Let it train to its end."""
