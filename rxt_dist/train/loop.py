@@ -74,8 +74,10 @@ def run_evaluation(training: Training, position: Position) -> list[Evaluation]:
     for source in sources_without_evaluation(training.data, stage):
         training.reporter.message(f"source '{source}' has too few held-out rows and is not evaluated")
     rows, micro_rows = config.eval.rows_per_source, config.train.micro_batch_rows
+    began = time.monotonic()
     results = evaluate(training.engine, stage, training.data, rows, micro_rows)
-    training.reporter.evaluation(position.step, training.tokens(position), results)
+    seconds = time.monotonic() - began
+    training.reporter.evaluation(position.step, training.tokens(position), results, seconds)
     return results
 
 

@@ -80,6 +80,29 @@ class MetricsWriter:
             write_atomic(self.run.metrics, b"".join(kept))
         return len(lines) - len(kept)
 
+    def lost_after(self, step: int) -> dict[str, Any]:
+        """What an earlier life did after `step` and this one will do again, as fields of the event of its resume.
+
+        lost_steps, lost_s: steps and their seconds, of which of a line that began before `step` only the part after it;
+        lost_until: the time of the last such line, absent where there is none. Ask before `truncate_after`.
+        """
+        lines = self.run.metrics.read_bytes().splitlines() if self.run.metrics.exists() else []
+        lost_steps, lost_s, before = 0, 0.0, 0
+        until: str | None = None
+        for text in lines:
+            try:
+                line = json.loads(text)
+                own = int(line["step"])
+                taken, seconds = int(line.get("steps", own - before)), float(line.get("step_s") or 0.0)
+                if own > step:
+                    until = str(line["time"])
+                if "step_s" in line:
+                    repeated = max(0, min(taken, own - step))
+                    lost_steps, lost_s, before = lost_steps + repeated, lost_s + repeated * seconds, own
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+        return {"lost_steps": lost_steps, "lost_s": round(lost_s, 3), **({"lost_until": until} if until else {})}
+
     def close(self) -> None:
         """Finish the wandb copy. The files need no closing."""
         if self._wandb is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -43,6 +44,7 @@ def train(config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0)
     Raises:
         UserError: of any kind, with its exit code; before the model is built for all that can be known by then.
     """
+    began = time.monotonic()
     data = preflight(config, ranks.world_size)
     if profiled:
         require_steps(config, data, profiled)
@@ -55,7 +57,7 @@ def train(config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0)
         directory = RunDirectory.open(config.directory, resolved_yaml(config), training_hash(config), ranks.rank)
         group.together(lambda: stack.enter_context(directory.locked()).value if group.rank == 0 else None)
         stack.enter_context(_output_in(directory, ranks.rank))
-        return _train(stack, config, stop, group, directory, data, profiled)
+        return _train(stack, config, stop, group, directory, data, profiled, began)
 
 
 def _train(
@@ -66,6 +68,7 @@ def _train(
     directory: RunDirectory,
     data: DataSource,
     profiled: int,
+    began: float,
 ) -> ExitCode:
     store = CheckpointStore(directory.checkpoints, config.checkpoint.keep)
     checkpoint, remarks = find_checkpoint(group, store)
@@ -91,8 +94,10 @@ def _train(
     if not directory.has_locks:
         reporter.event("unlocked", disk=str(directory.path))
     if checkpoint is not None:
+        loading = time.monotonic()
         load_state(engine, frozen, checkpoint, position.applied)
-        reporter.event("resume", step=position.step, row=position.row, checkpoint=checkpoint.path.name)
+        fields = {"seconds": round(time.monotonic() - loading, 3), **reporter.lost_after(position.step)}
+        reporter.event("resume", step=position.step, row=position.row, checkpoint=checkpoint.path.name, **fields)
     else:
         set_weights(engine, frozen, config, initial, beginning)
         if origin is not None:
@@ -114,6 +119,7 @@ def _train(
     }
     recording = Recording(profiled, directory.profile, group.rank, group.device)
     profile = stack.enter_context(profiling(recording, reporter))
+    reporter.event("ready", step=position.step, seconds=round(time.monotonic() - began, 3))
     return run_loop(Training(config, engine, stage, frozen, data, store, stop, reporter, identity, profile), position)
 
 

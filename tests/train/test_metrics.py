@@ -196,3 +196,19 @@ def test_the_real_wandb_offline_writes_into_the_run_directory(
     time.sleep(1)  # wandb names its folders by the second
     MetricsWriter(run, OFFLINE, "the-id").close()
     assert len(list((run.path / "wandb").glob("offline-run-*-the-id"))) == 2
+
+
+def test_work_that_a_resume_repeats_is_counted(run: RunDirectory) -> None:
+    """Of a line that begins before the checkpoint only the part after it; without `steps` the distance of lines."""
+    writer = MetricsWriter(run, SILENT, "id")
+    assert writer.lost_after(0) == {"lost_steps": 0, "lost_s": 0.0}
+    writer.log(10, {"step_s": 3.0})
+    writer.log(20, {"step_s": 2.0, "steps": 10})
+    writer.log(20, {"eval/en/mlm_loss": 1.0})
+    writer.log(30, {"step_s": 0.5})
+    with open(run.metrics, "a") as file:
+        file.write('{"step": 40, "step_s": 9')
+    lost = writer.lost_after(15)
+    assert (lost["lost_steps"], lost["lost_s"]) == (15, 5 * 2.0 + 10 * 0.5)
+    assert lost["lost_until"].endswith("+00:00")
+    assert writer.lost_after(30) == {"lost_steps": 0, "lost_s": 0.0}
