@@ -28,6 +28,7 @@ ORDER = (
     "engine",
     "checkpoint",
     "train",
+    "report",
     "inference",
     "plan",
     "limits",
