@@ -29,7 +29,7 @@ def parts(log: Log, now: float) -> dict[str, float]:
 
 
 def first_life(log: Log) -> Log:
-    """100 s: 20 of start-up, 40 steps of 1.5 s of which 4 s waited, a save of 2 s, an evaluation of 5 s; 13 s unsaid."""
+    """100 s: 20 of start-up, 40 steps of 1.5 s of which 4 s waited, a save of 2 s, an evaluation of 5 s; 13 s left."""
     log.event(3, "start", life="a", ranks=2, launched=at(0), attempt=0)
     log.event(20, "ready", step=0, seconds=20)
     log.line(52, 20, steps=20, step_s=1.5, data_wait_s=1.0)
@@ -153,13 +153,17 @@ def test_nothing_yet(log: Log) -> None:
         goodput(log.path / "nowhere", 0)
 
 
-NUMBERS = st.one_of(st.integers(-5, 400), st.floats(-1, 400), st.sampled_from([None, "x", [], 1e300, float("nan"), True]))
+NUMBERS = st.one_of(
+    st.integers(-5, 400), st.floats(-1, 400), st.sampled_from([None, "x", [], 1e300, float("nan"), True])
+)
 TIMES = st.one_of(st.floats(-100, 1000).map(at), st.sampled_from([None, "yesterday", 7, at(5), at(1e8)]))
-KINDS = st.sampled_from(["start", "resume", "begin", "ready", "save", "eval", "rollback", "stop", "exit", "finish", "x"])
+KINDS = st.sampled_from(
+    ["start", "resume", "begin", "ready", "save", "eval", "rollback", "stop", "exit", "finish", "x"]
+)
 FIELDS = ("step", "seconds", "stall_s", "lost_s", "to_step", "code", "steps", "step_s", "data_wait_s")
 ENTRIES = st.fixed_dictionaries(
     {"time": TIMES, "kind": KINDS},
-    optional={name: NUMBERS for name in FIELDS}
+    optional=dict.fromkeys(FIELDS, NUMBERS)
     | {"launched": TIMES, "lost_until": TIMES, "life": st.sampled_from("ab"), "eval/x": NUMBERS},
 )
 
