@@ -98,7 +98,8 @@ def _single(runs: Sequence[RunSeries], name: str, title: str, *panels: Panel) ->
 def _losses(runs: Sequence[RunSeries]) -> Iterator[Picture]:
     names = list(dict.fromkeys(name for run in runs for name in run.losses))
     panels = [
-        Panel(_TERMS.get(name.removesuffix("_loss"), shown_name(name)), (Line(name),), smooth=True) for name in names
+        Panel(_TERMS.get(name.removesuffix("_loss"), shown_name(name, 22)), (Line(name),), smooth=True)
+        for name in names
     ]
     yield from _single(runs, "loss", "Loss by term", *panels[:MOST_PANELS])
 
@@ -116,7 +117,9 @@ def _evaluations(runs: Sequence[RunSeries], name: str, title: str, by: str, kind
     panels = [
         Panel(
             "accuracy" if kind == "accuracy" else "nats",
-            tuple(Line(one.column, f"{view} memory" if view else "") for view, one in found[key].items()),
+            tuple(
+                Line(one.column, f"{shown_name(view, 16)} memory" if view else "") for view, one in found[key].items()
+            ),
             share=kind == "accuracy",
             title=f"{shown_name(key[0], 20)}: {shown_name(key[1].removesuffix(f'_{kind}'), 20)}",
         )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -15,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rxt_dist.report.goodput import PARTS, measure
-from rxt_dist.report.page import time_left, tokens_text
+from rxt_dist.report.page import fields_of, time_left, tokens_text, when_of
 from rxt_dist.report.pictures import short_time
 from rxt_dist.report.records import RunFiles
 from rxt_dist.report.series import RunSeries
@@ -49,18 +51,19 @@ def follow(
 def _live(files: RunFiles, every_s: float, console: Console, clock: Callable[[], float]) -> None:
     with Live(console=console, auto_refresh=False) as live:
         while True:
+            began = clock()
             run = _look(files, clock)
             live.update(view(run, console.width), refresh=True)
             if _is_over(run):
                 return
-            time.sleep(every_s)
-            files.refresh()
+            _wait(files, every_s, began, clock)
 
 
 def _plain(files: RunFiles, every_s: float, console: Console, clock: Callable[[], float]) -> None:
     """A line for each new event and, where there is a new one, for the last line of figures."""
     told, step = 0, math.nan
     while True:
+        began = clock()
         run = _look(files, clock)
         for event in files.events[told:]:
             _print(console, _event_text(event))
@@ -72,9 +75,14 @@ def _plain(files: RunFiles, every_s: float, console: Console, clock: Callable[[]
             _print(console, f"{run.goodput.state}; {_goodput_text(run)}")
             return
         sys.stdout.flush()
-        time.sleep(every_s)
-        files.refresh()
+        _wait(files, every_s, began, clock)
         told = min(told, len(files.events))
+
+
+def _wait(files: RunFiles, every_s: float, began: float, clock: Callable[[], float]) -> None:
+    """Until the next look, which takes at most a twentieth of the time: a login node is for everybody."""
+    time.sleep(max(every_s, 20 * (clock() - began)))
+    files.refresh()
 
 
 def _look(files: RunFiles, clock: Callable[[], float]) -> RunSeries:
@@ -107,10 +115,8 @@ def view(run: RunSeries, width: int) -> RenderableType:
     return Group(*parts)
 
 
-def sparkline(values: object, width: int) -> str:
+def sparkline(values: np.ndarray, width: int) -> str:
     """A line of blocks: of each stretch of the values the last, from the least to the greatest; a gap is a space."""
-    import numpy as np
-
     y = np.asarray(values, float)
     if not len(y):
         return ""
@@ -144,9 +150,8 @@ def _goodput_text(run: RunSeries) -> str:
     return f"{short_time(run.goodput.wall_s)} of wall time: {', '.join(shares)}"
 
 
-def _event_text(event: dict[str, object]) -> str:
-    fields = ", ".join(f"{name} {value}" for name, value in event.items() if name not in ("time", "kind"))
-    text = f"{str(event.get('time', ''))[:19]} {event['kind']} {fields}"
+def _event_text(event: Mapping[str, Any]) -> str:
+    text = f"{when_of(event)} {event['kind']} {fields_of(event)}"
     return "".join(character if character.isprintable() else " " for character in text)
 
 

@@ -24,7 +24,7 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d8dee4; --ground: #f6f8fa; --card: #fff; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ed; --soft: #9aa4af; --line: #343b44; --ground: #14171b; --card: #1d2126; }
+  :root { --ink: #e6e9ed; --soft: #9aa4af; --line: #343b44; --ground: #121314; --card: #1c1c1c; }
   figure img { filter: invert(0.89) hue-rotate(180deg); }
 }
 * { box-sizing: border-box; }
@@ -42,11 +42,12 @@ p { margin: .2rem 0; } .soft, figcaption { color: var(--soft); font-size: .875re
 .wide { column-span: all; }
 .big { font-size: 1.7rem; font-weight: 600; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; }
-figure img { display: block; width: 100%; min-width: 30rem; height: auto; }
-.wide img { min-width: 46rem; }
+figure img { display: block; width: 100%; min-width: 26rem; height: auto; }
+.wide img { min-width: 36rem; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
-th:first-child, td:first-child, .text td, .text th { text-align: left; overflow-wrap: anywhere; }
+th:first-child, .text td, .text th { text-align: left; }
+.text td:last-child { overflow-wrap: anywhere; min-width: 12rem; }
 thead th { color: var(--soft); font-weight: 600; }
 details { margin-top: .5rem; } summary { cursor: pointer; color: var(--soft); font-size: .875rem; }
 progress { width: 100%; height: .6rem; }
@@ -93,6 +94,17 @@ def time_left(run: RunSeries) -> float:
     """Seconds to the end of the budget at the pace of the wall time so far; nan where that is not known."""
     wall, done, total = run.goodput.wall_s, run.last_tokens, run.total_tokens
     return wall * (total - done) / done if wall and done and total >= done else math.nan
+
+
+def fields_of(event: Mapping[str, Any]) -> str:
+    """What an event says besides its kind and time."""
+    told = {name: value for name, value in event.items() if name not in ("time", "kind")}
+    return ", ".join(f"{name} {f'{value:.6g}' if isinstance(value, float) else value}" for name, value in told.items())
+
+
+def when_of(event: Mapping[str, Any]) -> str:
+    """The second of an event, UTC."""
+    return str(event.get("time", ""))[:19].replace("T", " ")
 
 
 def _tile(run: RunSeries) -> str:
@@ -173,15 +185,9 @@ def _lives(run: RunSeries, several: bool) -> str:
 def _events(run: RunSeries, several: bool) -> str:
     counts = Counter(str(event["kind"]) for event in run.files.events)
     last = {str(event["kind"]): event for event in run.files.events}
-    rows = [
-        (kind, f"{count:,}", str(last[kind].get("time", "")), _fields(last[kind])) for kind, count in counts.items()
-    ]
-    head = ("kind", "number", "last at", "the last one")
+    rows = [(kind, f"{count:,}", when_of(last[kind]), fields_of(last[kind])) for kind, count in counts.items()]
+    head = ("kind", "number", "last at (UTC)", "the last one")
     return _card((f"<h3>{_text(run.name)}</h3>" if several else "") + _table(head, rows, text=True))
-
-
-def _fields(event: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in event.items() if name not in ("time", "kind"))
 
 
 def _differences(runs: Sequence[RunSeries]) -> str:

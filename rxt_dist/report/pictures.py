@@ -32,6 +32,7 @@ _HEAT_COLUMNS = 300
 MOST_PANELS, MOST_HEAT_MAPS = 12, 4
 _LOG_FROM = 50.0
 _LEGEND_WIDTH = 88
+_MARK, _ALARM, _DASHES = "#444444", "#c00000", (0, (4, 3))
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _draw_panel(axes: Axes, runs: Sequence[RunSeries], panel: Panel) -> None:
     elif panel.share:
         axes.set_ylim(0, min(1.0, max(0.05, 1.1 * most)) if most <= 1 else None)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-    elif most >= 10_000:
+    elif 10_000 <= most < 1e18:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_ylabel(panel.label)
     if panel.title:
@@ -118,12 +119,19 @@ def _draw_line(axes: Axes, x: np.ndarray, y: np.ndarray, smooth: bool, **style: 
 def _mark(axes: Axes, runs: Sequence[RunSeries]) -> None:
     """Checkpoints and skipped updates as ticks at the lower and upper edge, restarts and rollbacks as lines."""
     for index, run in enumerate(runs):
-        colour = COLOURS[index % len(COLOURS)] if len(runs) > 1 else "#444444"
+        colour = COLOURS[index % len(COLOURS)] if len(runs) > 1 else _MARK
         edge = axes.get_xaxis_transform()
-        saves, skips = run.marks("checkpoint"), run.marks("skipped")
-        axes.plot(saves, np.full(len(saves), 0.04), "|", color=colour, markersize=7, transform=edge)
-        axes.plot(skips, np.ones(len(skips)), "v", color="#c00000", markersize=4, transform=edge, clip_on=False)
-        for kind, style, own in (("restart", (0, (4, 3)), colour), ("rollback", "-", "#c00000")):
+        for kind, height, marker, size, own in (
+            ("checkpoint", 0.04, "|", 7, colour),
+            ("skipped", 1.0, "v", 4, _ALARM),
+        ):
+            # A line without points would upset the layout.
+            if len(marks := run.marks(kind)):
+                heights = np.full(len(marks), height)
+                axes.plot(
+                    marks, heights, marker, color=own, markersize=size, transform=edge, clip_on=kind == "checkpoint"
+                )
+        for kind, style, own in (("restart", _DASHES, colour), ("rollback", "-", _ALARM)):
             for at in run.marks(kind):
                 axes.axvline(at, color=own, linestyle=style, linewidth=0.9, alpha=0.6)
     axes.grid(alpha=0.25)
@@ -164,10 +172,10 @@ def _legend(figure: Figure, runs: Sequence[RunSeries], all_axes: Sequence[Axes])
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     marks = {
-        "checkpoint": Line2D([], [], color="#444444", marker="|", linestyle="none", markersize=7),
-        "restart": Line2D([], [], color="#444444", linestyle=(0, (4, 3)), linewidth=0.9),
-        "rollback": Line2D([], [], color="#c00000", linewidth=0.9),
-        "skipped": Line2D([], [], color="#c00000", marker="v", linestyle="none", markersize=4),
+        "checkpoint": Line2D([], [], color=_MARK, marker="|", linestyle="none", markersize=7),
+        "restart": Line2D([], [], color=_MARK, linestyle=_DASHES, linewidth=0.9),
+        "rollback": Line2D([], [], color=_ALARM, linewidth=0.9),
+        "skipped": Line2D([], [], color=_ALARM, marker="v", linestyle="none", markersize=4),
     }
     for kind, handle in marks.items():
         if any(len(run.marks(kind)) for run in runs):
@@ -256,9 +264,7 @@ def draw_progress(runs: Sequence[RunSeries]) -> bytes:
         begun = run.goodput.lives[0].launched if run.goodput.lives else 0
         for life in run.goodput.lives[1:]:
             at = (life.launched - begun) / 3.6e6
-            axes.axvline(
-                at, color=colour if len(runs) > 1 else "#444444", linestyle=(0, (4, 3)), linewidth=0.9, alpha=0.6
-            )
+            axes.axvline(at, color=colour if len(runs) > 1 else _MARK, linestyle=_DASHES, linewidth=0.9, alpha=0.6)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda hour, _: short_time(3600 * hour)))

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from array import array
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rxt_dist.files import access_errors
 _EVALUATION = "eval/"
 # Of a list in a line, a value per layer; more would be no run of ours.
 _LONGEST_LIST = 512
+_COMPARED_BYTES = 256
 
 
 class JsonLines:
@@ -31,7 +32,8 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._offset = 0
-        self._inode = 0
+        # The end of what was read: where something else stands there now, it is another file.
+        self._end = b""
 
     def read(self) -> tuple[bool, list[dict[str, Any]]]:
         """(whether the file was replaced, so that all before is void; objects of the lines that are new).
@@ -45,18 +47,18 @@ class JsonLines:
             try:
                 file = open(self.path, "rb")  # noqa: SIM115 - a missing file is no error, one that cannot be read is
             except FileNotFoundError:
-                replaced, self._offset, self._inode = self._offset > 0, 0, 0
+                replaced, self._offset, self._end = self._offset > 0, 0, b""
                 return replaced, []
             with file:
-                status = _status(file.fileno())
-                replaced = self._inode not in (0, status[0]) or status[1] < self._offset
-                self._inode = status[0]
+                file.seek(self._offset - len(self._end))
+                replaced = file.read(len(self._end)) != self._end
                 if replaced:
-                    self._offset = 0
-                file.seek(self._offset)
+                    self._offset, self._end = 0, b""
+                    file.seek(0)
                 content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         self._offset += len(whole)
+        self._end = (self._end + whole[-_COMPARED_BYTES:])[-_COMPARED_BYTES:]
         return replaced, [value for line in whole.splitlines() if (value := _object(line)) is not None]
 
 
@@ -149,7 +151,9 @@ class RunFiles:
         if replaced:
             self.events = []
         self.events += [event for event in events if isinstance(event.get("kind"), str)]
-        self.settings = self.settings or dict(_leaves(_mapping(self.path / "config.resolved.yaml")))
+        if not self.settings:
+            with suppress(RecursionError):
+                self.settings = dict(_leaves(_mapping(self.path / "config.resolved.yaml")))
         self.finished = _mapping(self.path / "finished.json") or None
 
 
@@ -170,11 +174,6 @@ def seconds_of(time: Any) -> float:
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (TypeError, ValueError, OverflowError):
         return math.nan
-
-
-def _status(descriptor: int) -> tuple[int, int]:
-    status = os.fstat(descriptor)
-    return status.st_ino, status.st_size
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,10 @@ from rxt_dist.report.records import Figures, RunFiles, number
 
 # A picture is less than so many pixels wide, and each bucket keeps its least and its greatest value.
 _BUCKETS = 600
+# What is larger is drawn as a gap: no axis of it would be of use, and sums of it would not be finite.
+_LARGEST = 1e100
 _EVALUATION = "eval/"
+_LAYER = re.compile(r"expert_load_max\[\d{1,4}\]")
 _VIEWS = ("true", "zero", "foreign")
 # Kinds of events that pictures mark.
 MARKS = ("checkpoint", "restart", "rollback", "skipped")
@@ -65,8 +69,8 @@ class RunSeries:
     @cached_property
     def layers(self) -> list[str]:
         """Columns of the expert load, layer by layer."""
-        columns = [name for name in self.files.training.names if name.startswith("expert_load_max[")]
-        return sorted(columns, key=lambda name: int(name[len("expert_load_max[") : -1]))
+        found = {name: _LAYER.fullmatch(name) for name in self.files.training.names}
+        return sorted((name for name, match in found.items() if match), key=lambda name: int(name.split("[")[1][:-1]))
 
     @cached_property
     def total_tokens(self) -> float:
@@ -101,7 +105,7 @@ class RunSeries:
     def of_events(self, kind: str, field: str) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, values) of a field of all events of a kind."""
         pairs = [(number(event.get("step")), number(event.get(field))) for event in self._events(kind)]
-        found = np.array([pair for pair in pairs if np.isfinite(pair).all()], float).reshape(-1, 2)
+        found = np.array([pair for pair in pairs if (np.abs(pair) < _LARGEST).all()], float).reshape(-1, 2)
         tokens = self.tokens_at(found[:, 0])
         return tokens, found[: len(tokens), 1]
 
@@ -115,11 +119,12 @@ class _Axis:
     def __init__(self, figures: Figures) -> None:
         self._figures = figures
         steps, tokens = np.array(figures.column("step")), np.array(figures.column("tokens"))
-        self._kept = ~np.array(superseded(steps), bool) & np.isfinite(tokens)
+        self._kept = ~np.array(superseded(steps), bool) & (tokens >= 0) & (tokens < _LARGEST)
         self.steps, self.tokens = steps[self._kept], tokens[self._kept]
 
     def of(self, column: str) -> tuple[np.ndarray, np.ndarray]:
-        return self.tokens, np.array(self._figures.column(column))[self._kept]
+        values = np.array(self._figures.column(column))[self._kept]
+        return self.tokens, np.where(np.abs(values) < _LARGEST, values, np.nan)
 
 
 def thinned(x: np.ndarray, y: np.ndarray, buckets: int = _BUCKETS) -> tuple[np.ndarray, np.ndarray]:
