@@ -131,6 +131,10 @@ def _evaluations(runs: Sequence[RunSeries], name: str, title: str, by: str, kind
     yield Picture(name, title, f"{title}, {by}, over tokens trained.{more}", png, columns)
 
 
+def _memory(view: str) -> str:
+    return f"{shown_name(view, 16)} memory" if view else ""
+
+
 def _experts(runs: Sequence[RunSeries]) -> Iterator[Picture]:
     routed = [run for run in runs if run.layers and any(run.has(layer) for layer in run.layers)]
     if not routed:

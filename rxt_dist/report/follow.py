@@ -61,7 +61,7 @@ def _live(files: RunFiles, every_s: float, console: Console, clock: Callable[[],
 
 def _plain(files: RunFiles, every_s: float, console: Console, clock: Callable[[], float]) -> None:
     """A line for each new event and, where there is a new one, for the last line of figures."""
-    told, step = 0, math.nan
+    told, step = max(0, len(files.events) - _EVENTS_SHOWN), math.nan
     while True:
         began = clock()
         run = _look(files, clock)

@@ -17,6 +17,8 @@ from rxt_dist.report.catalogue import NAMES
 from rxt_dist.report.pictures import short_time, shown_name
 from rxt_dist.report.series import smoothed, thinned
 
+# A layout that fails, a glyph that is missing, a sum that overflows: all of them are told by warnings.
+pytestmark = pytest.mark.filterwarnings("error")
 NOW = moment(10**6)
 PNG = b"\x89PNG\r\n\x1a\n"
 
