@@ -18,7 +18,7 @@ def run(tmp_path: Path) -> Path:
     path.mkdir(parents=True)
     line = {"step": 1, "time": "2026-03-01T12:00:00+00:00", "tokens": 512, "lr": 1e-3, "steps": 1, "step_s": 2.0}
     (path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    (path / "finished.json").write_text("{}")
+    (path / "finished.json").write_text(json.dumps({"step": 1}))
     return path
 
 

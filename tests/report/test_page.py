@@ -85,6 +85,7 @@ def test_several_runs_beside_each_other(tmp_path: Path) -> None:
     assert not (paths[0] / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_runs_with_little_to_show(tmp_path: Path) -> None:
     empty = Log(tmp_path / "empty")
     page, pictures = report(empty.path)
@@ -105,6 +106,7 @@ def test_pictures_of_an_earlier_report_go(tmp_path: Path) -> None:
     assert report(log.path)[1] == set()
 
 
+@pytest.mark.slow
 def test_names_of_an_enemy_are_text(tmp_path: Path) -> None:
     bad = '<img src=x onerror=alert(1)>"&$x_{$\\'
     log = Log(tmp_path / bad)
@@ -120,6 +122,7 @@ def test_names_of_an_enemy_are_text(tmp_path: Path) -> None:
     assert all(image["src"] != "x" for image in page.all("img"))
 
 
+@pytest.mark.slow
 def test_values_without_sense(tmp_path: Path) -> None:
     log = Log(tmp_path / "a")
     values = [1e308, -1e308, 0, None, "x", 5e-324, -1, 1e-3, float("nan"), True, [1, None], 10**400]
