@@ -15,18 +15,21 @@ class ExitCode(IntEnum):
     """Process exit codes, the protocol between a training job and whatever started it."""
 
     DONE = 0
+    CRASH = 1
     CONFIG = 64
     DATA = 65
     UNAVAILABLE = 69
     MEMORY = 71
     DISK = 74
     PREEMPTED = 75
+    STOPPED = 76
     DIVERGED = 86
     HANG = 87
     CRASH_LOOP = 93
 
 
-# Starting again cannot mend these: the same configuration, data, memory or divergence would meet the next life.
+# Starting again cannot mend these: the same configuration, data, memory or divergence would meet the next life, and
+# whoever made the STOP file wants no other.
 _FINAL = frozenset(
     {
         ExitCode.DONE,
@@ -34,6 +37,7 @@ _FINAL = frozenset(
         ExitCode.DATA,
         ExitCode.MEMORY,
         ExitCode.DISK,
+        ExitCode.STOPPED,
         ExitCode.DIVERGED,
         ExitCode.CRASH_LOOP,
     }
@@ -49,6 +53,8 @@ class UserError(Exception):
     """Base of every error that is the user's to mend."""
 
     exit_code: ExitCode = ExitCode.CONFIG
+    # Whether all ranks end with this very error, so that one of them says it.
+    common = False
 
 
 class ConfigError(UserError):
@@ -88,9 +94,15 @@ class DiskError(UserError):
 
 
 class DivergedError(UserError):
-    """Training produced non-finite losses or gradients too often in a row."""
+    """Losses or gradients went astray too often, also from where the run went back to."""
 
     exit_code = ExitCode.DIVERGED
+
+
+class ReplicaError(UserError):
+    """Ranks that must hold the same weights do not: another start loads the same ones for all."""
+
+    exit_code = ExitCode.CRASH
 
 
 def error_class(name: str) -> type[UserError] | None:

@@ -38,6 +38,7 @@ RESUMABLE = (
     "log",
     "checkpoint",
     "eval",
+    "health",
     # The data is compared by content: by its digest, and the consumed part of its order by the plan's hash; the origin
     # of the weights is named in every checkpoint.
     "data.path",
@@ -55,6 +56,7 @@ RESUMABLE = (
     "optimizer.lr",
     "optimizer.clip",
     "train.max_skipped_steps",
+    "train.time_limit",
 )
 
 ConfigT = TypeVar("ConfigT", bound=Config)

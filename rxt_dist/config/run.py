@@ -24,6 +24,7 @@ from pydantic import (
 
 from rxt_dist.config.base import Config
 from rxt_dist.config.corpus import BuildConfig
+from rxt_dist.config.duration import Duration
 from rxt_dist.config.model import ModelConfig, PartName
 from rxt_dist.config.stages import DEFAULT_STAGE, STAGES, Probability, StageConfig
 
@@ -124,7 +125,11 @@ class TrainConfig(Config):
     )
     bias_rate: PositiveFloat = Field(0.001, description="Step of the routing biases (balancing: bias).")
     logit_chunk_tokens: PositiveInt = Field(2048, description="Positions whose logits exist at one time.")
-    max_skipped_steps: PositiveInt = Field(5, description="Non-finite steps in a row after which the run stops.")
+    max_skipped_steps: PositiveInt = Field(5, description="Non-finite steps in a row after which the run goes back.")
+    time_limit: Duration | None = Field(
+        None,
+        description="Time from the launch (3h50m) by which a run has saved and ended with exit code 75; null: none.",
+    )
 
 
 class OptimizerConfig(Config):
@@ -198,6 +203,32 @@ class LogConfig(Config):
     wandb_project: str = Field("rxt-dist", description="Project that the copy belongs to.")
 
 
+class DeadlinesConfig(Config):
+    """Seconds after which a rank that does not come on is taken to hang; 0: never."""
+
+    set_up: NonNegativeFloat = Field(3600.0, description="Start, and the first step of a life, which may compile.")
+    load: NonNegativeFloat = Field(3600.0, description="Reading a checkpoint.")
+    data: NonNegativeFloat = Field(900.0, description="Waiting for the rows of a step.")
+    step: NonNegativeFloat = Field(
+        300.0, description="A step; ten times the median of the last steps where that is longer."
+    )
+    save: NonNegativeFloat = Field(3600.0, description="The part of a save for which training waits.")
+    evaluate: NonNegativeFloat = Field(3600.0, description="An evaluation.")
+
+
+class HealthConfig(Config):
+    """What is watched while training, and when a run goes back to an earlier checkpoint (docs/reliability.md)."""
+
+    deadlines: DeadlinesConfig = DeadlinesConfig()
+    spikes: PositiveInt = Field(10, description="Losses in a row above the threshold after which the run goes back.")
+    deviations: PositiveFloat = Field(
+        10.0, description="Threshold: so many robust deviations above the median of the last 200 losses."
+    )
+    replica_steps: NonNegativeInt = Field(
+        100, description="Steps between comparisons of the weights that ranks hold in common; 0: never."
+    )
+
+
 class ClusterConfig(Config):
     """The machine a run is planned for and launched on."""
 
@@ -240,6 +271,7 @@ class RunConfig(Config):
     checkpoint: CheckpointConfig
     eval: EvalConfig = EvalConfig()
     log: LogConfig = LogConfig()
+    health: HealthConfig = HealthConfig()
 
     @property
     def directory(self) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rxt_dist.checkpoint.frozen import FrozenWeights
@@ -19,13 +19,17 @@ from rxt_dist.stages.base import DataSource
 
 @dataclass(frozen=True)
 class Position:
-    """How far training is: steps taken, updates applied, rows delivered, tokens that were not padding."""
+    """How far training is: steps taken, updates applied, rows delivered, tokens that were not padding.
+
+    jumps: windows of rows [first, end) that training passes over, which count as delivered all the same.
+    """
 
     step: int = 0
     applied: int = 0
     row: int = 0
     tokens_seen: int = 0
     skipped_in_a_row: int = 0
+    jumps: tuple[tuple[int, int], ...] = ()
 
 
 def find_checkpoint(group: Collectives, store: CheckpointStore) -> tuple[Checkpoint | None, list[str]]:
@@ -59,7 +63,9 @@ def position_of(checkpoint: Checkpoint, data: DataSource) -> Position:
     """
     DataState.from_dict(checkpoint.meta["data"]).check(data.order, data.digest)
     try:
-        return Position(**checkpoint.meta["position"])
+        saved = Position(**checkpoint.meta["position"])
+        # A streak of skipped updates ends with a life: whoever starts the next one may have turned the rate.
+        return replace(saved, skipped_in_a_row=0, jumps=tuple((first, end) for first, end in saved.jumps))
     except TypeError as error:
         raise CheckpointError(
             f"The position in {checkpoint.path} is {checkpoint.meta['position']}, which this version of the program "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from rxt_dist.checkpoint.state import save_state
 from rxt_dist.data.sampler import DataState
@@ -26,14 +28,20 @@ class Saver:
         """Whether a checkpoint is due at the boundary of a step."""
         return self.training.crosses(before, after, self.training.config.checkpoint.every_tokens)
 
-    def save(self, position: Position) -> None:
-        """Commit a checkpoint of `position`, if that has not been done."""
+    def save(self, position: Position, *, wait: bool, suspect: bool, further: Mapping[str, Any]) -> None:
+        """Commit a checkpoint of `position`, if that has not been done.
+
+        Args:
+            further: what else the next life needs, by names of its own.
+        """
         if position.step == self._saved:
             return
         training, started = self.training, time.monotonic()
         data = DataState.at(training.data.order, training.data.digest, position.row, position.tokens_seen)
         tokens = training.tokens(position)
-        meta = {"tokens": tokens, "position": asdict(position), "data": data.to_dict(), **training.identity}
+        meta = {"tokens": tokens, "position": asdict(position), "data": data.to_dict(), **training.identity, **further}
+        if suspect:
+            meta["suspect"] = True
         path = save_state(training.engine, training.frozen, training.store, position.step, meta)
         size = sum(file.stat().st_size for file in path.iterdir())
         seconds = time.monotonic() - started

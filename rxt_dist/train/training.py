@@ -9,11 +9,14 @@ from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.interface import Engine
+from rxt_dist.errors import ExitCode
 from rxt_dist.stages.base import DataSource, Stage
 from rxt_dist.train.profile import StepProfile
 from rxt_dist.train.reporter import Reporter
 from rxt_dist.train.resume import Position
+from rxt_dist.train.run_dir import RunDirectory
 from rxt_dist.train.signals import StopRequest
+from rxt_dist.train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,18 @@ class Training:
     stop: StopRequest
     reporter: Reporter
     identity: dict[str, Any]
+    directory: RunDirectory
+    watchdog: Watchdog
     profile: StepProfile | None = None
+
+    def agreed(self, back: bool) -> tuple[ExitCode | None, str, bool]:
+        """At a step boundary, on all ranks together: what the run is to end with (None: it goes on), why, and whether
+        it goes back, as it does if any rank says so."""
+        reason = self.stop.reason
+        person = reason is not None and self.stop.code == ExitCode.STOPPED
+        stopped, stopping, back = self.engine.ranks.agree(person, reason is not None, back)
+        code = ExitCode.STOPPED if stopped else ExitCode.PREEMPTED
+        return code if stopping else None, reason or "another rank was asked to stop", back
 
     def tokens(self, position: Position) -> int:
         """What the budget says has been trained."""

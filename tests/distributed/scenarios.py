@@ -45,13 +45,14 @@ def train(context: RankContext, topologies: list[dict[str, Any]]) -> list[dict[s
 def _train(
     context: RankContext,
     accumulation: int = 1,
+    steps: int = STEPS,
     one_place: bool = False,
     poison: tuple[int, int] | None = None,
     reading: bool = False,
     backend: str | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Five steps of one topology.
+    """A few steps of one topology.
 
     Args:
         accumulation: micro-batches per step.
@@ -73,7 +74,7 @@ def _train(
         engine.routing.bias_ME[:, -2:] = 100.0
     poisoned = Poison(stage) if poison is not None else None
     records = []
-    for step in range(STEPS):
+    for step in range(steps):
         micros = rank_share(context, stage, config.train.micro_batch_rows, step)
         struck = poison is not None and step == poison[0]
         before = local_copy(engine) if struck else []

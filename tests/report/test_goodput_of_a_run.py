@@ -10,6 +10,7 @@ from training_run import TinyRun, build_shards
 
 from rxt_dist.config.load import load_run
 from rxt_dist.errors import ExitCode
+from rxt_dist.lives import Life
 from rxt_dist.ranks import Ranks
 from rxt_dist.report.goodput import goodput
 from rxt_dist.train.reporter import Reporter
@@ -19,7 +20,7 @@ from rxt_dist.train.signals import StopRequest
 STEPS, DEATH = 10, 8
 
 
-class Death(Exception):
+class DeathError(Exception):
     """Ends a life after a line was written."""
 
 
@@ -31,17 +32,18 @@ def test_a_real_run_that_died_and_went_on(tmp_path, monkeypatch):
     def deadly(self: Reporter, position: Any, *arguments: Any) -> None:
         line(self, position, *arguments)
         if position.step == DEATH:
-            raise Death
+            raise DeathError
 
-    def life() -> ExitCode:
-        return train(load_run(tiny.file, []), Ranks(0, 1, 0), StopRequest(tmp_path / "STOP"))
+    def live(token: str) -> ExitCode:
+        life = Life(token, time.time())
+        return train(load_run(tiny.file, []), Ranks(0, 1, 0), StopRequest(tmp_path / "STOP"), life=life)
 
     began = time.time()
     with monkeypatch.context() as patched:
         patched.setattr(Reporter, "line", deadly)
-        with pytest.raises(Death):
-            life()
-    assert life() == ExitCode.DONE
+        with pytest.raises(DeathError):
+            live("a")
+    assert live("b") == ExitCode.DONE
     took = time.time() - began
     found = goodput(tiny.directory, time.time())
     (resume,) = tiny.events("resume")
