@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from rxt_dist.checkpoint.store import MIN_KEEP, CheckpointStore
+from rxt_dist.checkpoint.retention import MIN_KEEP
+from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.locks import held
 from rxt_dist.train.events import parse_line

@@ -64,6 +64,13 @@ class _Life:
 
     def train(self) -> ExitCode | str:
         """Train to the end or a stop; or return why the run has to go back."""
+        with self.saver.closing():
+            outcome = self._train()
+            if not isinstance(outcome, ExitCode):
+                self.saver.settle()
+            return outcome
+
+    def _train(self) -> ExitCode | str:
         training = self.training
         with _batches(training, self.position) as batches:
             while True:
@@ -164,7 +171,7 @@ class _Life:
         if training.profile is not None:
             training.profile.after_step(position.step)
         if training.crosses(before, position, config.eval.every_tokens) and not step.last:
-            run_evaluation(training, position)
+            self.saver.note_evaluation(position.step, run_evaluation(training, position))
         self._owed |= self.saver.due(before, position)
         saves = step.last or ((self._owed or stopping) and not self.health.skipping)
         every = config.health.replica_steps

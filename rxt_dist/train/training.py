@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rxt_dist.checkpoint.frozen import FrozenWeights
-from rxt_dist.checkpoint.store import CheckpointStore
+from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.interface import Engine
 from rxt_dist.errors import ExitCode
@@ -21,7 +21,10 @@ from rxt_dist.train.watchdog import Watchdog
 
 @dataclass(frozen=True)
 class Training:
-    """Engine, stage, data and files of one life of a run; identity is what every checkpoint says of it."""
+    """Engine, stage, data and files of one life of a run; identity is what every checkpoint says of it.
+
+    checkpoint: that with which this life began; None: a new run.
+    """
 
     config: RunConfig
     engine: Engine
@@ -35,6 +38,7 @@ class Training:
     directory: RunDirectory
     watchdog: Watchdog
     profile: StepProfile | None = None
+    checkpoint: Checkpoint | None = None
 
     def agreed(self, back: bool) -> tuple[ExitCode | None, str, bool]:
         """At a step boundary, on all ranks together: what the run is to end with (None: it goes on), why, and whether

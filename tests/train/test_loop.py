@@ -210,7 +210,7 @@ def test_saving_and_evaluating_are_no_training(tmp_path: Path, shards: Path, mon
     monkeypatch.setattr(loop, "time", clock)
     monkeypatch.setattr(interval, "time", clock)
     monkeypatch.setattr(Saver, "save", takes(100))
-    monkeypatch.setattr(loop, "run_evaluation", takes(1000))
+    monkeypatch.setattr(loop, "run_evaluation", takes(1000, lambda *_: []))
     engine = Recorder()
     monkeypatch.setattr(engine, "train_step", takes(1, engine.train_step))
     often = [f"checkpoint.every_tokens={2 * STEP_TOKENS}", f"eval.every_tokens={3 * STEP_TOKENS}", "log.every_steps=3"]
