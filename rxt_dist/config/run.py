@@ -22,11 +22,12 @@ from pydantic import (
     model_validator,
 )
 
-from rxt_dist.config.base import Config
+from rxt_dist.config.base import Config, at_most
 from rxt_dist.config.corpus import BuildConfig
 from rxt_dist.config.model import ModelConfig, PartName
 from rxt_dist.config.stages import DEFAULT_STAGE, STAGES, Probability, StageConfig
 
+Rows = Annotated[PositiveInt, at_most(65_536)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -108,7 +109,7 @@ class TrainConfig(Config):
     total_tokens: PositiveInt = Field(description="Token budget of the run (positions, padding included).")
     global_batch_tokens: PositiveInt = Field(description="Tokens per optimizer step over all ranks.")
     ramp: RampConfig | None = Field(None, description="Global batch ramp-up; null: full batch from the start.")
-    micro_batch_rows: PositiveInt = Field(1, description="Rows a rank computes at once; the rest is accumulated.")
+    micro_batch_rows: Rows = Field(1, description="Rows a rank computes at once; the rest is accumulated.")
     precision: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="Computation type; master weights and moments are float32 either way."
     )
@@ -202,8 +203,8 @@ class ClusterConfig(Config):
     """The machine a run is planned for and launched on."""
 
     name: str = Field("local", description="Name of the cluster, for reports.")
-    nodes: PositiveInt = Field(1, description="Nodes of one job.")
-    gpus_per_node: PositiveInt = Field(1, description="Ranks per node.")
+    nodes: Annotated[PositiveInt, at_most(16_384)] = Field(1, description="Nodes of one job.")
+    gpus_per_node: Annotated[PositiveInt, at_most(256)] = Field(1, description="Ranks per node.")
     gpu_memory_gb: PositiveFloat = Field(80.0, description="Memory of one GPU in 10^9 bytes.")
     peak_tflops: PositiveFloat = Field(312.0, description="Dense bfloat16 peak of one GPU (A100: 312, H100: 989).")
     mfu: Probability = Field(0.25, description="Model FLOPs utilisation that plans assume.")
@@ -224,7 +225,9 @@ class RunConfig(Config):
     """A whole run, as read from configs/run/*.yaml with the files it names joined in."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", description="Name of the run; its directory is output / name."
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
+        max_length=200,
+        description="Name of the run; its directory is output / name.",
     )
     output: Path = Field(Path("runs"), description="Parent of the run directory.")
     seed: NonNegativeInt = Field(0, le=2**63 - 1, description="Seed of weights, data order, masks and noise.")
