@@ -32,7 +32,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class PhaseConfig(Config):
-    """One phase of the data mixture, in one of three forms: weights, tokens_per_source or languages."""
+    """One phase of the data mixture, in one of four forms: weights, tokens_per_source, languages or by_size."""
 
     tokens: PositiveInt | None = Field(
         None, description="Tokens this phase lasts; null: the sum of tokens_per_source, else until the end of training."
@@ -44,10 +44,14 @@ class PhaseConfig(Config):
     languages: dict[str, PositiveFloat] = Field(
         {}, description="Share of each language, relative to the others; within a language sources go by size."
     )
+    by_size: bool = Field(False, description="Every source by its share of the rows, as without a mixture.")
+    path: Path | None = Field(
+        None, description="Dataset of this phase, of the same tokenizer and row length; null: that of the phase before."
+    )
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        forms = ("weights", "tokens_per_source", "languages")
+        forms = ("weights", "tokens_per_source", "languages", "by_size")
         given = [name for name in forms if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(
@@ -75,6 +79,14 @@ class DataConfig(Config):
     mixture: tuple[PhaseConfig, ...] = Field((), description="Phases; empty: every source by its share of the rows.")
     max_epochs: PositiveFloat = Field(4.0, description="Refuse a plan that repeats any source more often than this.")
     build: BuildConfig | None = Field(None, description="How `rxt-dist data build` makes it; training ignores this.")
+
+    @model_validator(mode="after")
+    def _first_phase_is_of_path(self) -> Self:
+        if self.mixture and self.mixture[0].path is not None:
+            raise ValueError(
+                f"mixture.0.path is {self.mixture[0].path}, but the first phase reads data.path: name its dataset there"
+            )
+        return self
 
 
 class StartConfig(Config):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rxt_dist.config.model import ModelConfig
-from rxt_dist.config.phases import check_phases, neighbours
+from rxt_dist.config.phases import check_phases, neighbours, phase_paths
 from rxt_dist.config.run import RampConfig, RunConfig
 from rxt_dist.errors import ConfigError, nearest
 from rxt_dist.files import require_no_file
@@ -159,7 +159,9 @@ def _check_schedule(config: RunConfig) -> None:
 
 def _check_mixture(config: RunConfig, facts: DataFacts | None) -> None:
     phases = config.data.mixture
-    for index, phase in enumerate(phases):
+    for index, (phase, path) in enumerate(zip(phases, phase_paths(config.data), strict=True)):
+        if path != config.data.path:
+            continue  # Names of other datasets than that of the facts are looked up when the order is planned.
         for source in {**phase.weights, **phase.tokens_per_source} if facts else ():
             if facts and source not in facts.sources:
                 known = ", ".join(facts.sources)

@@ -56,7 +56,7 @@ def position_of(checkpoint: Checkpoint, data: DataSource) -> Position:
         DataError: the data is not what it was trained on.
         CheckpointError: the position was written by another version.
     """
-    DataState.from_dict(checkpoint.meta["data"]).check(data.order, data.digest)
+    DataState.from_dict(checkpoint.meta["data"]).check(data.order, data.digests)
     try:
         return Position(**checkpoint.meta["position"])
     except TypeError as error:

@@ -31,7 +31,7 @@ class Saver:
         if position.step == self._saved:
             return
         training, started = self.training, time.monotonic()
-        data = DataState.at(training.data.order, training.data.digest, position.row, position.tokens_seen)
+        data = DataState.at(training.data.order, training.data.digests, position.row, position.tokens_seen)
         tokens = training.tokens(position)
         meta = {"tokens": tokens, "position": asdict(position), "data": data.to_dict(), **training.identity}
         path = save_state(training.engine, training.frozen, training.store, position.step, meta)

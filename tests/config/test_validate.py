@@ -113,7 +113,7 @@ def test_what_works_is_let_through(ranks: int, overrides: list[str]) -> None:
         (
             2,
             ["data.mixture=[{weights: {}}]"],
-            "a phase needs one of weights, tokens_per_source, languages, with at least",
+            "a phase needs one of weights, tokens_per_source, languages, by_size, with at least",
         ),
         (2, ["data.mixture=[{weights: {ple: 1}}]"], "names 'ple', but .demo/shards holds en, pl. Did you mean 'pl'?"),
         (2, ["data.mixture=[{weights: {en: 1}}, {weights: {pl: 1}}]"], "data.mixture.0.tokens is not set"),
