@@ -17,6 +17,7 @@ class ExitCode(IntEnum):
     DONE = 0
     CONFIG = 64
     DATA = 65
+    UNAVAILABLE = 69
     MEMORY = 71
     DISK = 74
     PREEMPTED = 75
@@ -74,6 +75,12 @@ class MemoryLimitError(UserError):
     exit_code = ExitCode.MEMORY
 
 
+class UnavailableError(UserError):
+    """Another rank, or the port by which ranks find each other, is out of reach: another start may do."""
+
+    exit_code = ExitCode.UNAVAILABLE
+
+
 class DiskError(UserError):
     """Not enough disk space for what was asked, or a disk that fails."""
 
@@ -84,6 +91,12 @@ class DivergedError(UserError):
     """Training produced non-finite losses or gradients too often in a row."""
 
     exit_code = ExitCode.DIVERGED
+
+
+def error_class(name: str) -> type[UserError] | None:
+    """The class of errors with this name, as one process tells another; None if it is no UserError."""
+    kinds: list[type[UserError]] = [UserError, *UserError.__subclasses__()]
+    return next((kind for kind in kinds if kind.__name__ == name), None)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from warm_start import WarmProcess
 
 from data_prep.documents.build import BuildRequest, build_dataset
 from data_prep.synthetic import write_sample
@@ -101,9 +102,16 @@ class TinyRun:
         return [event for event in self.lines("events.jsonl") if event["kind"] == kind]
 
 
-def start(command: list[str]) -> subprocess.Popen[str]:
-    """Start a command with one thread a process, its output in one pipe."""
+# A process of its own, or one that begins warm.
+Running = subprocess.Popen[str] | WarmProcess
+_TRAIN = [sys.executable, "-m", "rxt_dist", "train"]
+
+
+def start(command: list[str], cold: bool = False) -> Running:
+    """Start a command with one thread a process, its output in one pipe; a single rank warm, unless it must not be."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    if command[: len(_TRAIN)] == _TRAIN and not cold:
+        return WarmProcess(command[len(_TRAIN) - 1 :], environment)
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
 

@@ -107,7 +107,7 @@ def check_start(start: StartConfig, model: nn.Module) -> None:
         )
 
 
-def choose_origin(start: StartConfig, report: Callable[[str], None]) -> tuple[Origin, Checkpoint | None]:
+def choose_origin(start: StartConfig, report: Callable[[str], None]) -> Origin:
     """Verify where the weights come from; reads all of them, so that one rank does it for all.
 
     Args:
@@ -118,7 +118,18 @@ def choose_origin(start: StartConfig, report: Callable[[str], None]) -> tuple[Or
     """
     checkpoint, digest = _weights(start).choose(report)
     run_id, step = (str(checkpoint.meta["run_id"]), checkpoint.step) if checkpoint else (None, None)
-    return Origin(str(start.run or start.export), run_id, step, digest, start.parts), checkpoint
+    return Origin(str(start.run or start.export), run_id, step, digest, start.parts)
+
+
+def chosen_checkpoint(start: StartConfig, origin: Origin) -> Checkpoint | None:
+    """The checkpoint that `choose_origin` chose, on whichever rank; None if weights come from an export.
+
+    Raises:
+        CheckpointError: it is there no more.
+    """
+    if start.run is None or origin.step is None:
+        return None
+    return CheckpointStore(start.run / "checkpoints", MIN_KEEP).read(origin.step)
 
 
 def fill_from(start: StartConfig, checkpoint: Checkpoint | None, runs: Iterable[Run]) -> None:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import errno
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -28,7 +29,6 @@ from rxt_dist.checkpoint.tensor_file import write_tensors
 from rxt_dist.engine.interface import Engine, Fragment
 from rxt_dist.errors import CheckpointError, DiskError, UserError
 
-T = TypeVar("T")
 # Elements of a piece that are checksummed at once; bounds the temporary memory to a few tens of megabytes.
 _CHECKSUM_ELEMENTS = 1 << 20
 
@@ -49,14 +49,16 @@ def save_state(
     local_bytes = sum(t.numel() * t.element_size() for fragment in owned for t in fragment.tensors.values())
     needed = sum(ranks.gather(local_bytes))
     _together(engine, lambda: _begin(store, step, needed) if ranks.rank == 0 else None)
-    records = _together(engine, lambda: _write(engine, frozen, store, step))
+    records = _together(engine, lambda: [asdict(record) for record in _write(engine, frozen, store, step)])
     checksum = state_checksum(engine, frozen)
-    files = [record for of_rank in records for record in of_rank]
-    committed = _together(
-        engine, lambda: store.commit(step, files, {**meta, "checksum": checksum}) if ranks.rank == 0 else None
-    )
-    assert isinstance(committed[0], Path)
-    return committed[0]
+    files = [FileRecord(**record) for of_rank in records for record in of_rank]
+
+    def commit() -> None:
+        if ranks.rank == 0:
+            store.commit(step, files, {**meta, "checksum": checksum})
+
+    _together(engine, commit)
+    return store.folder(step)
 
 
 def load_state(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint, optimizer_steps: int) -> None:
@@ -135,10 +137,10 @@ def _write(engine: Engine, frozen: FrozenWeights, store: CheckpointStore, step: 
     return records
 
 
-def _together(engine: Engine, action: Callable[[], T]) -> list[T]:
+def _together(engine: Engine, action: Callable[[], Any]) -> list[Any]:
     """`Collectives.together` for writing: what the system or a library says of it becomes an error for a person."""
 
-    def write() -> T:
+    def write() -> Any:
         try:
             return action()
         except UserError:

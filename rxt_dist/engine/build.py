@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from rxt_dist.engine.compiler import find_compiler
 from rxt_dist.engine.grouped_product import choose_grouped_product, triton_product
 from rxt_dist.engine.interface import Engine
 from rxt_dist.engine.materialise import materialise
+from rxt_dist.engine.rendezvous import join_ranks
 from rxt_dist.errors import ConfigError
 from rxt_dist.model.experts import set_grouped_product
 from rxt_dist.model.fused import compile_chains
@@ -27,6 +29,8 @@ from rxt_dist.stages.base import Stage
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 # Blocks from this size on, the largest that glibc takes, are given back to the system when they are freed.
 _LARGE_BYTES = 32 << 20
+# A last resort against ranks that wait for ever.
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 def choose_device(local_rank: int) -> torch.device:
@@ -72,14 +76,17 @@ def _return_freed_memory() -> None:
 
 
 @contextmanager
-def joined_ranks(device: torch.device, plain: bool) -> Iterator[Collectives]:
-    """The process group of this run while the block lasts (NCCL on GPUs, gloo on CPU); none for engine 'plain'."""
+def joined_ranks(device: torch.device, plain: bool, timeout: timedelta = COLLECTIVE_TIMEOUT) -> Iterator[Collectives]:
+    """The process group of this run while the block lasts; none for engine 'plain'.
+
+    Args:
+        timeout: see `join_ranks`.
+    """
     # DeepSpeed calls collectives by names that torch 2.13 renames; nothing a user can act on.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
     if not plain:
-        cuda = device.type == "cuda"
-        dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+        join_ranks(device, timeout)
     try:
         yield Collectives(device)
     finally:

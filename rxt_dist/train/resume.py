@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rxt_dist.checkpoint.frozen import FrozenWeights
-from rxt_dist.checkpoint.start import choose_origin, fill_from
+from rxt_dist.checkpoint.start import Origin, choose_origin, chosen_checkpoint, fill_from
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.config.run import RunConfig
 from rxt_dist.data.sampler import DataState
@@ -36,7 +36,7 @@ def find_checkpoint(group: Collectives, store: CheckpointStore) -> tuple[Checkpo
             the run's history, when perhaps a disk is only not mounted.
     """
 
-    def find() -> tuple[Checkpoint | None, list[str]]:
+    def find() -> tuple[int | None, list[str]]:
         remarks: list[str] = []
         found = store.latest_valid(remarks.append)
         if found is None and store.steps():
@@ -44,9 +44,10 @@ def find_checkpoint(group: Collectives, store: CheckpointStore) -> tuple[Checkpo
                 f"No checkpoint in {store.directory} is valid, and this run will not start again from nothing over "
                 f"them. {' '.join(remarks)} Restore the files, or remove the folder to start over."
             )
-        return found, remarks
+        return found.step if found else None, remarks
 
-    return group.together(lambda: find() if group.rank == 0 else (None, []))[0]
+    step, remarks = group.together(lambda: find() if group.rank == 0 else None)[0]
+    return None if step is None else store.read(step), remarks
 
 
 def position_of(checkpoint: Checkpoint, data: DataSource) -> Position:
@@ -87,13 +88,12 @@ def choose_beginning(config: RunConfig, checkpoint: Checkpoint | None, group: Co
     if start is None:
         return Beginning()
     remarks: list[str] = []
-    found = group.together(lambda: choose_origin(start, remarks.append) if group.rank == 0 else None)[0]
-    assert found is not None
-    origin, chosen = found
+    found = group.together(lambda: choose_origin(start, remarks.append).to_dict() if group.rank == 0 else None)[0]
+    origin = Origin(**{**found, "parts": tuple(found["parts"])})
     at = f"step {origin.step} of {origin.path}" if origin.step is not None else origin.path
     fresh = [part for part in config.stage.parts() if part not in start.parts]
     remarks.append(f"weights: {', '.join(start.parts)} from {at}; afresh: {', '.join(fresh) or 'nothing'}")
-    return Beginning(origin.to_dict(), tuple(remarks), chosen)
+    return Beginning(origin.to_dict(), tuple(remarks), chosen_checkpoint(start, origin))
 
 
 def set_weights(

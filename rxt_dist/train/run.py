@@ -53,7 +53,7 @@ def train(config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0)
     with ExitStack() as stack:
         group = stack.enter_context(joined_ranks(device, config.parallel.engine == "plain"))
         directory = RunDirectory.open(config.directory, resolved_yaml(config), training_hash(config), ranks.rank)
-        group.together(lambda: stack.enter_context(directory.locked()) if group.rank == 0 else None)
+        group.together(lambda: stack.enter_context(directory.locked()).value if group.rank == 0 else None)
         stack.enter_context(_output_in(directory, ranks.rank))
         return _train(stack, config, stop, group, directory, data, profiled)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from training_run import TinyRun
 
 from rxt_dist.checkpoint.frozen import FrozenWeights
-from rxt_dist.checkpoint.start import check_start, choose_origin, fill_from
+from rxt_dist.checkpoint.start import check_start, choose_origin, chosen_checkpoint, fill_from
 from rxt_dist.checkpoint.state import save_state
 from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.config.load import load_run, resolved_yaml
@@ -118,7 +118,8 @@ def test_named_parts_are_taken_and_no_other(kind: str, other: Path, exported: Pa
     source = weights_of(network(config, seed=1 if kind == "run" else 3))
     if kind == "run":
         source["embedding.weight"][0, 0] = 2.0  # the newest checkpoint
-    origin, checkpoint = choose_origin(start, pytest.fail)
+    origin = choose_origin(start, pytest.fail)
+    checkpoint = chosen_checkpoint(start, origin)
     fill_from(start, checkpoint, runs_of(model))
     for name, value in weights_of(model).items():
         assert torch.equal(value, (source if name.split(".")[0] in PARTS else before)[name]), name
@@ -128,7 +129,8 @@ def test_named_parts_are_taken_and_no_other(kind: str, other: Path, exported: Pa
 
 
 def test_the_origin_is_the_newest_valid_checkpoint_by_id_step_and_digest(other: Path) -> None:
-    origin, checkpoint = choose_origin(start_of(other), pytest.fail)
+    origin = choose_origin(start_of(other), pytest.fail)
+    checkpoint = chosen_checkpoint(start_of(other), origin)
     assert checkpoint is not None
     found = CheckpointStore(other / "checkpoints", 2).latest_valid(pytest.fail)
     assert found is not None
@@ -151,7 +153,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(other: Path, tmp_path: Pat
     content[-1] ^= 1
     newest.write_bytes(content)
     said: list[str] = []
-    origin, _ = choose_origin(start_of(copy), said.append)
+    origin = choose_origin(start_of(copy), said.append)
     assert origin.step == 1
     assert len(said) == 1
     for path in (copy / "checkpoints/step-00000001").glob("rank-*.safetensors"):
@@ -162,15 +164,16 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(other: Path, tmp_path: Pat
 
 def test_the_digest_of_an_export_is_that_of_its_contents(exported: Path) -> None:
     start = start_of(exported)
-    origin, checkpoint = choose_origin(start, pytest.fail)
+    origin = choose_origin(start, pytest.fail)
+    checkpoint = chosen_checkpoint(start, origin)
     assert checkpoint is None
     assert (origin.run_id, origin.step, len(origin.digest)) == (None, None, 64)
-    assert choose_origin(start, pytest.fail)[0].digest == origin.digest
+    assert choose_origin(start, pytest.fail).digest == origin.digest
     path = exported / "model-1.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert choose_origin(start, pytest.fail)[0].digest != origin.digest
+    assert choose_origin(start, pytest.fail).digest != origin.digest
 
 
 def test_a_part_that_is_not_there_is_refused_with_those_that_are(other: Path, tmp_path: Path) -> None:

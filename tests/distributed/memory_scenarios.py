@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from harness import RankContext
-from scenarios import LR, canonical, rank_share, release, whole
+from scenarios import LR, canonical, objects_of, rank_share, release, whole
 from tiny import ROWS, make_stage, run_config
 
 from rxt_dist.checkpoint.frozen import FrozenWeights
@@ -54,7 +54,7 @@ def first_weights(context: RankContext, topologies: list[dict[str, Any]]) -> lis
             stage, engine, shares = begun(config) if way == "pieces" else _whole(config)
             result[way] = {"first": canonical(engine, shapes)[0], "frozen": whole(engine, frozen)}
             held = [(part.name, part.start, part.tensors["weight"]) for part in shares.fragments()]
-            result[way]["shares"] = [piece for of_rank in engine.ranks.gather(held) for piece in of_rank]
+            result[way]["shares"] = [piece for of_rank in objects_of(engine.ranks, held) for piece in of_rank]
             for step in range(STEPS):
                 micros = rank_share(context, stage, config.train.micro_batch_rows, step)
                 engine.train_step(micros, dict.fromkeys(stage.rates(0), LR))

@@ -6,14 +6,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from training_run import TinyRun, build_shards, run, start
+from training_run import Running, TinyRun, build_shards, run, start
 
 pytestmark = pytest.mark.faults
 
@@ -44,7 +43,7 @@ def train_until(tiny: TinyRun, step: int, *overrides: str) -> None:
     stop_at(tiny, step, lambda process: process.send_signal(signal.SIGTERM), *overrides)
 
 
-def stop_at(tiny: TinyRun, step: int, ask: Callable[[subprocess.Popen[str]], None], *overrides: str) -> None:
+def stop_at(tiny: TinyRun, step: int, ask: Callable[[Running], None], *overrides: str) -> None:
     """Train a fresh run and ask it to stop at `step`; on a busy machine it may end first, and is then tried again."""
     for _ in range(5):
         process = start(tiny.train_command(*overrides))

@@ -41,6 +41,9 @@ class LoneRanks:
     def any(self, flag: bool) -> bool:
         return flag
 
+    def agree(self, *flags: bool) -> tuple[bool, ...]:
+        return flags
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         return values
 

@@ -1,0 +1,54 @@
+"""Where rank 0 listens, and what is said when ranks cannot meet."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from rxt_dist.engine import rendezvous
+from rxt_dist.engine.rendezvous import listening_address
+from rxt_dist.errors import UnavailableError
+
+
+def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+
+
+@pytest.mark.parametrize(
+    ("host", "addresses", "listened"),
+    [
+        ("127.0.0.1", ["127.0.0.1"], "127.0.0.1"),
+        ("localhost", ["127.0.0.1"], "127.0.0.1"),
+        ("10.1.2.3", ["10.1.2.3"], "10.1.2.3"),
+        ("gpu001", ["10.1.2.3"], "10.1.2.3"),
+        ("gpu001", ["127.0.1.1", "10.1.2.3"], "10.1.2.3"),
+        # Debian's hosts file; the other machines know another address.
+        ("gpu001", ["127.0.1.1"], "0.0.0.0"),
+    ],
+)
+def test_rank_0_listens_where_others_reach_it_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch, host: str, addresses: list[str], listened: str
+) -> None:
+    resolving(monkeypatch, *addresses)
+    assert listening_address(host) == listened
+
+
+def test_a_name_that_is_unknown_here_may_be_known_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror("unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    assert listening_address("gpu001") == "0.0.0.0"
+
+
+def test_a_taken_port_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(UnavailableError, match=rf"127\.0\.0\.1:{port} \(another process does\).*MASTER_PORT"):
+            rendezvous._connect(0, serve=True)
