@@ -529,8 +529,8 @@ class DataState:
         tokens = max(1, -(-self.position // BLOCK)) * BLOCK * order.seq_len
         return (
             f" Another dataset or mixture may begin with a phase of its own at {tokens:,} tokens or later: keep "
-            f"data.path and the phases as they were up to there (of a run without any: {{tokens: {tokens}, by_size: true}}), and "
-            f"add a phase after them to data.mixture, with its dataset as `path`."
+            f"data.path and the phases as they were up to there (of a run without any: {{tokens: {tokens}, by_size: "
+            f"true}}), and add a phase after them to data.mixture, with its dataset as `path`."
         )
 
 
