@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, field_validator
+
+_LONGEST_NAME = 255
 
 
 class Config(BaseModel):
     """Base of all configuration classes: unknown keys and non-finite numbers are errors, a value read never changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _paths_that_can_be(cls, value: Any) -> Any:
+        for name in value.parts if isinstance(value, Path) else ():
+            if (size := len(os.fsencode(name))) > _LONGEST_NAME:
+                raise ValueError(
+                    f"the name {name[:20]}... of {size} bytes is too long: a file system takes {_LONGEST_NAME}"
+                )
+        return value
 
 
 def at_most(most: int) -> AfterValidator:

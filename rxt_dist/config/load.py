@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -166,7 +167,8 @@ def _explain(kind: type[Config], tree: Tree, detail: dict[str, Any]) -> str:
         return f"{place}: unknown key '{name}'.{_guess(kind, path)}"
     if detail["type"] == "missing":
         return f"{place}: '{name}' is missing and has no default: set it{_hint(kind, path)}."
-    message = str(detail["msg"]).removeprefix("Input ")
+    # "Input should be ...", "String should have at most ..."
+    message = re.sub(r"^\w+ (?=should )", "", str(detail["msg"]))
     if detail["type"] == "value_error":
         inside = f"in '{name}', " if name else ""
         return f"{place}: {inside}{message.removeprefix('Value error, ')}."

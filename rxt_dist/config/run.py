@@ -27,6 +27,7 @@ from rxt_dist.config.corpus import BuildConfig
 from rxt_dist.config.model import ModelConfig, PartName
 from rxt_dist.config.stages import DEFAULT_STAGE, STAGES, Probability, StageConfig
 
+_MOST_RANKS = 131_072
 Rows = Annotated[PositiveInt, at_most(65_536)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -75,7 +76,9 @@ class DataConfig(Config):
     tokenizer: Path | None = Field(
         None, description="tokenizer.json that the model belongs to; data made with another one is refused."
     )
-    seq_len: PositiveInt | None = Field(None, description="Row length in tokens; null: the data's own.")
+    seq_len: Annotated[PositiveInt, at_most(65_535)] | None = Field(
+        None, description="Row length in tokens; null: the data's own."
+    )
     mixture: tuple[PhaseConfig, ...] = Field((), description="Phases; empty: every source by its share of the rows.")
     max_epochs: PositiveFloat = Field(4.0, description="Refuse a plan that repeats any source more often than this.")
     build: BuildConfig | None = Field(None, description="How `rxt-dist data build` makes it; training ignores this.")
@@ -226,6 +229,15 @@ class ClusterConfig(Config):
     node_link_gb_s: PositiveFloat = Field(
         200.0, description="Speed of a node's network, each way, in 10^9 bytes/s (eight adapters of 200 Gbit/s: 200)."
     )
+
+    @model_validator(mode="after")
+    def _ranks_that_there_are(self) -> Self:
+        if self.ranks > _MOST_RANKS:
+            raise ValueError(
+                f"nodes ({self.nodes:,}) times gpus_per_node ({self.gpus_per_node:,}) is {self.ranks:,} ranks, more "
+                f"than any machine has: at most {_MOST_RANKS:,} are taken"
+            )
+        return self
 
     @property
     def ranks(self) -> int:

@@ -67,6 +67,12 @@ VALUES = (
     ("train.micro_batch_rows", "1e9", "more than any machine could work with"),
     ("cluster.nodes", "1e9", "more than any machine could work with"),
     ("cluster.gpus_per_node", "1e9", "more than any machine could work with"),
+    ("data.seq_len", "1e12", "more than any machine could work with"),
+    ("data.path", "p" * 300, "of 300 bytes is too long: a file system takes 255"),
+    ("data.tokenizer", "a/" + "p" * 300, "of 300 bytes is too long: a file system takes 255"),
+    ("data.mixture", "[{path: " + "p" * 300 + ", by_size: true}]", "of 300 bytes is too long: a file system takes 255"),
+    ("start", "{run: " + "p" * 300 + ", parts: [decoder]}", "of 300 bytes is too long: a file system takes 255"),
+    ("cluster", "{nodes: 16384, gpus_per_node: 256}", "is 4,194,304 ranks, more than any machine has"),
 )
 # Overrides that are each well, and not together.
 TOGETHER = (
