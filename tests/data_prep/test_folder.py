@@ -71,15 +71,21 @@ def test_inputs_are_hashed_once_with_progress_and_again_where_they_changed(
     assert first.manifest is None
     assert sorted(hashed) == ["x.en.jsonl", "y.en.jsonl"]
     assert ("Hashing", 2 * other.stat().st_size) in shown
+    content = other.read_bytes()
+    other.write_bytes(content + b"\n")
+    with pytest.raises(DataError, match=r"the input files differ: .*y\.en\.jsonl \(other content\)"):
+        build_interactions(tasks[1])
+    assert [Path(name).name for name in hashed[2:]] == ["y.en.jsonl"]
+    other.write_bytes(content)
     results = [build_interactions(task) for task in tasks[1:]]
-    assert len(hashed) == 2
+    assert len(hashed) == 4
     (finished,) = [result.manifest for result in results if result.manifest]
     assert {item.blake3 for item in finished.inputs} == {hash_bytes(other.read_bytes())}
     assert not list(request_of.out.glob(".hashes*"))
     other.write_bytes(other.read_bytes() + b"\n")
     with pytest.raises(DataError, match=r"the input files differ: .*y\.en\.jsonl \(other content\)"):
         build_interactions(tasks[0])
-    assert hashed[2:] == ["x.en.jsonl", "y.en.jsonl"]
+    assert hashed[4:] == ["x.en.jsonl", "y.en.jsonl"]
 
 
 def test_somebody_else_s_folder_is_left_alone(request_of: InteractionRequest) -> None:
