@@ -1,175 +1,188 @@
-"""All ranks of a run on this machine: one process each, signals passed on, one exit code for all.
+"""All ranks of a run on this machine: started, watched, started again where that is right, with one exit code for all.
 
-A rank starts with the stop signals (TERM, USR1, USR2) ignored, because each would kill it while it imports; the trainer
-installs handlers as soon as it can. So that no request is lost meanwhile, a stop signal that this process gets is
-repeated every second until the ranks have ended; for the trainer a repeated signal is the same wish.
+It never hangs (`watching.py`), says once how a life ended (`endings.py`), and keeps a log of it (`record.py`).
 """
 
 from __future__ import annotations
 
-import ctypes
-import math
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 
+from launch.endings import Ending, ending_of
+from launch.ranks import Rank, rank_environment, start, words_file
+from launch.record import Record
+from launch.watching import Patience, Received, Watch, signals_noted
 from rxt_dist.errors import ExitCode, may_start_again
+from rxt_dist.files import forget_terminal
+from rxt_dist.lives import TIME_LIMIT, Life, file_identity
 from rxt_dist.ranks import free_port
 
-GRACE_SECONDS = 10.0
+# Lives in a row without a new checkpoint, each a restart: then it is no accident.
+CRASH_LOOP_RESTARTS = 3
+# Between the choice of a port and its use lie the imports of rank 0.
+_PORT_TRIES = 3
 _POLL_SECONDS = 0.05
-_REPEAT_SECONDS = 1.0
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass
-class _Received:
-    """Signals that this process got; handlers only note them, the main loop passes them on."""
+class Launch:
+    """What is launched.
 
-    stop: int | None = None
-    interrupts: int = 0
-    interrupts_passed: int = 0
+    command: what each rank executes; rank facts reach it by torchrun's environment variables. ranks: how many.
+    resume_attempts: how often to start all ranks again after a preemption or a crash; progress restores them. run: the
+    run directory; None: nothing is kept, and no life is known to make progress. seconds: time limit of all lives
+    together. old_stop: identity of the STOP file that was there when the launch began; None: look now. once: further
+    arguments of the command in the first life, which those after it must not repeat.
+    """
 
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """The handler."""
-        if number == signal.SIGINT:
-            self.interrupts += 1
-        else:
-            self.stop = number
+    command: Sequence[str]
+    ranks: int
+    resume_attempts: int = 0
+    run: Path | None = None
+    seconds: float | None = None
+    old_stop: str | None = None
+    once: Sequence[str] = ()
+    patience: Patience = field(default_factory=Patience)
+
+    def __post_init__(self) -> None:
+        self.deadline = time.time() + self.seconds if self.seconds is not None else None
+        if self.old_stop is None:
+            self.old_stop = file_identity(self.run / "STOP") if self.run else ""
+
+    @property
+    def stop_asked(self) -> bool:
+        """Whether a person has made a STOP file since the launch began."""
+        return self.run is not None and file_identity(self.run / "STOP") not in ("", self.old_stop)
+
+    @property
+    def time_is_over(self) -> bool:
+        """Whether the time limit leaves no room for another life."""
+        return self.deadline is not None and time.time() >= self.deadline
 
 
-def launch(command: Sequence[str], ranks: int, resume_attempts: int = 0, grace_seconds: float = GRACE_SECONDS) -> int:
-    """Run `command` as `ranks` ranks until all have ended, and again after a preemption or a crash.
+def launch(wanted: Launch) -> int:
+    """Run until all ranks have ended, and again after a preemption or a crash, as often as is wanted.
 
-    Args:
-        command: what each rank executes; rank facts reach it by torchrun's environment variables.
-        ranks: how many.
-        resume_attempts: how often to start all ranks again after exit code 75 or a crash; never after a signal to this
-            process itself.
-        grace_seconds: how long the other ranks live on after one has failed.
+    After a signal to this process, a STOP file or the time limit nothing is started again.
 
     Returns:
-        The exit code of the last life: 75 if a rank says preempted, else the first bad one, else 0.
+        The exit code of the last life: 76 or 75 if a rank says stopped or preempted, else that of the rank with which
+        the failure began, else 0; 93 after three restarts without a new checkpoint.
     """
-    with _signals_noted() as received:
-        code = _one_life(command, ranks, grace_seconds, received)
-        for attempt in range(1, resume_attempts + 1):
-            # Whoever signals the launcher wants the run to stop; a scheduler that stops ranks does not.
-            if not may_start_again(code) or received.interrupts or received.stop:
-                break
-            print(f"ranks ended with exit code {code}; starting again ({attempt} of {resume_attempts})", flush=True)
-            code = _one_life(command, ranks, grace_seconds, received)
-    return code
+    record = Record(wanted.run)
+    left, barren, attempt = wanted.resume_attempts, list[tuple[int, str]](), 0
+    with signals_noted() as received:
+        while True:
+            before = record.newest_step()
+            ending = _life(wanted, record, received, attempt)
+            if ending.text:
+                _say(ending.text)
+            over = wanted.time_is_over or ending.reason.startswith(TIME_LIMIT)
+            if not may_start_again(ending.code) or received.anything or over:
+                return ending.code
+            progressed = record.newest_step() > before
+            if progressed:
+                left, barren = wanted.resume_attempts, []
+            if ending.code != ExitCode.PREEMPTED and not progressed:
+                barren.append((attempt, f"{ending.code}: {ending.reason}"))
+            if sum(restart > 0 for restart, _ in barren) >= CRASH_LOOP_RESTARTS:
+                return _give_up(record, [reason for _, reason in barren])
+            if left == 0:
+                return ending.code
+            left, attempt = left - 1, attempt + 1
+            seconds = min(wanted.patience.back_off * 2 ** max(0, len(barren) - 1), wanted.patience.back_off_most)
+            text = f"ranks ended with exit code {ending.code}; starting again in {seconds:g} s (restart {attempt}"
+            _note(record, f"{text}; {left} more, unless there is a new checkpoint)")
+            if not _wait(seconds, wanted, received):
+                return _not_started_again(wanted, record, ending)
 
 
-@contextmanager
-def _signals_noted() -> Iterator[_Received]:
-    received = _Received()
-    before = {number: signal.signal(number, received.note) for number in (*_STOP_SIGNALS, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _life(wanted: Launch, record: Record, received: Received, attempt: int) -> Ending:
+    """One life; on another port if another process has taken the one that was chosen."""
+    for _ in range(_PORT_TRIES):
+        ending = _one_life(wanted, record, received, attempt)
+        if not ending.port_was_taken or received.anything:
+            break
+        _note(record, "another process has taken the port; starting again on another one")
+    return ending
 
 
-def _one_life(command: Sequence[str], ranks: int, grace_seconds: float, received: _Received) -> int:
-    port, processes = free_port(), list[subprocess.Popen[bytes]]()
-    try:
-        for rank in range(ranks):
-            environment = rank_environment(os.environ, rank, ranks, port)
-            processes.append(_start(command, environment))
-        return _wait(processes, grace_seconds, received)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+def _one_life(wanted: Launch, record: Record, received: Received, attempt: int) -> Ending:
+    token, port, ranks = uuid.uuid4().hex[:12], free_port(), list[Rank]()
+    record.new_life(token)
+    command = [*wanted.command, *(wanted.once if attempt == 0 else ())]
+    record.line(f"life {token}, restart {attempt}: {wanted.ranks} ranks on port {port}: {' '.join(command)}")
+    launched = time.time()
+    with tempfile.TemporaryDirectory(prefix="rxt-launch-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        try:
+            for rank in range(wanted.ranks):
+                words = words_file(folder, rank)
+                life = Life(token, launched, attempt, wanted.deadline, wanted.old_stop, words)
+                environment = rank_environment(os.environ, rank, wanted.ranks, port) | life.environment()
+                ranks.append(start(command, environment, rank, folder))
+            ends = Watch(ranks, wanted.patience, received).until_all_have_ended(record.flush)
+        finally:
+            for started in ranks:
+                started.process.kill()
+                with suppress(subprocess.TimeoutExpired):
+                    started.process.wait(wanted.patience.grace)
+        record.flush()
+        ending = _asked_for(ending_of(ends, record.logs), received)
+    return replace(ending, reason=record.ended(ending.code, ending.reason))
 
 
-def rank_environment(base: Mapping[str, str], rank: int, ranks: int, port: int) -> dict[str, str]:
-    """The environment of one rank: torchrun's variables, its share of the cores, the CPU accelerator without a GPU."""
-    environment = dict(base)
-    environment.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(ranks),
-        LOCAL_WORLD_SIZE=str(ranks),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
+def _asked_for(ending: Ending, received: Received) -> Ending:
+    """The ending of a life that somebody may have ended at once: then that is the reason."""
+    if received.at_once is None or ending.code in (ExitCode.DONE, ExitCode.STOPPED, ExitCode.PREEMPTED):
+        return ending
+    text = ending.text if ending.code == ExitCode.HANG else ""
+    return Ending(128 + received.at_once, f"ended at once by {signal.Signals(received.at_once).name}", text)
+
+
+def _give_up(record: Record, barren: Sequence[str]) -> int:
+    lives = "\n".join(f"  {reason}" for reason in barren)
+    _note(
+        record,
+        f"error: {CRASH_LOOP_RESTARTS} restarts made no new checkpoint, so that another one is of no use. What ended "
+        f"each life:\n{lives}\nMend the cause, then start the run again: it goes on from its newest checkpoint.",
     )
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // ranks)))
-    if not _has_gpu(base):
-        environment.setdefault("DS_ACCELERATOR", "cpu")
-    return environment
+    record.gave_up(list(barren))
+    return ExitCode.CRASH_LOOP
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _has_gpu(environment: Mapping[str, str]) -> bool:
-    """Whether a GPU device exists and is not hidden; asking torch would cost its import."""
-    if environment.get("CUDA_VISIBLE_DEVICES", "any") in ("", "-1"):
-        return False
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
-
-
-def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    # A session of its own: Ctrl-C on the terminal reaches the ranks once, through this process.
-    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_prepare_rank)
-
-
-def _prepare_rank() -> None:
-    """In the new process, before the command: ignore what would kill an import, and die with the launcher.
-
-    Ranks that outlived a killed launcher would write into the run directory beside those of the next start.
-    """
-    for number in _STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-
-
-def _wait(processes: list[subprocess.Popen[bytes]], grace_seconds: float, received: _Received) -> int:
-    """Wait for all ranks, passing signals on; end the others `grace_seconds` after the first failure."""
-    codes: list[int] = []
-    running = list(processes)
-    deadline, repeat_at = math.inf, 0.0
-    while running:
-        now = time.monotonic()
-        if received.stop and now >= repeat_at:
-            _send(running, received.stop)
-            repeat_at = now + _REPEAT_SECONDS
-        while received.interrupts_passed < received.interrupts:
-            _send(running, signal.SIGINT)
-            received.interrupts_passed += 1
-        codes += [_exit_code(process.returncode) for process in running if process.poll() is not None]
-        running = [process for process in running if process.returncode is None]
-        if any(codes):
-            deadline = min(deadline, now + grace_seconds)
-        if now >= deadline:
-            _send(running, signal.SIGKILL)
+def _wait(seconds: float, wanted: Launch, received: Received) -> bool:
+    """Wait before a restart; False if meanwhile somebody wants none."""
+    end = time.monotonic() + seconds
+    while not (received.anything or wanted.stop_asked or wanted.time_is_over):
+        if time.monotonic() >= end:
+            return True
         time.sleep(_POLL_SECONDS)
-    if ExitCode.PREEMPTED in codes:
-        return ExitCode.PREEMPTED
-    # A rank that says why it ended counts before those that only lost their connection to it.
-    reasons = [code for code in codes if code and not may_start_again(code)]
-    return next((code for code in reasons + codes if code), ExitCode.DONE)
+    return False
 
 
-def _send(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
-    for process in processes:
-        process.send_signal(number)
+def _not_started_again(wanted: Launch, record: Record, ending: Ending) -> int:
+    _note(record, "not started again: a stop was asked for, or the time limit is over")
+    return ExitCode.STOPPED if wanted.stop_asked else ending.code
 
 
-def _exit_code(returncode: int) -> int:
-    """A shell's reading: 128 + n for a process ended by signal n."""
-    return returncode if returncode >= 0 else 128 - returncode
+def _note(record: Record, text: str) -> None:
+    record.line(text)
+    _say(text)
+
+
+def _say(text: str) -> None:
+    """To whoever started this; a terminal that is gone is no reason to end a run."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        forget_terminal()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from importlib import import_module
 from typing import Annotated, NoReturn
 
@@ -15,6 +16,7 @@ import typer
 
 from rxt_dist import __version__
 from rxt_dist.errors import ConfigError, ExitCode, UserError
+from rxt_dist.lives import leave_words
 
 # Each is the function of a verb or a group of verbs.
 VERBS = {
@@ -66,9 +68,11 @@ _USAGE = 2
 
 def _refuse(error: UserError) -> NoReturn:
     # Every rank of a run refuses the same configuration, so one of them says it; what the system refuses, one alone may
-    # have met.
-    common = isinstance(error, ConfigError) and not isinstance(error.__cause__, OSError)
-    if not common or os.environ.get("RANK", "0") == "0":
+    # have met. Our launcher collects what all say, and says it once.
+    common = error.common or (isinstance(error, ConfigError) and not isinstance(error.__cause__, OSError))
+    if leave_words(f"error: {error}\n"):
+        pass
+    elif not common or os.environ.get("RANK", "0") == "0":
         print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 
@@ -81,3 +85,7 @@ def main() -> None:
         _refuse(error)
     except SystemExit as end:
         sys.exit(ExitCode.CONFIG if end.code == _USAGE else end.code)
+    except Exception:
+        if not leave_words(traceback.format_exc()):
+            raise
+        sys.exit(1)

@@ -21,12 +21,14 @@ class ExitCode(IntEnum):
     MEMORY = 71
     DISK = 74
     PREEMPTED = 75
+    STOPPED = 76
     DIVERGED = 86
     HANG = 87
     CRASH_LOOP = 93
 
 
-# Starting again cannot mend these: the same configuration, data, memory or divergence would meet the next life.
+# Starting again cannot mend these: the same configuration, data, memory or divergence would meet the next life, and
+# whoever made the STOP file wants no other.
 _FINAL = frozenset(
     {
         ExitCode.DONE,
@@ -34,6 +36,7 @@ _FINAL = frozenset(
         ExitCode.DATA,
         ExitCode.MEMORY,
         ExitCode.DISK,
+        ExitCode.STOPPED,
         ExitCode.DIVERGED,
         ExitCode.CRASH_LOOP,
     }
@@ -49,6 +52,8 @@ class UserError(Exception):
     """Base of every error that is the user's to mend."""
 
     exit_code: ExitCode = ExitCode.CONFIG
+    # Whether all ranks end with this very error, so that one of them says it.
+    common = False
 
 
 class ConfigError(UserError):

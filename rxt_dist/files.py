@@ -95,6 +95,40 @@ def full_disk_errors(place: Path) -> Iterator[None]:
         raise known from error
 
 
+@contextmanager
+def lasting_errors(folder: Path) -> Iterator[None]:
+    """For work in `folder` that may be started again: what will be so the next time, too, is for a person to act on.
+
+    A disk or handle that fails for a moment is not: that is a crash, after which another life may go well.
+
+    Raises:
+        DiskError: the disk is full, or the folder is gone.
+        ConfigError: something in it cannot be read or written, for lack of rights or by the names that stand there.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FAILING:
+            raise
+        if error.errno == errno.ENOENT and not folder.is_dir():
+            raise DiskError(f"{folder} is gone. Is its disk still mounted? Bring it back, and start again.") from error
+        known = access_error(error, folder)
+        if known is None:
+            raise
+        raise known from error
+
+
+def forget_terminal() -> None:
+    """Let what this process prints go nowhere from here on: whoever read it is gone.
+
+    Else the rest of it would be refused again when the process ends, which then had an exit code for that.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Writing
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from warm_start import WarmProcess
 
 from data_prep.documents.build import BuildRequest, build_dataset
 from data_prep.synthetic import write_sample
+from rxt_dist.train.events import read_lines
 
 MODEL = Path(__file__).parents[1] / "configs/model/demo.yaml"
 SEQ_LEN = 64
@@ -88,9 +88,7 @@ class TinyRun:
 
     def lines(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """All whole lines of a file of the run directory."""
-        path = self.directory / name
-        text = path.read_text() if path.exists() else ""
-        return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        return read_lines(self.directory / name)
 
     def curve(self) -> list[tuple[float, ...]]:
         """What training gave, step by step, without anything that depends on time."""

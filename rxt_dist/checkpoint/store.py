@@ -20,6 +20,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -90,13 +91,15 @@ class CheckpointStore:
     Args:
         directory: the `checkpoints` folder of the run; created by the first `begin`.
         keep: newest valid checkpoints that pruning leaves, at least 2 so that one damaged on disk costs one interval.
+        guard: called right before a commit; raises CheckpointError if this process may not publish.
     """
 
-    def __init__(self, directory: Path, keep: int) -> None:
+    def __init__(self, directory: Path, keep: int, guard: Callable[[], None] = lambda: None) -> None:
         if keep < MIN_KEEP:
             raise ValueError(f"keep is {keep}; at least {MIN_KEEP} checkpoints must stay")
         self.directory = directory
         self.keep = keep
+        self._guard = guard
         self._begun: set[int] = set()
         self._trusted: dict[int, _Fingerprint] = {}
 
@@ -155,6 +158,7 @@ class CheckpointStore:
         for folder in {(unfinished / file.name).parent for file in files}:
             fsync_dir(folder)
         write_json_atomic(unfinished / MANIFEST, _manifest(step, files, meta))
+        self._guard()
         if final.exists() and self.verify(step):
             # Damaged, so no load would have taken it.
             shutil.rmtree(final)
@@ -164,7 +168,9 @@ class CheckpointStore:
             os.rename(unfinished, final)
             fsync_dir(self.directory)
         self._begun.discard(step)
-        write_atomic(self.directory / LATEST, final.name + "\n")
+        # A hint; where a folder stands in its place there is none.
+        with suppress(IsADirectoryError):
+            write_atomic(self.directory / LATEST, final.name + "\n")
         self._trusted[step] = _fingerprint(final)
         self._prune()
         return final
@@ -204,7 +210,7 @@ class CheckpointStore:
         """
         pointer = self.directory / LATEST
         if pointer.exists():
-            name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+            name = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else ""
             if not name or not (self.directory / name).is_dir():
                 report(f"{pointer} names '{name}', which does not exist; looking at the folders instead.")
         for step, folder in reversed(self._folders(_FINAL)):

@@ -22,3 +22,16 @@ Profiled = Annotated[
         help="Profile N steps of this life, from its third on, into profile/ of the run directory.",
     ),
 ]
+TimeLimited = Annotated[
+    str | None,
+    typer.Option(
+        "--time-limit",
+        metavar="3h50m",
+        help="Save and end with exit code 75 before this much time has passed since the launch (train.time_limit).",
+    ),
+]
+
+
+def with_time_limit(overrides: list[str] | None, time_limit: str | None) -> list[str]:
+    """The overrides, and the one that the option stands for."""
+    return [*(overrides or []), *([f"train.time_limit={time_limit}"] if time_limit is not None else [])]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rxt_dist.commands.arguments import Overrides, Profiled, RunFile
+from rxt_dist.commands.arguments import Overrides, Profiled, RunFile, TimeLimited, with_time_limit
 
 
 def train(
@@ -15,13 +15,16 @@ def train(
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, print the resolved config, and stop.")] = False,
     profile: Profiled = None,
+    time_limit: TimeLimited = None,
 ) -> None:
     """Train. Start one process per rank, with torchrun, srun or `rxt-dist launch local`; alone it is the only rank."""
     from rxt_dist.config.load import load_run, resolved_yaml
     from rxt_dist.config.validate import settle_topology, validate_run
+    from rxt_dist.lives import Life, old_file
     from rxt_dist.ranks import export_ranks, read_ranks
 
-    config = load_run(run, overrides or [])
+    life = Life.of_process(os.environ)
+    config = load_run(run, with_time_limit(overrides, time_limit))
     ranks = read_ranks(os.environ)
     if dry_run:
         # On a login node there is one rank; the cluster that the run is meant for counts.
@@ -34,9 +37,13 @@ def train(
     validate_run(config, ranks.world_size, None)
     export_ranks(ranks, os.environ)
     from rxt_dist.train.signals import StopRequest
+    from rxt_dist.train.time_limit import TimeLimit
 
+    stop_file = config.directory / "STOP"
+    old_stop = old_file(stop_file, life.launched) if life.old_stop is None else life.old_stop
+    limit = TimeLimit.of(config.train.time_limit, life) if config.train.time_limit else None
     # Signals are caught before torch is imported: that takes seconds, in which a stop would otherwise kill the rank.
-    with StopRequest(config.directory / "STOP") as stop:
+    with StopRequest(stop_file, ranks.rank == 0, old_stop, limit) as stop:
         from rxt_dist.train.run import train as run_training
 
-        raise typer.Exit(int(run_training(config, ranks, stop, profile or 0)))
+        raise typer.Exit(int(run_training(config, ranks, stop, profile or 0, life)))

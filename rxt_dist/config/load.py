@@ -56,6 +56,7 @@ RESUMABLE = (
     "optimizer.lr",
     "optimizer.clip",
     "train.max_skipped_steps",
+    "train.time_limit",
 )
 
 # How many of a configuration's mistakes are told at once.

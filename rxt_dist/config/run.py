@@ -24,6 +24,7 @@ from pydantic import (
 
 from rxt_dist.config.base import Config, at_most
 from rxt_dist.config.corpus import BuildConfig
+from rxt_dist.config.duration import Duration
 from rxt_dist.config.model import ModelConfig, PartName
 from rxt_dist.config.stages import DEFAULT_STAGE, STAGES, Probability, StageConfig
 
@@ -141,6 +142,10 @@ class TrainConfig(Config):
     bias_rate: PositiveFloat = Field(0.001, description="Step of the routing biases (balancing: bias).")
     logit_chunk_tokens: PositiveInt = Field(2048, description="Positions whose logits exist at one time.")
     max_skipped_steps: PositiveInt = Field(5, description="Non-finite steps in a row after which the run stops.")
+    time_limit: Duration | None = Field(
+        None,
+        description="Time from the launch (3h50m) by which a run has saved and ended with exit code 75; null: none.",
+    )
 
 
 class OptimizerConfig(Config):

@@ -79,7 +79,9 @@ class Collectives:
             known = error_class(name)
             if known is None:
                 continue
-            raise (mine if rank == self.rank and mine is not None else known(text))
+            shared = mine if rank == self.rank and isinstance(mine, UserError) else known(text)
+            shared.common = True
+            raise shared
         for rank, name, text in failures:
             raise RuntimeError(f"rank {rank} failed: {name}: {text}")
         return [outcome["value"] for outcome in outcomes]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import yaml
 from rxt_dist.checkpoint.store import MIN_KEEP, CheckpointStore
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.locks import held
+from rxt_dist.train.events import parse_line
 from rxt_dist.train.run_dir import RunDirectory, leaves
 
 # What of a metrics line depends on the clock, and the step, which names the line.
@@ -91,7 +91,7 @@ def read_run(path: Path) -> RunRecord:
 
     Raises:
         ConfigError: it is no run, or is being trained.
-        DataError: it has no figures yet, a line is cut off, or another of its files is damaged.
+        DataError: it has no figures yet, or one of its files is damaged.
     """
     run = RunDirectory(path)
     if not run.config.is_file():
@@ -104,9 +104,10 @@ def read_run(path: Path) -> RunRecord:
             f"{path} is being trained, and its figures change while they are read. Wait until it has ended, or stop "
             f"it (create {run.stop_file})."
         )
-    entries = _entries(run.metrics)
+    entries, torn = _entries(run.metrics)
     resumed = [event["step"] for event in run.events.read() if event["kind"] == "resume"]
     checkpoints, remarks = _checkpoints(run)
+    remarks += torn
     newest = checkpoints[max(checkpoints)] if checkpoints else {}
     environment = _mapping(run.environment) if run.environment.exists() else {}
     surroundings = {key: value for key, value in leaves(environment) if key != "time"}
@@ -198,24 +199,15 @@ def _mapping(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _entries(metrics: Path) -> list[dict[str, Any]]:
-    """All lines of a file of metrics."""
-    content = metrics.read_bytes() if metrics.exists() else b""
-    if not content.strip():
+def _entries(metrics: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """All lines of a file of metrics, and what there is to say about those that a crash or a full disk has torn."""
+    lines = [line for line in metrics.read_bytes().split(b"\n") if line.strip()] if metrics.exists() else []
+    if not lines:
         raise DataError(f"{metrics} has no line yet, so there is nothing to compare. Train the run first.")
-    entries = []
-    for number, line in enumerate(content.splitlines(keepends=True), 1):
-        try:
-            assert line.endswith(b"\n")
-            entry = json.loads(line)
-            assert isinstance(entry["step"], int)
-        except (AssertionError, ValueError, KeyError, TypeError):
-            raise DataError(
-                f"Line {number} of {metrics} is cut off or no metrics line (a crash?). Continue the run, which drops "
-                f"what it repeats, or remove that line."
-            ) from None
-        entries.append(entry)
-    return entries
+    parsed = [parse_line(line) for line in lines]
+    entries = [entry for entry in parsed if entry is not None and isinstance(entry.get("step"), int)]
+    torn = len(lines) - len(entries)
+    return entries, [f"{metrics}: {torn} torn lines are left out"] if torn else []
 
 
 def _lines(entries: list[dict[str, Any]], resumed: list[int]) -> dict[tuple[int, bool], Line]:

@@ -54,14 +54,13 @@ def run_loop(training: Training, position: Position) -> ExitCode:
                 training.profile.after_step(position.step)
             if training.crosses(before, position, config.eval.every_tokens) and not step.last:
                 run_evaluation(training, position)
-            reason = training.stop.reason
-            stopping = engine.ranks.any(reason is not None)
+            stopping, reason = training.asked_to_stop()
             if step.last or stopping or saver.due(before, position):
                 saver.save(position)
             interval.exclude(time.monotonic() - paused)
             if stopping and not step.last:
-                reporter.event("stop", step=position.step, reason=reason or "another rank was asked to stop")
-                return ExitCode.PREEMPTED
+                reporter.event("stop", step=position.step, reason=reason)
+                return stopping
     saver.save(position)
     run_evaluation(training, position)
     reporter.event("finish", step=position.step, tokens=training.tokens(position))
@@ -74,8 +73,10 @@ def run_evaluation(training: Training, position: Position) -> list[Evaluation]:
     for source in sources_without_evaluation(training.data, stage):
         training.reporter.message(f"source '{source}' has too few held-out rows and is not evaluated")
     rows, micro_rows = config.eval.rows_per_source, config.train.micro_batch_rows
+    began = time.monotonic()
     results = evaluate(training.engine, stage, training.data, rows, micro_rows)
-    training.reporter.evaluation(position.step, training.tokens(position), results)
+    seconds = time.monotonic() - began
+    training.reporter.evaluation(position.step, training.tokens(position), results, seconds)
     return results
 
 

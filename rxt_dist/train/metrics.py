@@ -1,24 +1,27 @@
 """What a run writes about its figures: metrics.jsonl (the truth), and a copy for Weights & Biases.
 
-Lines are appended with one write each, so that a killed process leaves whole lines. JSON has no NaN: a value that is
+Lines are appended with one write each, so that a killed process leaves whole lines. A full disk costs lines and never
+the run: it is said once, and how many were lost once there is room. JSON has no NaN: a value that is
 not finite is written as null and named under `nonfinite`, for example
 `{"step": 7, "ar_loss": null, "nonfinite": {"ar_loss": "nan"}}`.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import yaml
 
 from rxt_dist.config.run import LogConfig
-from rxt_dist.files import write_atomic
-from rxt_dist.train.events import append_line, now
+from rxt_dist.errors import DiskError
+from rxt_dist.files import lasting_errors, write_atomic
+from rxt_dist.train.events import append_line, now, parse_line
 from rxt_dist.train.run_dir import RunDirectory
 
 Value = float | Sequence[float]
@@ -39,6 +42,7 @@ class MetricsWriter:
     def __init__(self, run: RunDirectory, log: LogConfig, run_id: str) -> None:
         self.run = run
         self._wandb: Any = None
+        self._lost_lines = 0
         if log.wandb != "disabled":
             self._start_wandb(log, run_id)
 
@@ -52,11 +56,12 @@ class MetricsWriter:
         """Append one line for `step`. Lists are written as lists (a load per layer, for example).
 
         Raises:
-            DiskError: the disk is full.
+            DiskError, ConfigError: the file cannot be written to, for another reason than a full disk.
         """
         finite, nonfinite = _finite(values)
         line = {"step": step, "time": now(), **finite}
-        append_line(self.run.metrics, {**line, "nonfinite": nonfinite} if nonfinite else line)
+        full = {**line, "nonfinite": nonfinite} if nonfinite else line
+        self._write(lambda: append_line(self.run.metrics, full))
         if self._wandb is not None:
             try:
                 self._wandb.log({"step": step, **_flat(values)})
@@ -64,8 +69,31 @@ class MetricsWriter:
                 self._give_up_wandb(error)
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Append one event to events.jsonl (see `EventLog`)."""
-        self.run.events.append(kind, **fields)
+        """Append one event to events.jsonl (see `EventLog`); raises as `log`."""
+        if kind == "finish":
+            # The fact before the line about it: a line can be lost.
+            with lasting_errors(self.run.path):
+                self.run.record_finish(fields["step"], fields["tokens"])
+        self._write(lambda: self.run.events.append(kind, **fields))
+
+    def _write(self, append: Callable[[], None]) -> None:
+        """Append a line; on a full disk it is lost and counted."""
+        try:
+            with lasting_errors(self.run.path):
+                append()
+        except DiskError as error:
+            if not _is_full(error):
+                raise
+            self._lost_lines += 1
+            if self._lost_lines == 1:
+                _LOGGER.warning("%s Training goes on without the lines of metrics.jsonl and events.jsonl.", error)
+            return
+        lost, self._lost_lines = self._lost_lines, 0
+        if lost:
+            _LOGGER.warning("The disk has room again; %d lines of metrics.jsonl and events.jsonl were lost.", lost)
+            self.event("lines_lost", lines=lost)
+            # Were the disk full again already, the event is one of the lines to be told of next time.
+            self._lost_lines += lost if self._lost_lines else 0
 
     def truncate_after(self, step: int) -> int:
         """Drop the lines of steps after `step`, which a resume will repeat, and a line cut off by a crash.
@@ -79,6 +107,29 @@ class MetricsWriter:
         if len(kept) < len(lines):
             write_atomic(self.run.metrics, b"".join(kept))
         return len(lines) - len(kept)
+
+    def lost_after(self, step: int) -> dict[str, Any]:
+        """What an earlier life did after `step` and this one will do again, as fields of the event of its resume.
+
+        lost_steps, lost_s: steps and their seconds, of which of a line that began before `step` only the part after it;
+        lost_until: the time of the last such line, absent where there is none. Ask before `truncate_after`.
+        """
+        lines = self.run.metrics.read_bytes().splitlines() if self.run.metrics.exists() else []
+        lost_steps, lost_s, before = 0, 0.0, 0
+        until: str | None = None
+        for text in lines:
+            try:
+                line = json.loads(text)
+                own = int(line["step"])
+                taken, seconds = int(line.get("steps", own - before)), float(line.get("step_s") or 0.0)
+                if own > step:
+                    until = str(line["time"])
+                if "step_s" in line:
+                    repeated = max(0, min(taken, own - step))
+                    lost_steps, lost_s, before = lost_steps + repeated, lost_s + repeated * seconds, own
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+        return {"lost_steps": lost_steps, "lost_s": round(lost_s, 3), **({"lost_until": until} if until else {})}
 
     def close(self) -> None:
         """Finish the wandb copy. The files need no closing."""
@@ -146,7 +197,9 @@ def _flat(values: Mapping[str, Value]) -> dict[str, float]:
 
 
 def _is_up_to(line: bytes, step: int) -> bool:
-    try:
-        return bool(line.endswith(b"\n") and json.loads(line)["step"] <= step)
-    except (ValueError, KeyError, TypeError):
-        return False
+    found = (parse_line(line) or {}).get("step")
+    return line.endswith(b"\n") and isinstance(found, int) and found <= step
+
+
+def _is_full(error: DiskError) -> bool:
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)

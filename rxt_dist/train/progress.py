@@ -1,10 +1,14 @@
-"""How far a run is: a live line on a terminal, a plain line now and then in a log file. Both go to stderr."""
+"""How far a run is: a live line on a terminal, a plain line now and then in a log file. Both go to stderr.
+
+A terminal can go away (a lost ssh); what is said to a person is never a reason to stop.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -12,7 +16,16 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
+from rxt_dist.files import forget_terminal
+
 _PLAIN_SECONDS = 30.0
+
+
+class _Console(Console):
+    """A console that leaves it to its user what a closed pipe means; rich's own would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 class Progress:
@@ -26,7 +39,7 @@ class Progress:
     def __init__(self, total_tokens: int, enabled: bool) -> None:
         self._total = total_tokens
         self._enabled = enabled
-        self._console = Console(file=sys.stderr)
+        self._console = _Console(file=sys.stderr)
         self._live = (
             RichProgress(
                 BarColumn(bar_width=24),
@@ -44,13 +57,15 @@ class Progress:
 
     def __enter__(self) -> Self:
         if self._live:
-            self._live.start()
+            with self._terminal():
+                self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._live:
-            self._live.stop()
-        elif self._last_line:
+            with self._terminal():
+                self._live.stop()
+        elif self._last_line and self._enabled:
             self._print(self._last_line)
 
     def update(self, tokens: int, fields: Mapping[str, str]) -> None:
@@ -65,7 +80,8 @@ class Progress:
         self._first = self._first or (now, tokens)
         line = "  ".join([*(f"{name} {value}" for name, value in fields.items()), self._pace(now, tokens)])
         if self._live and self._task is not None:
-            self._live.update(self._task, completed=tokens, description=line)
+            with self._terminal():
+                self._live.update(self._task, completed=tokens, description=line)
             return
         line = f"{tokens / self._total:6.1%}  {line}"
         if now - self._printed_at >= _PLAIN_SECONDS:
@@ -84,7 +100,17 @@ class Progress:
         self._print(text)
 
     def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        with self._terminal():
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def _terminal(self) -> Iterator[None]:
+        """For writing to it: once it is gone, this process writes to nobody."""
+        try:
+            yield
+        except OSError:
+            self._enabled, self._live = False, None
+            forget_terminal()
 
     def _pace(self, now: float, tokens: int) -> str:
         """Tokens, and once there are two points in this life: tokens/s since its first update, and the time left."""

@@ -54,8 +54,8 @@ class Reporter:
             self._writer.event(kind, **fields)
             self._progress.message(f"{kind}: " + ", ".join(f"{name} {value}" for name, value in fields.items()))
 
-    def evaluation(self, step: int, tokens: int, results: Sequence[Evaluation]) -> None:
-        """An evaluation: one metrics line, and a table for a person."""
+    def evaluation(self, step: int, tokens: int, results: Sequence[Evaluation], seconds: float) -> None:
+        """An evaluation that took so many seconds: one metrics line, an event, and a table for a person."""
         if self._writer is None or not results:
             return
         values: dict[str, float] = {"tokens": tokens}
@@ -69,9 +69,14 @@ class Reporter:
                 if term.predicts:
                     values[f"{prefix}_accuracy"] = result.accuracies[term.name]
         self._writer.log(step, values)
-        self._writer.event("eval", step=step, sources=len({result.source for result in results}))
+        sources = len({result.source for result in results})
+        self._writer.event("eval", step=step, sources=sources, seconds=round(seconds, 3))
         for text in evaluation_lines(results, self._titled):
             self._progress.message(text)
+
+    def lost_after(self, step: int) -> dict[str, Any]:
+        """What this life will do again of an earlier one (see `MetricsWriter.lost_after`); nothing on other ranks."""
+        return self._writer.lost_after(step) if self._writer is not None else {}
 
     def message(self, text: str) -> None:
         """A line for a person only."""

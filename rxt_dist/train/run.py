@@ -4,58 +4,152 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+import traceback
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TextIO
 
 import torch
 
 import rxt_dist
 from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.state import load_state
-from rxt_dist.checkpoint.store import CheckpointStore
+from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.config.load import resolved_yaml, training_hash
 from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.build import build_engine, choose_device, describe_kernels, joined_ranks
 from rxt_dist.engine.collectives import Collectives
-from rxt_dist.errors import ExitCode
+from rxt_dist.engine.interface import Engine
+from rxt_dist.errors import ExitCode, UserError
+from rxt_dist.files import lasting_errors
+from rxt_dist.lives import Life, launched_by_us
 from rxt_dist.model.init import InitialWeights
 from rxt_dist.ranks import Ranks
 from rxt_dist.stages.base import DataSource, build_network, stage_class
+from rxt_dist.train.events import iso_time
 from rxt_dist.train.loop import run_loop
 from rxt_dist.train.metrics import MetricsWriter
 from rxt_dist.train.preflight import order_lines, preflight
 from rxt_dist.train.profile import Recording, profiling, require_steps
 from rxt_dist.train.progress import Progress
 from rxt_dist.train.reporter import Reporter
-from rxt_dist.train.resume import Position, choose_beginning, find_checkpoint, position_of, set_weights
-from rxt_dist.train.run_dir import RunDirectory
+from rxt_dist.train.resume import Beginning, Position, choose_beginning, find_checkpoint, position_of, set_weights
+from rxt_dist.train.run_dir import RunDirectory, require_checkpoint_of
 from rxt_dist.train.signals import StopRequest
 from rxt_dist.train.training import Training
 
 
-def train(config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0) -> ExitCode:
+@dataclass(frozen=True)
+class _Claim:
+    """A run that this life holds, and where in it the life begins."""
+
+    directory: RunDirectory
+    store: CheckpointStore
+    checkpoint: Checkpoint | None
+    position: Position
+    beginning: Beginning
+    remarks: list[str]
+
+
+def train(config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0, life: Life | None = None) -> ExitCode:
     """Train one rank's share of a run, from the newest valid checkpoint in its directory if there is one.
 
     Args:
         profiled: how many steps of this life are to be profiled.
+        life: what the launcher says of it; None: nobody launched it.
 
     Raises:
         UserError: of any kind, with its exit code; before the model is built for all that can be known by then.
     """
+    life = life or Life.of_process(os.environ)
     data = preflight(config, ranks.world_size)
     if profiled:
         require_steps(config, data, profiled)
     device = choose_device(ranks.local_rank)
-    if ranks.rank == 0:
-        # Left by an earlier life; one made from here on is meant for this one.
-        stop.clear_file()
     with ExitStack() as stack:
         group = stack.enter_context(joined_ranks(device, config.parallel.engine == "plain"))
-        directory = RunDirectory.open(config.directory, resolved_yaml(config), training_hash(config), ranks.rank)
-        group.together(lambda: stack.enter_context(directory.locked()).value if group.rank == 0 else None)
-        stack.enter_context(_output_in(directory, ranks.rank))
-        return _train(stack, config, stop, group, directory, data, profiled)
+        claim = _claim(stack, config, group, data, life)
+        directory = claim.directory
+        if any(group.together(lambda: group.rank == 0 and directory.finished_at(claim.position.step))):
+            if group.rank == 0:
+                print(f"run '{config.name}' is finished: {directory.path}", file=sys.stderr)
+            return ExitCode.DONE
+        group.together(lambda: _begin(config, group, directory, stop, life))
+        group.together(lambda: stack.enter_context(_output_in(directory, ranks.rank)))
+        return _told(
+            directory, life, group.rank, stop, lambda: _train(stack, config, stop, group, claim, data, profiled, life)
+        )
+
+
+def _claim(stack: ExitStack, config: RunConfig, group: Collectives, data: DataSource, life: Life) -> _Claim:
+    """Take the run for this life; rank 0 does, for all. Whatever refuses it leaves the directory as it was."""
+    directory, trained = RunDirectory(config.directory), training_hash(config)
+
+    def take() -> None:
+        if group.rank:
+            return
+        with lasting_errors(directory.path):
+            directory.check(resolved_yaml(config), trained)
+            stack.enter_context(directory.locked())
+            # Again, now that nobody else can change it.
+            directory.check(resolved_yaml(config), trained)
+
+    group.together(take)
+    guard = partial(directory.require_life, life.token)
+    store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, guard=guard)
+    checkpoint, remarks = find_checkpoint(group, store)
+    positions = [Position()]
+    if checkpoint is not None:
+        name, meta = checkpoint.path.name, checkpoint.meta
+        group.together(lambda: require_checkpoint_of(directory.path, name, meta, trained))
+        group.together(lambda: positions.append(position_of(checkpoint, data)))
+    position = positions[-1]
+    return _Claim(directory, store, checkpoint, position, choose_beginning(config, checkpoint, group), remarks)
+
+
+def _begin(config: RunConfig, group: Collectives, directory: RunDirectory, stop: StopRequest, life: Life) -> None:
+    """Write what this life is: the first that a launch writes into a run."""
+    if group.rank:
+        return
+    with lasting_errors(directory.path):
+        directory.begin(resolved_yaml(config), training_hash(config), life, group.world_size)
+        stop.clear_file()
+        if stop.limit is not None:
+            for event in directory.events.read():
+                stop.limit.hear(event)
+            directory.events.listen(stop.limit.hear)
+        launched = iso_time(life.launched)
+        directory.events.append(
+            "start", life=life.token, ranks=group.world_size, launched=launched, attempt=life.attempt
+        )
+
+
+def _told(directory: RunDirectory, life: Life, rank: int, stop: StopRequest, lived: Callable[[], ExitCode]) -> ExitCode:
+    """Live, and say in events.jsonl how it ended. Of a crash our launcher says it, which knows all ranks."""
+
+    def tell(code: int, reason: str) -> None:
+        if rank == 0:
+            # Whatever is wrong with the disk is not what ended this life.
+            with suppress(OSError, UserError):
+                directory.events.append(
+                    "exit", code=int(code), reason=reason, step=directory.last_step(), life=life.token
+                )
+
+    try:
+        code = lived()
+    except UserError as error:
+        tell(error.exit_code, str(error))
+        raise
+    except Exception as error:
+        if not launched_by_us(os.environ):
+            tell(1, f"{type(error).__name__}: {error}")
+        raise
+    tell(code, "finished" if code == ExitCode.DONE else stop.reason or "another rank was asked to stop")
+    return code
 
 
 def _train(
@@ -63,15 +157,13 @@ def _train(
     config: RunConfig,
     stop: StopRequest,
     group: Collectives,
-    directory: RunDirectory,
+    claim: _Claim,
     data: DataSource,
     profiled: int,
+    life: Life,
 ) -> ExitCode:
-    store = CheckpointStore(directory.checkpoints, config.checkpoint.keep)
-    checkpoint, remarks = find_checkpoint(group, store)
-    position = position_of(checkpoint, data) if checkpoint else Position()
-    beginning = choose_beginning(config, checkpoint, group)
-    origin = beginning.origin
+    directory, checkpoint, position = claim.directory, claim.checkpoint, claim.position
+    beginning, origin = claim.beginning, claim.beginning.origin
     # Without weights: an engine makes room for what this rank holds of them.
     with torch.device("meta"):
         stage = stage_class(config)(build_network(config), config)
@@ -84,26 +176,13 @@ def _train(
     progress = stack.enter_context(Progress(config.train.total_tokens, group.rank == 0))
     reporter = Reporter(writer, progress, stage.terms)
     described = (*engine.describe(), *describe_kernels(config, group.device), *order_lines(data.order))
-    for text in (*described, *remarks, *beginning.remarks):
+    for text in (*described, *claim.remarks, *beginning.remarks):
         reporter.message(text)
     for change in directory.changes:
         reporter.event("changed", setting=change)
     if not directory.has_locks:
         reporter.event("unlocked", disk=str(directory.path))
-    if checkpoint is not None:
-        load_state(engine, frozen, checkpoint, position.applied)
-        reporter.event("resume", step=position.step, row=position.row, checkpoint=checkpoint.path.name)
-    else:
-        set_weights(engine, frozen, config, initial, beginning)
-        if origin is not None:
-            reporter.event("begin", path=origin["path"], step=origin["step"], parts=origin["parts"])
-    if writer is not None:
-        writer.truncate_after(position.step)
-        if origin is not None:
-            directory.record_origin(origin)
-    if group.any(writer is not None and directory.events.finished_at(position.step)):
-        reporter.message(f"run '{config.name}' is finished: {directory.path}")
-        return ExitCode.DONE
+    _set_state(config, engine, frozen, initial, claim, writer, reporter)
     identity = {
         "run_id": run_id,
         "ranks": group.world_size,
@@ -114,29 +193,80 @@ def _train(
     }
     recording = Recording(profiled, directory.profile, group.rank, group.device)
     profile = stack.enter_context(profiling(recording, reporter))
-    return run_loop(Training(config, engine, stage, frozen, data, store, stop, reporter, identity, profile), position)
+    reporter.event("ready", step=position.step, seconds=round(time.time() - life.launched, 3))
+    training = Training(config, engine, stage, frozen, data, claim.store, stop, reporter, identity, profile)
+    return run_loop(training, position)
+
+
+def _set_state(
+    config: RunConfig,
+    engine: Engine,
+    frozen: FrozenWeights,
+    initial: InitialWeights,
+    claim: _Claim,
+    writer: MetricsWriter | None,
+    reporter: Reporter,
+) -> None:
+    """Give the engine the state of the checkpoint, or first weights; drop the lines that this life will repeat."""
+    checkpoint, position, origin = claim.checkpoint, claim.position, claim.beginning.origin
+    started = time.monotonic()
+    if checkpoint is not None:
+        load_state(engine, frozen, checkpoint, position.applied)
+    else:
+        set_weights(engine, frozen, config, initial, claim.beginning)
+
+    def record() -> None:
+        if writer is None:
+            return
+        seconds = round(time.monotonic() - started, 3)
+        with lasting_errors(claim.directory.path):
+            if checkpoint is not None:
+                fields = {"seconds": seconds, **writer.lost_after(position.step)}
+                name = checkpoint.path.name
+                reporter.event("resume", step=position.step, row=position.row, checkpoint=name, **fields)
+            elif origin is not None:
+                reporter.event("begin", path=origin["path"], step=origin["step"], parts=origin["parts"])
+            writer.truncate_after(position.step)
+            if origin is not None:
+                claim.directory.record_origin(origin)
+
+    engine.ranks.together(record)
 
 
 @contextmanager
 def _output_in(directory: RunDirectory, rank: int) -> Iterator[None]:
     """Send what this rank and its libraries print to its log file; rank 0 keeps the terminal.
 
-    An error that ends the run leaves this block, so that it reaches the terminal whichever rank it is on.
+    An error that a person can act on leaves this block, so that it reaches the terminal whichever rank it is on. The
+    traceback of any other stays in the log file, also of rank 0: mostly it only says that another rank has gone.
     """
-    if rank == 0:
-        yield
-        return
-    directory.logs.mkdir(parents=True, exist_ok=True)
-    streams = (sys.stdout, sys.stderr)
-    kept = [os.dup(stream.fileno()) for stream in streams]
-    with open(directory.log_file(rank), "a", encoding="utf-8") as log:
-        for stream in streams:
-            stream.flush()
-            os.dup2(log.fileno(), stream.fileno())
+    with _log(directory, rank) as log, _redirected(log) if rank else nullcontext():
         try:
             yield
-        finally:
-            for stream, terminal in zip(streams, kept, strict=True):
-                stream.flush()
-                os.dup2(terminal, stream.fileno())
-                os.close(terminal)
+        except UserError:
+            raise
+        except Exception:
+            traceback.print_exc(file=log)
+            raise
+
+
+def _log(directory: RunDirectory, rank: int) -> TextIO:
+    with lasting_errors(directory.path):
+        directory.logs.mkdir(parents=True, exist_ok=True)
+        return open(directory.log_file(rank), "a", encoding="utf-8")
+
+
+@contextmanager
+def _redirected(log: TextIO) -> Iterator[None]:
+    streams = (sys.stdout, sys.stderr)
+    kept = [os.dup(stream.fileno()) for stream in streams]
+    for stream in streams:
+        stream.flush()
+        os.dup2(log.fileno(), stream.fileno())
+    try:
+        yield
+    finally:
+        for stream, terminal in zip(streams, kept, strict=True):
+            stream.flush()
+            os.dup2(terminal, stream.fileno())
+            os.close(terminal)

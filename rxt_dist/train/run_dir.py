@@ -2,9 +2,11 @@
 
     config.resolved.yaml    the whole configuration, headed by the hash of what training depends on
     environment.json        where the present life of the run executes, with which versions and which code
+    life.json               which life that is: a process that is of another one commits nothing
+    finished.json           the step up to which the run is trained and evaluated; not there before the end
     metrics.jsonl           one line per log step; the truth
-    events.jsonl            resumes, skips, saves, stops
-    logs/                   one file per rank
+    events.jsonl            starts, resumes, skips, saves, stops, exits
+    logs/                   one file per rank, and launcher.log
     profile/                traces and tables of `--profile`
     checkpoints/            see rxt_dist/checkpoint/store.py
     wandb/                  the copy for Weights & Biases
@@ -21,21 +23,22 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import yaml
 
 import rxt_dist
 from rxt_dist.config.load import RESUMABLE
-from rxt_dist.errors import ConfigError
+from rxt_dist.errors import CheckpointError, ConfigError
 from rxt_dist.files import write_atomic, write_json_atomic
+from rxt_dist.lives import Life
 from rxt_dist.locks import Lock, locked
-from rxt_dist.train.events import EventLog
+from rxt_dist.train.events import EventLog, iso_time, now, parse_line, read_lines
 
 _HEADER = re.compile(r"# rxt-dist run, training hash (\S+)")
 _DIFFERENCES_SHOWN = 5
@@ -43,12 +46,17 @@ _GIT_SECONDS = 10
 
 
 class RunDirectory:
-    """Names of the files of one run. `open` makes or continues one."""
+    """Names of the files of one run, and the order in which a life takes possession of it: `check`, `locked`, `begin`.
+
+    Rank 0 does it for all. Before `begin` nothing is written that stays, so that a refused launch leaves no trace.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.resolved.yaml"
         self.environment = path / "environment.json"
+        self.life = path / "life.json"
+        self.finished = path / "finished.json"
         self.metrics = path / "metrics.jsonl"
         self.events = EventLog(path / "events.jsonl")
         self.logs = path / "logs"
@@ -58,6 +66,8 @@ class RunDirectory:
         self.lock_file = path / ".lock"
         self.changes: list[str] = []
         self.has_locks = True
+        self._begun = False
+        self._training_hash: str | None = None
 
     @contextmanager
     def locked(self) -> Iterator[Lock]:
@@ -70,6 +80,8 @@ class RunDirectory:
             ConfigError: another process trains it. Two of them would delete each other's checkpoints.
             OSError: whatever else the system says; a crash, after which a launcher starts again.
         """
+        made = [path for path in (self.lock_file, self.path) if not path.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.lock_file) as lock:
             if lock is Lock.BUSY:
                 raise ConfigError(
@@ -85,35 +97,86 @@ class RunDirectory:
                     file=sys.stderr,
                     flush=True,
                 )
-            yield lock
+            try:
+                yield lock
+            finally:
+                if not self._begun:
+                    _remove(made)
 
     def log_file(self, rank: int) -> Path:
-        """Where a rank other than the first writes what it prints."""
+        """Where a rank other than the first writes what it prints, and each the traceback that ended it."""
         return self.logs / f"rank-{rank:05d}.log"
 
-    @classmethod
-    def open(cls, path: Path, resolved_yaml: str, training_hash: str, rank: int) -> Self:
-        """Create the run directory, or continue one that was made with the same training configuration.
-
-        Rank 0 writes; every rank checks, and all of them come to the same result because a refusal writes nothing.
+    def check(self, resolved_yaml: str, training_hash: str) -> None:
+        """Refuse a directory that belongs to another run; nothing is written.
 
         Args:
             resolved_yaml: the complete configuration.
             training_hash: hash of the part of it on which the sequence of losses depends.
 
         Raises:
-            ConfigError: the directory belongs to a run with another training hash; names the keys that differ.
+            ConfigError: the directory holds a run with another training hash; names the keys that differ.
         """
-        run = cls(path)
-        if run.config.exists():
-            _require_same_training(run, resolved_yaml, training_hash)
-            run.changes = _differences(run.config.read_text(encoding="utf-8"), resolved_yaml, every=True)
-        if rank == 0:
-            for folder in (run.path, run.logs, run.checkpoints):
-                folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(run.config, f"# rxt-dist run, training hash {training_hash}\n{resolved_yaml}")
-            write_json_atomic(run.environment, environment())
-        return run
+        if not self.config.exists():
+            return
+        old = self.config.read_text(encoding="utf-8", errors="replace")
+        _require_same_training(self, old, resolved_yaml, training_hash)
+        self.changes = _differences(old, resolved_yaml, every=True)
+
+    def begin(self, resolved_yaml: str, training_hash: str, life: Life, ranks: int) -> None:
+        """Write what this life is, when nothing can refuse it any more; the lock is held.
+
+        The configuration is written again where it is gone, once a checkpoint or the lack of any has shown that it is
+        this run's.
+        """
+        self._begun, self._training_hash = True, training_hash
+        for folder in (self.path, self.logs, self.checkpoints):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.config, f"# rxt-dist run, training hash {training_hash}\n{resolved_yaml}")
+        write_json_atomic(self.environment, environment())
+        described = {
+            "life": life.token,
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "started": now(),
+            "launched": iso_time(life.launched),
+            "ranks": ranks,
+        }
+        write_json_atomic(self.life, described)
+
+    def require_life(self, token: str) -> None:
+        """Refuse to write for a life that is no longer the run's: of a machine that was cut off, while the run was
+        started again elsewhere.
+
+        Raises:
+            CheckpointError: the run is in another life.
+        """
+        present = self.present_life()
+        if present not in (None, token):
+            raise CheckpointError(
+                f"{self.path} has been started again as life {present} while this process, life {token}, still ran "
+                f"(a machine that was cut off, or a disk without locks). Nothing of this life is committed any more. "
+                f"See that only one of them runs."
+            )
+
+    def present_life(self) -> str | None:
+        """The token of the life that began last, or None where none is known."""
+        described = _read_json(self.life)
+        return str(described["life"]) if "life" in described else None
+
+    def record_finish(self, step: int, tokens: int) -> None:
+        """Make it a fact that the run is trained and evaluated up to `step`."""
+        fact = {"step": step, "tokens": tokens, "training_hash": self._training_hash}
+        write_json_atomic(self.finished, fact)
+
+    def finished_at(self, step: int) -> bool:
+        """Whether an earlier life trained and evaluated everything up to `step`."""
+        return _read_json(self.finished).get("step") == step
+
+    def last_step(self) -> int:
+        """The last step that has a line; 0 before the first."""
+        steps = [line["step"] for line in read_lines(self.metrics) if isinstance(line.get("step"), int)]
+        return steps[-1] if steps else 0
 
     def record_origin(self, origin: Mapping[str, Any]) -> None:
         """Add to the environment of this life where the run's first weights came from."""
@@ -170,8 +233,25 @@ def _git(checkout: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _require_same_training(run: RunDirectory, resolved_yaml: str, training_hash: str) -> None:
-    old_text = run.config.read_text(encoding="utf-8")
+def require_checkpoint_of(run: Path, checkpoint: str, meta: Mapping[str, Any], training_hash: str) -> None:
+    """Refuse a checkpoint that another training wrote, also where no configuration beside it says so.
+
+    Args:
+        checkpoint: its name. meta: its manifest's, with the hash of the configuration that wrote it.
+
+    Raises:
+        ConfigError: it was another one.
+    """
+    theirs = meta.get("training_hash")
+    if theirs != training_hash:
+        raise ConfigError(
+            f"Checkpoint {checkpoint} of {run} was written with another training configuration (training hash "
+            f"{str(theirs)[:12]}, this one has {training_hash[:12]}), and continuing it with this one would mix two "
+            f"runs. Start it with the configuration that it began with, or give this run another name (name=...)."
+        )
+
+
+def _require_same_training(run: RunDirectory, old_text: str, resolved_yaml: str, training_hash: str) -> None:
     header = _HEADER.match(old_text)
     if header and header[1] == training_hash:
         return
@@ -185,11 +265,26 @@ def _require_same_training(run: RunDirectory, resolved_yaml: str, training_hash:
     )
 
 
+def _remove(made: Sequence[Path]) -> None:
+    """Take back what a launch that was refused has made; what another process has put there meanwhile stays."""
+    for path in made:
+        with suppress(OSError):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file, or an empty one where there is none that can be read."""
+    try:
+        return parse_line(path.read_bytes()) or {}
+    except OSError:
+        return {}
+
+
 def _differences(old_yaml: str, new_yaml: str, *, every: bool = False) -> list[str]:
     """`key was A, is B` for every training key (or for every key) whose value differs."""
     try:
         old = dict(leaves(yaml.safe_load(old_yaml)))
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return ["config.resolved.yaml is no longer readable YAML"]
     new = dict(leaves(yaml.safe_load(new_yaml)))
     free = () if every else tuple(f"{free}." for free in RESUMABLE)

@@ -9,6 +9,7 @@ from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.interface import Engine
+from rxt_dist.errors import ExitCode
 from rxt_dist.stages.base import DataSource, Stage
 from rxt_dist.train.profile import StepProfile
 from rxt_dist.train.reporter import Reporter
@@ -30,6 +31,14 @@ class Training:
     reporter: Reporter
     identity: dict[str, Any]
     profile: StepProfile | None = None
+
+    def asked_to_stop(self) -> tuple[ExitCode | None, str]:
+        """At a step boundary, on all ranks together: what the run is to end with, and why; None: it goes on."""
+        reason = self.stop.reason
+        person = reason is not None and self.stop.code == ExitCode.STOPPED
+        stopped, stopping = self.engine.ranks.agree(person, reason is not None)
+        code = ExitCode.STOPPED if stopped else ExitCode.PREEMPTED
+        return code if stopping else None, reason or "another rank was asked to stop"
 
     def tokens(self, position: Position) -> int:
         """What the budget says has been trained."""

@@ -138,6 +138,29 @@ def test_latest_pointing_to_nothing_is_said_and_survived(store: CheckpointStore)
     assert "step-00000009" in reports[0]
 
 
+def test_a_folder_in_the_place_of_latest_is_said_and_survived(store: CheckpointStore) -> None:
+    save(store, 5)
+    (store.directory / LATEST).unlink()
+    (store.directory / LATEST).mkdir()
+    save(store, 6)
+    said: list[str] = []
+    checkpoint = store.latest_valid(said.append)
+    assert checkpoint is not None
+    assert checkpoint.step == 6
+    assert "latest names ''" in said[0]
+
+
+def test_what_may_not_publish_commits_nothing(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise CheckpointError("another life")
+
+    guarded = CheckpointStore(tmp_path, 2, guard=refuse)
+    with pytest.raises(CheckpointError, match="another life"):
+        save(guarded, 5)
+    assert not guarded.steps()
+    assert not (tmp_path / LATEST).exists()
+
+
 def test_an_empty_latest_is_said_and_survived(store: CheckpointStore) -> None:
     save(store, 1)
     (store.directory / LATEST).write_bytes(b"")

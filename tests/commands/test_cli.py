@@ -13,7 +13,8 @@ import pytest
 
 from rxt_dist import cli
 from rxt_dist.cli import main
-from rxt_dist.errors import ConfigError
+from rxt_dist.errors import ConfigError, DataError
+from rxt_dist.lives import Life
 
 ROOT = Path(__file__).parents[2]
 DEMO = "configs/run/demo.yaml"
@@ -121,6 +122,50 @@ def test_what_only_one_rank_may_have_met_is_said_by_whichever_it_is(
     monkeypatch.setenv("RANK", "1")
     assert run(monkeypatch) == 64
     assert ("error: no" in capsys.readouterr().err) is speaks
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", 1), ("1", 0)])
+def test_an_error_that_all_ranks_end_with_is_said_by_one(
+    rank: str, said: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        error = DataError("damaged")
+        error.common = True
+        raise error
+
+    monkeypatch.setattr(cli, "app", refuse)
+    monkeypatch.setenv("RANK", rank)
+    assert run(monkeypatch) == 65
+    assert capsys.readouterr().err.count("error: damaged") == said
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "left"),
+    [(ConfigError("no"), 64, "error: no\n"), (ZeroDivisionError("a slip"), 1, "ZeroDivisionError: a slip\n")],
+)
+def test_a_launchers_rank_leaves_its_last_words_to_the_launcher(
+    error: Exception,
+    code: int,
+    left: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    life = Life("a", 0.0, last_words=tmp_path / "words")
+    for name, value in life.environment().items():
+        monkeypatch.setenv(name, value)
+    assert run(monkeypatch) == code
+    assert (tmp_path / "words").read_text().endswith(left)
+    assert capsys.readouterr().err == ""
+    # The launcher's folder is gone: then it is said all the same.
+    monkeypatch.setenv("RXT_LAST_WORDS", str(tmp_path / "gone/words"))
+    if code == 64:
+        assert run(monkeypatch) == code
+        assert capsys.readouterr().err == left
 
 
 def test_outside_of_data_a_disk_that_fails_for_a_moment_is_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:

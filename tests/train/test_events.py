@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from rxt_dist.errors import DiskError
-from rxt_dist.train import events
 from rxt_dist.train.events import EventLog
 
 
@@ -29,54 +28,41 @@ def test_events_are_read_as_they_were_written(log: EventLog) -> None:
     assert list(first) == ["time", "kind", "step"]
 
 
-def test_a_line_that_a_crash_cut_off_is_no_event(log: EventLog) -> None:
+@pytest.mark.parametrize(
+    "torn", [b'{"time": "2030-01-01", "kind": "fin', b'{"a": "{}', b"\x00\x00", b'{"kind": "st\xc5', b"[]", b"{}"]
+)
+def test_a_torn_line_is_no_event_and_costs_none_after_it(log: EventLog, torn: bytes) -> None:
     log.append("save", step=5)
-    with open(log.path, "a", encoding="utf-8") as file:
-        file.write('{"time": "2030-01-01", "kind": "fin')
+    with open(log.path, "ab") as file:
+        file.write(torn)
     assert [event["kind"] for event in log.read()] == ["save"]
-    assert not log.finished_at(5)
-
-
-def test_a_run_is_finished_at_the_step_of_its_finish_alone(log: EventLog) -> None:
-    assert not log.finished_at(0)
-    log.append("begin", step=0)
-    log.append("save", step=10)
-    log.append("eval", step=10, sources=2)
-    assert not log.finished_at(10), "saved, but not yet evaluated"
-    log.append("finish", step=10, tokens=640)
-    assert log.finished_at(10)
-    # The budget was raised afterwards, and the run went on.
-    assert not log.finished_at(20)
-    assert not log.finished_at(5)
-    log.append("changed", setting="log.every_steps was 1, is 2")
-    assert log.finished_at(10)
-    log.append("finish", step=20, tokens=1280)
-    assert log.finished_at(10)
-    assert log.finished_at(20)
+    log.append("stop", step=6)
+    log.append("resume", step=6)
+    assert [event["kind"] for event in log.read()] == ["save", "stop", "resume"]
 
 
 def test_a_line_is_one_write(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill between two writes would leave half a line, onto which the next life would append."""
     written: list[bytes] = []
-
-    class File:
-        def __enter__(self) -> File:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-        def write(self, content: bytes) -> None:
-            written.append(content)
-
-    def opened(path: Path, mode: str, buffering: int) -> File:
-        assert (mode, buffering) == ("ab", 0)
-        return File()
-
-    monkeypatch.setattr(events, "open", opened, raising=False)
+    monkeypatch.setattr(os, "write", lambda file, line: (written.append(line), len(line))[1])
     log.append("save", step=1, path="x" * 100_000)
     (line,) = written
     assert line.endswith(b"}\n")
     assert line.count(b"\n") == 1
+
+
+def test_a_line_that_was_written_in_part_is_a_full_disk(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "write", lambda file, line: len(line) - 1)
+    with pytest.raises(DiskError, match="full"):
+        log.append("save", step=1)
+
+
+def test_a_listener_hears_what_is_appended(log: EventLog) -> None:
+    heard: list[dict[str, object]] = []
+    log.append("start")
+    log.listen(heard.append)
+    log.append("save", step=1, seconds=2.5)
+    assert [(event["kind"], event["seconds"]) for event in heard] == [("save", 2.5)]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

@@ -7,17 +7,20 @@ import json
 import logging
 import math
 import os
+import shutil
 import sys
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rxt_dist.config.run import LogConfig
-from rxt_dist.errors import DiskError
-from rxt_dist.train import events
+from rxt_dist.errors import ConfigError, DiskError
+from rxt_dist.lives import Life
+from rxt_dist.train.events import read_lines
 from rxt_dist.train.metrics import MetricsWriter
 from rxt_dist.train.run_dir import RunDirectory
 
@@ -27,7 +30,9 @@ OFFLINE = LogConfig(wandb="offline", wandb_project="a-project")
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    return RunDirectory.open(tmp_path / "a-run", "seed: 7\n", "abc", rank=0)
+    run = RunDirectory(tmp_path / "a-run")
+    run.begin("seed: 7\n", "abc", Life("first", 0.0), ranks=1)
+    return run
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -110,18 +115,80 @@ def test_nothing_to_truncate_in_a_new_run(run: RunDirectory) -> None:
     assert MetricsWriter(run, SILENT, "id").truncate_after(0) == 0
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.ESTALE])
-def test_a_full_disk_is_a_disk_error_and_one_that_fails_for_a_moment_a_crash(
-    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
+def refusing(code: int) -> Callable[..., None]:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
+    return refuse
+
+
+def test_a_full_disk_costs_lines_and_not_the_run(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     writer = MetricsWriter(run, SILENT, "id")
-    monkeypatch.setattr(events, "open", refuse, raising=False)
-    full = code == errno.ENOSPC
-    with pytest.raises(DiskError if full else OSError, match=r"metrics\.jsonl is full" if full else "Stale"):
+    writer.log(1, {"loss": 1.0})
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", refusing(errno.ENOSPC))
+        for step in (2, 3, 4):
+            writer.log(step, {"loss": 1.0})
+        writer.event("skip", step=4)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "metrics.jsonl is full" in caplog.text
+    writer.log(5, {"loss": 1.0})
+    assert steps(run) == [1, 5]
+    assert [(line["kind"], line["lines"]) for line in lines(run.events.path)] == [("lines_lost", 4)]
+    assert "4 lines" in caplog.records[-1].getMessage()
+    writer.log(6, {"loss": 1.0})
+    assert len(caplog.records) == 2
+
+
+def test_half_a_line_is_a_lost_line_and_the_next_one_is_whole(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a disk does that has room for a part of it."""
+    write = os.write
+    writer = MetricsWriter(run, SILENT, "id")
+    with monkeypatch.context() as filling:
+        filling.setattr(os, "write", lambda file, line: write(file, line[: len(line) // 2]))
         writer.log(1, {"loss": 1.0})
+    writer.log(2, {"loss": 1.0})
+    assert [line["step"] for line in read_lines(run.metrics)] == [2]
+    assert run.metrics.read_bytes().count(b"\n") == 2
+    assert writer.truncate_after(10) == 1
+    assert steps(run) == [2]
+
+
+def test_a_disk_that_fails_for_a_moment_is_a_crash(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = MetricsWriter(run, SILENT, "id")
+    monkeypatch.setattr(os, "write", refusing(errno.ESTALE))
+    with pytest.raises(OSError, match="Stale"):
+        writer.log(1, {"loss": 1.0})
+
+
+def test_a_run_directory_that_vanished_or_is_for_reading_only_is_a_sentence(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = MetricsWriter(run, SILENT, "id")
+    with monkeypatch.context() as reading_only:
+        reading_only.setattr(os, "write", refusing(errno.EROFS))
+        with pytest.raises(ConfigError, match="Read-only file system"):
+            writer.log(1, {"loss": 1.0})
+    shutil.rmtree(run.path)
+    with pytest.raises(DiskError, match="a-run is gone"):
+        writer.log(1, {"loss": 1.0})
+
+
+def test_the_end_is_a_fact_before_it_is_an_event(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = MetricsWriter(run, SILENT, "id")
+    assert not run.finished_at(10)
+    with monkeypatch.context() as full:
+        full.setattr("rxt_dist.train.events.append_line", refusing(errno.ENOSPC))
+        writer.event("finish", step=10, tokens=640)
+    assert run.finished_at(10)
+    assert not run.finished_at(5)
+    assert json.loads(run.finished.read_text()) == {"step": 10, "tokens": 640, "training_hash": "abc"}
+    run.finished.write_text("{")
+    assert not run.finished_at(10)
 
 
 def test_disabled_imports_nothing(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,3 +263,19 @@ def test_the_real_wandb_offline_writes_into_the_run_directory(
     time.sleep(1)  # wandb names its folders by the second
     MetricsWriter(run, OFFLINE, "the-id").close()
     assert len(list((run.path / "wandb").glob("offline-run-*-the-id"))) == 2
+
+
+def test_work_that_a_resume_repeats_is_counted(run: RunDirectory) -> None:
+    """Of a line that begins before the checkpoint only the part after it; without `steps` the distance of lines."""
+    writer = MetricsWriter(run, SILENT, "id")
+    assert writer.lost_after(0) == {"lost_steps": 0, "lost_s": 0.0}
+    writer.log(10, {"step_s": 3.0})
+    writer.log(20, {"step_s": 2.0, "steps": 10})
+    writer.log(20, {"eval/en/mlm_loss": 1.0})
+    writer.log(30, {"step_s": 0.5})
+    with open(run.metrics, "a") as file:
+        file.write('{"step": 40, "step_s": 9')
+    lost = writer.lost_after(15)
+    assert (lost["lost_steps"], lost["lost_s"]) == (15, 5 * 2.0 + 10 * 0.5)
+    assert lost["lost_until"].endswith("+00:00")
+    assert writer.lost_after(30) == {"lost_steps": 0, "lost_s": 0.0}

@@ -198,7 +198,7 @@ def test_the_launcher_passes_it_to_every_rank(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, option: list[str], passed: list[str]
 ) -> None:
     commands: list[list[str]] = []
-    monkeypatch.setattr(launch.local, "launch", lambda command, ranks, attempts: commands.append(command) or 0)
+    monkeypatch.setattr(launch.local, "launch", lambda wanted: commands.append(wanted.command) or 0)
     tiny = TinyRun(tmp_path, shards, STEPS)
     arguments = ["local", str(tiny.file), "--ranks", "1", "seed=2", *option]
     assert CliRunner().invoke(launch_app, arguments).exit_code == 0

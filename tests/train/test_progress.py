@@ -103,3 +103,36 @@ with Progress(1000, enabled=True) as progress:
     assert "a message" in shown
     assert "100%" in shown
     assert "loss 1.23 [b]" in shown
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_terminal_that_goes_away_ends_nothing(live: bool) -> None:
+    """A lost ssh: whatever is written from then on is refused by the system."""
+    code = """
+import os, sys
+from rxt_dist.train.progress import Progress
+with Progress(1000, enabled=True) as progress:
+    progress.update(500, {"loss": "3.21"})
+    sys.stdin.readline()
+    for _ in range(3):
+        progress.message("to nobody")
+        progress.update(700, {})
+print("trained on", file=sys.stderr)
+os.write(int(sys.argv[1]), b"done")
+"""
+    terminal, child = pty.openpty() if live else os.pipe()
+    read, written = os.pipe()
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        "TERM": "xterm",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(written)],
+        stdin=subprocess.PIPE, stderr=child, stdout=child, env=environment, pass_fds=[written],
+    )  # fmt: skip
+    os.close(child)
+    os.close(terminal)
+    process.communicate(b"gone\n", timeout=60)
+    assert process.returncode == 0
+    assert os.read(read, 10) == b"done"

@@ -58,7 +58,7 @@ TWO_VIEWS = [seen("en", "true", 1), seen("en", "zero", 2), seen("pl", "true", 3)
 def test_figures_of_an_evaluation_are_named_by_source_view_and_term() -> None:
     """A term that all views share is named without one, and is that of the first view."""
     reporter, recorder = reporter_of()
-    reporter.evaluation(12, 768, TWO_VIEWS)
+    reporter.evaluation(12, 768, TWO_VIEWS, 0.25)
     ((step, values),) = recorder.logged
     assert step == 12
     assert values == {
@@ -76,12 +76,12 @@ def test_figures_of_an_evaluation_are_named_by_source_view_and_term() -> None:
         "eval/pl/masked_loss": 3.5,
         "eval/pl/masked_accuracy": 0.035,
     }
-    assert recorder.events == [("eval", {"step": 12, "sources": 2})]
+    assert recorder.events == [("eval", {"step": 12, "sources": 2, "seconds": 0.25})]
 
 
 def test_the_one_view_of_a_stage_without_views_has_no_name() -> None:
     reporter, recorder = reporter_of()
-    reporter.evaluation(12, 768, [seen("en", "", 1)])
+    reporter.evaluation(12, 768, [seen("en", "", 1)], 0.25)
     ((_, values),) = recorder.logged
     assert values == {
         "tokens": 768,
@@ -94,7 +94,7 @@ def test_the_one_view_of_a_stage_without_views_has_no_name() -> None:
 
 def test_an_evaluation_of_nothing_is_none() -> None:
     reporter, recorder = reporter_of()
-    reporter.evaluation(12, 768, [])
+    reporter.evaluation(12, 768, [], 0.25)
     assert (recorder.logged, recorder.events, recorder.said) == ([], [], [])
 
 
@@ -153,7 +153,7 @@ def test_ranks_other_than_the_first_are_silent() -> None:
     reporter, recorder = reporter_of(first=False)
     reporter.line(AT, {}, 768)
     reporter.event("save", step=12)
-    reporter.evaluation(12, 768, TWO_VIEWS)
+    reporter.evaluation(12, 768, TWO_VIEWS, 0.25)
     assert (recorder.logged, recorder.events, recorder.shown, recorder.said) == ([], [], [], [])
 
 
@@ -161,7 +161,7 @@ def test_a_term_that_predicts_nothing_may_have_a_loss_of_its_own() -> None:
     """A distance, say: told by its loss alone, wherever the others have an accuracy."""
     reporter, recorder = reporter_of(terms=(Term("distance", "distance of memories"), TERMS[1]))
     found = Evaluation("en", "xx", "", 4, {"distance": 0.25, "masked": 2.0}, {"masked": 0.5})
-    reporter.evaluation(3, 768, [found])
+    reporter.evaluation(3, 768, [found], 0.25)
     assert recorder.logged[0][1] == {
         "tokens": 768,
         "eval/en/distance_loss": 0.25,

@@ -11,6 +11,7 @@ from training_run import SEQ_LEN, TinyRun, build_shards
 
 from rxt_dist.config.load import load_run
 from rxt_dist.errors import ConfigError, DataError, DiskError, UserError
+from rxt_dist.lives import Life
 from rxt_dist.ranks import Ranks
 from rxt_dist.train.run import train
 from rxt_dist.train.signals import StopRequest
@@ -150,7 +151,7 @@ def test_a_run_directory_of_another_configuration(tiny):
     from rxt_dist.train.run_dir import RunDirectory
 
     config = load_run(tiny.file, ["optimizer.eps=5e-3"])
-    RunDirectory.open(config.directory, resolved_yaml(config), training_hash(config), 0)
+    RunDirectory(config.directory).begin(resolved_yaml(config), training_hash(config), Life("a", 0.0), 1)
     error = refused(tiny)
     assert isinstance(error, ConfigError)
     assert "optimizer.eps" in str(error)

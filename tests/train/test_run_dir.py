@@ -15,10 +15,11 @@ import pytest
 import yaml
 
 import rxt_dist
-from rxt_dist.errors import ConfigError
+from rxt_dist.errors import CheckpointError, ConfigError
+from rxt_dist.lives import Life
 from rxt_dist.locks import Lock
 from rxt_dist.train import run_dir as module
-from rxt_dist.train.run_dir import RunDirectory, code_version, environment
+from rxt_dist.train.run_dir import RunDirectory, code_version, environment, require_checkpoint_of
 
 CONFIG = {
     "name": "first",
@@ -43,8 +44,21 @@ def resolved(**changes: object) -> str:
     return yaml.safe_dump(config)
 
 
+def opened(path: Path, resolved_yaml: str, training_hash: str = "abc", life: str = "first") -> RunDirectory:
+    """A directory of which a life has taken possession, which ends with this call."""
+    run = RunDirectory(path)
+    run.check(resolved_yaml, training_hash)
+    with run.locked():
+        run.begin(resolved_yaml, training_hash, Life(life, 0.0), ranks=2)
+    return run
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_new_directory_describes_the_run(tmp_path: Path) -> None:
-    run = RunDirectory.open(tmp_path / "runs" / "first", resolved(), "abc", rank=0)
+    run = opened(tmp_path / "runs" / "first", resolved())
     assert yaml.safe_load(run.config.read_text()) == CONFIG
     assert run.checkpoints.is_dir()
     assert run.logs.is_dir()
@@ -52,24 +66,21 @@ def test_a_new_directory_describes_the_run(tmp_path: Path) -> None:
     assert described["python"] == ".".join(map(str, sys.version_info[:3]))
     assert described["code"]["version"] == rxt_dist.__version__
     assert "PyYAML" in described["packages"]
-
-
-def test_other_ranks_write_nothing(tmp_path: Path) -> None:
-    run = RunDirectory.open(tmp_path / "run", resolved(), "abc", rank=1)
-    assert not run.path.exists()
+    life = json.loads(run.life.read_text())
+    assert (life["life"], life["pid"], life["ranks"]) == ("first", os.getpid(), 2)
+    assert life["launched"] == "1970-01-01T00:00:00.000+00:00"
 
 
 def test_the_same_training_continues_with_what_may_change(tmp_path: Path) -> None:
-    RunDirectory.open(tmp_path, resolved(), "abc", rank=0)
-    changed = resolved(parallel__zero=3, train__micro_batch_rows=1)
-    run = RunDirectory.open(tmp_path, changed, "abc", rank=0)
+    opened(tmp_path, resolved())
+    run = opened(tmp_path, resolved(parallel__zero=3, train__micro_batch_rows=1))
     assert yaml.safe_load(run.config.read_text())["parallel"] == {"zero": 3}
+    assert "parallel.zero was 1, is 3" in run.changes
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_another_training_is_refused_on_every_rank(tmp_path: Path, rank: int) -> None:
-    run = RunDirectory.open(tmp_path, resolved(), "abc", rank=0)
-    before = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+def test_another_training_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    opened(tmp_path, resolved())
+    before = content(tmp_path)
     changed = resolved(
         model__decoder={"moe": {"experts": 16}},
         optimizer__no_decay=["norm"],
@@ -77,7 +88,7 @@ def test_another_training_is_refused_on_every_rank(tmp_path: Path, rank: int) ->
         train__micro_batch_rows=1,
     )
     with pytest.raises(ConfigError) as caught:
-        RunDirectory.open(tmp_path, changed, "def", rank=rank)
+        opened(tmp_path, changed, "def")
     text = str(caught.value)
     assert "model.decoder.moe.experts was 8, is 16" in text
     assert "optimizer.no_decay was ['norm', 'bias'], is ['norm']" in text
@@ -85,34 +96,59 @@ def test_another_training_is_refused_on_every_rank(tmp_path: Path, rank: int) ->
     assert "micro_batch_rows" not in text
     assert "name=..." in text
     assert f"remove {tmp_path}" in text
-    assert {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == before
+    assert content(tmp_path) == before
 
 
 def test_keys_that_only_one_side_has_and_many_differences(tmp_path: Path) -> None:
-    RunDirectory.open(tmp_path, resolved(model={"a": 1, "b": 2, "c": 3, "d": 4}), "abc", rank=0)
+    opened(tmp_path, resolved(model={"a": 1, "b": 2, "c": 3, "d": 4}))
     with pytest.raises(ConfigError, match=r"model\.dim was absent, is 64.*; and 1 more\."):
-        RunDirectory.open(tmp_path, resolved(), "def", rank=0)
+        opened(tmp_path, resolved(), "def")
 
 
 def test_a_difference_outside_the_keys_is_said(tmp_path: Path) -> None:
-    RunDirectory.open(tmp_path, resolved(), "abc", rank=0)
+    opened(tmp_path, resolved())
     with pytest.raises(ConfigError, match="no key, so the data or tokenizer"):
-        RunDirectory.open(tmp_path, resolved(), "def", rank=0)
+        opened(tmp_path, resolved(), "def")
 
 
-def test_an_unreadable_config_is_never_taken_for_the_same(tmp_path: Path) -> None:
-    run = RunDirectory.open(tmp_path, resolved(), "abc", rank=0)
-    run.config.write_text("a: [")
-    with pytest.raises(ConfigError, match="no longer readable YAML"):
-        RunDirectory.open(tmp_path, resolved(), "abc", rank=0)
+@pytest.mark.parametrize("damaged", [b"a: [", b"a: \x00", b"&a [*a]"])
+def test_an_unreadable_config_is_never_taken_for_the_same(tmp_path: Path, damaged: bytes) -> None:
+    run = opened(tmp_path, resolved())
+    run.config.write_bytes(damaged)
+    with pytest.raises(ConfigError, match=r"no longer readable YAML|was absent"):
+        opened(tmp_path, resolved())
     run.config.write_text("")
     with pytest.raises(ConfigError, match="was absent"):
-        RunDirectory.open(tmp_path, resolved(), "abc", rank=0)
+        opened(tmp_path, resolved())
+
+
+def test_a_byte_that_is_no_utf_8_is_written_over_where_the_training_is_the_same(tmp_path: Path) -> None:
+    run = opened(tmp_path, resolved())
+    run.config.write_bytes(run.config.read_bytes().replace(b"first", b"f\xffrst"))
+    opened(tmp_path, resolved())
+    assert yaml.safe_load(run.config.read_text()) == CONFIG
 
 
 def test_a_directory_that_only_holds_a_launch_script_is_new(tmp_path: Path) -> None:
     (tmp_path / "launch.sbatch").write_text("#!/bin/bash\n")
-    assert RunDirectory.open(tmp_path, resolved(), "abc", rank=0).config.exists()
+    assert opened(tmp_path, resolved()).config.exists()
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
+    require_checkpoint_of(tmp_path, "step-00000005", {"training_hash": "abc"}, "abc")
+    for meta in ({"training_hash": "other"}, {}):
+        with pytest.raises(ConfigError, match=r"step-00000005 .* was written with another training configuration"):
+            require_checkpoint_of(tmp_path, "step-00000005", meta, "abc")
+
+
+def test_a_life_that_was_replaced_commits_nothing(tmp_path: Path) -> None:
+    run = opened(tmp_path, resolved(), life="first")
+    run.require_life("first")
+    opened(tmp_path, resolved(), life="second")
+    with pytest.raises(CheckpointError, match="started again as life second"):
+        run.require_life("first")
+    run.life.unlink()
+    run.require_life("first")
 
 
 def test_environment_imports_nothing() -> None:
@@ -165,13 +201,29 @@ def test_code_version_is_the_commit_of_its_own_checkout(tmp_path: Path, monkeypa
 
 
 def test_a_second_launch_is_refused(tmp_path: Path) -> None:
-    directory = RunDirectory.open(tmp_path / "run", resolved(), "abc", 0)
+    directory = opened(tmp_path / "run", resolved())
     with directory.locked() as lock:
         assert lock is Lock.TAKEN
-        with pytest.raises(ConfigError, match="is being trained by another process"), directory.locked():
-            pass
+        before = content(tmp_path)
+        with pytest.raises(ConfigError, match="is being trained by another process"):
+            opened(tmp_path / "run", resolved(parallel__zero=3), life="second")
+        assert content(tmp_path) == before
     with directory.locked() as lock:
         assert lock is Lock.TAKEN
+
+
+def test_a_launch_that_is_refused_under_the_lock_leaves_no_trace(tmp_path: Path) -> None:
+    """Of a new run no folder; of one that was copied without its lock not that either."""
+    for path in (tmp_path / "run", tmp_path / "copied"):
+        run = RunDirectory(path)
+        existed = path.name == "copied"
+        if existed:
+            path.mkdir()
+            (path / "notes").touch()
+        with pytest.raises(ConfigError, match="refused"), run.locked():
+            raise ConfigError("refused")
+        assert path.exists() == existed
+        assert not run.lock_file.exists()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
@@ -179,7 +231,7 @@ def test_a_disk_without_locks_is_not_another_process(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The run goes on, and says that nothing protects it."""
-    directory = RunDirectory.open(tmp_path / "run", resolved(), "abc", 0)
+    directory = opened(tmp_path / "run", resolved())
 
     def refuse(file: object, flags: int) -> None:
         raise OSError(number, os.strerror(number))
@@ -193,7 +245,7 @@ def test_a_disk_without_locks_is_not_another_process(
 
 
 def test_a_disk_that_fails_is_not_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    directory = RunDirectory.open(tmp_path / "run", resolved(), "abc", 0)
+    directory = opened(tmp_path / "run", resolved())
 
     def fail(file: object, flags: int) -> None:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))

@@ -1,0 +1,189 @@
+"""How a life of a run begins and ends, in this process: what is refused, what is written, and what the events tell."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_run import TinyRun, build_shards
+
+from rxt_dist.config.load import load_run
+from rxt_dist.errors import ConfigError, ExitCode
+from rxt_dist.lives import Life, file_identity
+from rxt_dist.ranks import Ranks
+from rxt_dist.train import run as module
+from rxt_dist.train.run import train
+from rxt_dist.train.signals import StopRequest
+from rxt_dist.train.time_limit import TimeLimit
+
+STEPS = 12
+ALONE = Ranks(0, 1, 0)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_shards(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, shards: Path) -> TinyRun:
+    return TinyRun(tmp_path, shards, STEPS)
+
+
+def trained(tiny: TinyRun, *overrides: str, life: str = "one", stop: StopRequest | None = None) -> ExitCode:
+    config = load_run(tiny.file, list(overrides))
+    stop = stop or StopRequest(tiny.directory / "STOP")
+    return train(config, ALONE, stop, life=Life(life, 1000.0, attempt=3))
+
+
+def stopped(tiny: TinyRun, step: int, monkeypatch: pytest.MonkeyPatch, life: str = "one") -> None:
+    """Train until a person makes a STOP file at the beginning of the boundary after `step`."""
+    stop = StopRequest(tiny.directory / "STOP")
+
+    def ask(event: dict[str, Any]) -> None:
+        if event["kind"] == "save" and event["step"] >= step:
+            stop.stop_file.touch()
+
+    begin = module._begin
+
+    def begun(config: Any, group: Any, directory: Any, *rest: Any) -> None:
+        begin(config, group, directory, *rest)
+        directory.events.listen(ask)
+
+    with monkeypatch.context() as asking:
+        asking.setattr(module, "_begin", begun)
+        assert trained(tiny, life=life, stop=stop) == ExitCode.STOPPED
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_events_of_two_lives(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(tiny, 5, monkeypatch)
+    (first,) = tiny.events("start")
+    assert (first["life"], first["ranks"], first["attempt"]) == ("one", 1, 3)
+    assert first["launched"] == "1970-01-01T00:16:40.000+00:00"
+    (exited,) = tiny.events("exit")
+    assert (exited["code"], exited["life"], exited["step"]) == (76, "one", tiny.events("stop")[0]["step"])
+    assert exited["reason"] == f"stop file {tiny.directory / 'STOP'}"
+    assert tiny.events("ready")[0]["step"] == 0
+    # The file of the first life does not stop the second.
+    assert trained(tiny, life="two") == ExitCode.DONE
+    assert not (tiny.directory / "STOP").exists()
+    assert [event["life"] for event in tiny.events("start")] == ["one", "two"]
+    assert json.loads((tiny.directory / "life.json").read_text())["life"] == "two"
+    (resumed,) = tiny.events("resume")
+    assert resumed["step"] == exited["step"]
+    assert tiny.events("ready")[1]["step"] == exited["step"]
+    assert [(event["code"], event["reason"]) for event in tiny.events("exit")][1] == (0, "finished")
+    assert json.loads((tiny.directory / "finished.json").read_text())["step"] == STEPS
+
+
+def test_a_finished_run_is_not_touched_by_another_launch(tiny: TinyRun, capsys: pytest.CaptureFixture[str]) -> None:
+    assert trained(tiny) == ExitCode.DONE
+    # A torn line in the middle of what a disk has kept, and a lost finish.
+    events = tiny.directory / "events.jsonl"
+    events.write_bytes(events.read_bytes()[:200] + b"\x00")
+    before = content(tiny.directory)
+    assert trained(tiny, "parallel.zero=0", life="two") == ExitCode.DONE
+    assert "run 'tiny' is finished" in capsys.readouterr().err
+    assert content(tiny.directory) == before
+
+
+def test_torn_events_and_metrics_do_not_stop_a_run(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(tiny, 5, monkeypatch)
+    for name in ("events.jsonl", "metrics.jsonl"):
+        with open(tiny.directory / name, "ab") as file:
+            file.write(b'{"time": "2030-01-01", "step": 6, "kind": "fin}')
+    assert trained(tiny, life="two") == ExitCode.DONE
+    assert [line["step"] for line in tiny.lines() if "ar_loss" in line] == list(range(1, STEPS + 1))
+    assert len(tiny.events("start")) == 2
+
+
+def test_another_training_is_refused_by_the_checkpoint_alone(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """config.resolved.yaml was lost; other betas would go on from the moments of the first."""
+    stopped(tiny, 5, monkeypatch)
+    (tiny.directory / "config.resolved.yaml").unlink()
+    before = content(tiny.directory)
+    for change in ("optimizer.beta2=0.5", "optimizer.weight_decay=0.3", "stage.mlm_probability=0.3"):
+        with pytest.raises(ConfigError, match="written with another training configuration"):
+            trained(tiny, change, life="two")
+        assert content(tiny.directory) == before
+    assert trained(tiny, "log.every_steps=2", life="two") == ExitCode.DONE
+    assert "training hash" in (tiny.directory / "config.resolved.yaml").read_text()
+
+
+def test_a_second_launch_writes_nothing_into_a_run_that_lives(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its configuration, nor its environment; and a STOP that was meant for the first stays."""
+    tried = []
+
+    def while_it_lives(event: dict[str, Any]) -> None:
+        if event["kind"] != "ready":
+            return
+        (tiny.directory / "STOP").touch()
+        before = content(tiny.directory)
+        with pytest.raises(ConfigError, match="is being trained by another process"):
+            trained(tiny, "log.every_steps=3", life="two")
+        assert content(tiny.directory) == before
+        tried.append(True)
+
+    begin = module._begin
+
+    def begun(config: Any, group: Any, directory: Any, *rest: Any) -> None:
+        begin(config, group, directory, *rest)
+        directory.events.listen(while_it_lives)
+
+    monkeypatch.setattr(module, "_begin", begun)
+    assert trained(tiny) == ExitCode.STOPPED
+    assert tried == [True]
+
+
+def test_a_stop_that_was_made_while_ranks_imported_stops_the_run(tiny: TinyRun) -> None:
+    """The launcher saw none when it began; a trainer that looks only now would take it for an old one."""
+    tiny.directory.mkdir(parents=True)
+    stop_file = tiny.directory / "STOP"
+    stop_file.touch()
+    assert trained(tiny, stop=StopRequest(stop_file, old_stop="")) == ExitCode.STOPPED
+    assert stop_file.exists()
+    old = file_identity(stop_file)
+    assert trained(tiny, life="two", stop=StopRequest(stop_file, old_stop=old)) == ExitCode.DONE
+
+
+def test_the_time_limit_saves_and_asks_to_be_started_again(tiny: TinyRun) -> None:
+    config = load_run(tiny.file, ["train.time_limit=1h"])
+    life = Life("one", 0.0, deadline=1.0)
+    stop = StopRequest(tiny.directory / "STOP", limit=TimeLimit.of("1h", life))
+    assert train(config, ALONE, stop, life=life) == ExitCode.PREEMPTED
+    assert tiny.events("stop")[0]["reason"] == "time limit of 1h"
+    assert tiny.events("save")[-1]["step"] == tiny.events("stop")[0]["step"] == 1
+    # Not a part of what training depends on.
+    assert trained(tiny, life="two") == ExitCode.DONE
+
+
+def test_an_error_is_told_and_a_crash_too(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: object) -> None:
+        raise ZeroDivisionError("a slip")
+
+    monkeypatch.setattr(module, "run_loop", crash)
+    with pytest.raises(ZeroDivisionError):
+        trained(tiny)
+    (exited,) = tiny.events("exit")
+    assert (exited["code"], exited["reason"]) == (1, "ZeroDivisionError: a slip")
+    assert "ZeroDivisionError: a slip" in (tiny.directory / "logs/rank-00000.log").read_text()
+    # A launcher knows better which rank began it.
+    monkeypatch.setenv("RXT_LIFE", "two")
+    with pytest.raises(ZeroDivisionError):
+        trained(tiny, life="two")
+    assert len(tiny.events("exit")) == 1
+
+
+def test_a_place_where_a_folder_stands_for_a_file_is_a_sentence(tiny: TinyRun) -> None:
+    for name in ("metrics.jsonl", "events.jsonl", "config.resolved.yaml", "logs/rank-00000.log"):
+        (tiny.directory / name).mkdir(parents=True)
+        with pytest.raises(ConfigError, match="cannot be read or written"):
+            trained(tiny)
+        shutil.rmtree(tiny.directory)
