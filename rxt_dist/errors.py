@@ -15,6 +15,7 @@ class ExitCode(IntEnum):
     """Process exit codes, the protocol between a training job and whatever started it."""
 
     DONE = 0
+    CRASH = 1
     CONFIG = 64
     DATA = 65
     UNAVAILABLE = 69
@@ -93,9 +94,15 @@ class DiskError(UserError):
 
 
 class DivergedError(UserError):
-    """Training produced non-finite losses or gradients too often in a row."""
+    """Losses or gradients went astray too often, also from where the run went back to."""
 
     exit_code = ExitCode.DIVERGED
+
+
+class ReplicaError(UserError):
+    """Ranks that must hold the same weights do not: another start loads the same ones for all."""
+
+    exit_code = ExitCode.CRASH
 
 
 def error_class(name: str) -> type[UserError] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right, insort
 from collections import defaultdict
 from dataclasses import dataclass
@@ -25,25 +26,31 @@ class _Piece:
     key: str
 
 
-def rank_file(rank: int) -> str:
-    """The file in which a rank writes what it holds."""
-    return f"rank-{rank:05d}.safetensors"
+def rank_file(rank: int, part: int = 0) -> str:
+    """A file in which a rank writes what it holds; large states are spread over several parts."""
+    return f"{rank_prefix(rank)}-{part:03d}.safetensors" if part else f"{rank_prefix(rank)}.safetensors"
+
+
+def rank_prefix(rank: int) -> str:
+    """What the names of a rank's files begin with."""
+    return f"rank-{rank:05d}"
 
 
 class SavedPieces:
-    """All pieces of a checkpoint, looked for in one file after another until they are found.
+    """All pieces of a checkpoint, looked for in one file after another until they are found. Threads may share it.
 
     A rank of 512 that goes on with the layout it had finds everything in its own file; the descriptions of all files
     would be some three million pieces, read by every rank.
     """
 
     def __init__(self, checkpoint: Checkpoint, own: str = "") -> None:
-        """own: the file to look into first."""
+        """own: what the names of the files begin with that are looked into first."""
         self._checkpoint = checkpoint
         names = [record.name for record in checkpoint.files if record.name != ROUTING_FILE]
         # Taken from the end.
-        self._unopened = sorted(names, key=lambda name: (name == own, name))
+        self._unopened = sorted(names, key=lambda name: (name.startswith(own), name))
         self._files: dict[Path, Any] = {}
+        self._lock = threading.Lock()
         self._pieces: dict[tuple[str, str], list[_Piece]] = defaultdict(list)
 
     @property
@@ -72,6 +79,10 @@ class SavedPieces:
 
     def _piece_at(self, place: tuple[str, str], at: int) -> _Piece | None:
         """The piece that holds element `at` of a flattened parameter."""
+        with self._lock:
+            return self._found(place, at)
+
+    def _found(self, place: tuple[str, str], at: int) -> _Piece | None:
         while True:
             pieces = self._pieces.get(place, [])
             index = bisect_right(pieces, at, key=_start_of) - 1

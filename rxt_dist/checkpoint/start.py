@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rxt_dist.checkpoint.pieces import SavedPieces
-from rxt_dist.checkpoint.store import MIN_KEEP, Checkpoint, CheckpointStore
+from rxt_dist.checkpoint.retention import MIN_KEEP
+from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.config.load import load_run
 from rxt_dist.config.run import StartConfig
 from rxt_dist.engine.interface import WEIGHT
@@ -151,6 +152,22 @@ def fill_from(start: StartConfig, checkpoint: Checkpoint | None, runs: Iterable[
         ) from error
 
 
+def shapes_of_run(directory: Path) -> Shapes:
+    """Shape of every parameter of a run's network, by its name, from its resolved configuration.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+    path = directory / "config.resolved.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            f"{directory} holds no run: there is no {path.name} in it. Name the folder of a run, for example runs/NAME."
+        )
+    with torch.device("meta"):
+        model = build_network(load_run(path))
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
 def _named(model: nn.Module, parts: Iterable[str]) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if name.split(".")[0] in set(parts)]
 
@@ -174,20 +191,13 @@ class _RunWeights:
         self._store = CheckpointStore(directory / "checkpoints", MIN_KEEP)
 
     def shapes(self) -> Shapes:
-        path = self._directory / "config.resolved.yaml"
-        if not path.is_file():
-            raise ConfigError(
-                f"start.run is {self._directory}, which holds no run: there is no {path.name} in it. Name the folder "
-                f"of a run, for example runs/NAME."
-            )
+        shapes = shapes_of_run(self._directory)
         if all(self._store.verify(step, full=False) for step in self._store.steps()):
             raise CheckpointError(
                 f"start.run {self._directory} has no committed checkpoint that is whole: train that run first, or see "
                 f"`rxt-dist checkpoint list {self._directory}`."
             )
-        with torch.device("meta"):
-            model = build_network(load_run(path))
-        return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        return shapes
 
     def choose(self, report: Callable[[str], None]) -> tuple[Checkpoint | None, str]:
         checkpoint = self._store.latest_valid(report)

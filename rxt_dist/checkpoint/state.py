@@ -11,32 +11,32 @@ every load: it would notice a piece that went to the wrong place, which file has
 
 from __future__ import annotations
 
-import errno
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from rxt_dist.checkpoint.frozen import FrozenWeights
-from rxt_dist.checkpoint.pieces import ROUTING_FILE, SavedPieces, rank_file
+from rxt_dist.checkpoint.pieces import ROUTING_FILE, SavedPieces, rank_prefix
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore, FileRecord
-from rxt_dist.checkpoint.tensor_file import write_tensors
+from rxt_dist.checkpoint.writing import Share, wrapped, writing_errors
 from rxt_dist.engine.interface import Engine, Fragment
-from rxt_dist.errors import CheckpointError, DiskError, UserError
+from rxt_dist.errors import CheckpointError
 
-# Elements of a piece that are checksummed at once; bounds the temporary memory to a few tens of megabytes.
-_CHECKSUM_ELEMENTS = 1 << 20
+# Pieces that a rank copies out of the files at once.
+_THREADS = 4
 
 
 def save_state(
     engine: Engine, frozen: FrozenWeights, store: CheckpointStore, step: int, meta: Mapping[str, Any]
 ) -> Path:
-    """Write and commit a checkpoint of all parts, trained and frozen; all ranks together.
+    """Write and commit a checkpoint of all parts, trained and frozen, while training waits; all ranks together.
+
+    Nothing is copied: the files are written from the engine's own tensors.
 
     Args:
         meta: what else a load needs (JSON values); `checksum` is added here.
@@ -45,20 +45,35 @@ def save_state(
         DiskError, CheckpointError: on all ranks when any rank failed; nothing is committed then.
     """
     ranks = engine.ranks
-    owned = _owned(engine, frozen)
-    local_bytes = sum(t.numel() * t.element_size() for fragment in owned for t in fragment.tensors.values())
-    needed = sum(ranks.gather(local_bytes))
-    _together(engine, lambda: _begin(store, step, needed) if ranks.rank == 0 else None)
-    records = _together(engine, lambda: [asdict(record) for record in _write(engine, frozen, store, step)])
-    checksum = state_checksum(engine, frozen)
-    files = [FileRecord(**record) for of_rank in records for record in of_rank]
+    share = own_share(engine, frozen)
 
-    def commit() -> None:
+    def together(action: Callable[[], Any]) -> list[Any]:
+        return ranks.together(lambda: writing_errors(ranks.rank, action))
+
+    needed = sum(ranks.gather(share.bytes))
+    try:
+        together(lambda: begin(store, step, needed) if ranks.rank == 0 else None)
+        parts = together(lambda: [[asdict(record) for record in share.write(store, step)], share.checksum()])
+        files = [FileRecord(**record) for records, _ in parts for record in records]
+        complete = {**meta, "checksum": wrapped(sum(checksum for _, checksum in parts))}
+        together(lambda: str(store.commit(step, files, complete)) if ranks.rank == 0 else None)
+    except Exception:
         if ranks.rank == 0:
-            store.commit(step, files, {**meta, "checksum": checksum})
-
-    _together(engine, commit)
+            store.discard(step)
+        raise
     return store.folder(step)
+
+
+def own_share(engine: Engine, frozen: FrozenWeights) -> Share:
+    """What this rank saves, as views of the engine's tensors."""
+    fragments = (*engine.fragments(owned=True), *frozen.fragments())
+    return Share(engine.ranks.rank, fragments, engine.routing_state())
+
+
+def begin(store: CheckpointStore, step: int, needed: int) -> None:
+    """Make the folder of a save, if the disk has room for `needed` bytes; rank 0."""
+    store.begin(step)
+    store.require_space(needed + needed // 20)
 
 
 def load_state(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint, optimizer_steps: int) -> None:
@@ -78,13 +93,18 @@ def load_state(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint, op
         )
 
 
-@torch.no_grad()
 def _fill(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint) -> None:
     """Fill this rank's fragments; refuses parameters that the model lacks in the files that it has opened."""
-    saved = SavedPieces(checkpoint, own=rank_file(engine.ranks.rank))
-    for fragment in (*engine.fragments(owned=False), *engine.frozen_fragments(), *frozen.fragments()):
-        for kind, tensor in fragment.tensors.items():
-            saved.fill(kind, fragment.name, fragment.start, tensor)
+    saved = SavedPieces(checkpoint, own=rank_prefix(engine.ranks.rank))
+
+    def fill(fragment: Fragment) -> None:
+        with torch.no_grad():  # It belongs to a thread.
+            for kind, tensor in fragment.tensors.items():
+                saved.fill(kind, fragment.name, fragment.start, tensor)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        # The list meets what they raise.
+        list(pool.map(fill, (*engine.fragments(owned=False), *engine.frozen_fragments(), *frozen.fragments())))
     surplus = sorted(saved.names_so_far - frozen.model_names)
     if surplus:
         raise CheckpointError(
@@ -94,61 +114,5 @@ def _fill(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint) -> None
 
 
 def state_checksum(engine: Engine, frozen: FrozenWeights) -> int:
-    """Sum over all weights and moments of bits * place, modulo 2^64: equal for equal state on any topology."""
-    total = torch.zeros((), dtype=torch.int64, device=engine.device)
-    for fragment in _owned(engine, frozen):
-        for kind, tensor in fragment.tensors.items():
-            key = zlib.crc32(f"{kind}|{fragment.name}".encode()) | 1
-            for first in range(0, tensor.numel(), _CHECKSUM_ELEMENTS):
-                bits = tensor.detach()[first : first + _CHECKSUM_ELEMENTS].view(torch.int32).to(torch.int64)
-                start = fragment.start + first
-                place = torch.arange(start, start + bits.numel(), dtype=torch.int64, device=bits.device)
-                # int64 products and sums wrap around, which is what a checksum wants.
-                total += ((bits * (place * 2 + 1)).sum() * key).to(total.device)
-    return int(engine.ranks.sum(total).item())
-
-
-def _owned(engine: Engine, frozen: FrozenWeights) -> Iterator[Fragment]:
-    """Everything that this rank saves."""
-    yield from engine.fragments(owned=True)
-    yield from frozen.fragments()
-
-
-def _begin(store: CheckpointStore, step: int, needed: int) -> None:
-    store.begin(step)
-    store.require_space(needed + needed // 20)
-
-
-def _write(engine: Engine, frozen: FrozenWeights, store: CheckpointStore, step: int) -> list[FileRecord]:
-    folder = store.unfinished_folder(step)
-    views = {
-        f"{kind}|{fragment.name}|{fragment.start}": tensor
-        for fragment in _owned(engine, frozen)
-        for kind, tensor in fragment.tensors.items()
-    }
-    path = folder / rank_file(engine.ranks.rank)
-    records = [store.record(path, write_tensors(path, views))]
-    if engine.ranks.rank == 0:
-        routing = folder / ROUTING_FILE
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in engine.routing_state().items()}, routing
-        )
-        records.append(store.record(routing))
-    return records
-
-
-def _together(engine: Engine, action: Callable[[], Any]) -> list[Any]:
-    """`Collectives.together` for writing: what the system or a library says of it becomes an error for a person."""
-
-    def write() -> Any:
-        try:
-            return action()
-        except UserError:
-            raise
-        except Exception as error:
-            # Libraries report a full disk in exceptions of their own.
-            text = f"Writing the checkpoint failed on rank {engine.ranks.rank}: {type(error).__name__}: {error}."
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise (DiskError if full else CheckpointError)(f"{text} Earlier checkpoints are untouched.") from error
-
-    return engine.ranks.together(write)
+    """The checksum of the whole state (see `Share.checksum`); all ranks together."""
+    return wrapped(sum(engine.ranks.gather(own_share(engine, frozen).checksum())))

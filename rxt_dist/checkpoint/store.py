@@ -22,15 +22,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rxt_dist.checkpoint.retention import Retention
 from rxt_dist.errors import CheckpointError
 from rxt_dist.files import fsync_dir, require_free_space, sha256_file, write_atomic, write_json_atomic
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
-MIN_KEEP = 2
 _FORMAT = 1
 _FINAL = re.compile(r"step-(\d{8,})")
 _UNFINISHED = re.compile(r"step-(\d{8,})\.tmp")
@@ -90,18 +91,26 @@ class CheckpointStore:
 
     Args:
         directory: the `checkpoints` folder of the run; created by the first `begin`.
-        keep: newest valid checkpoints that pruning leaves, at least 2 so that one damaged on disk costs one interval.
-        guard: called right before a commit; raises CheckpointError if this process may not publish.
+        keep: newest valid checkpoints that pruning leaves, see `Retention`.
+        guard: called right before a commit; raises `CheckpointError` if this process may not publish.
+        milestone_tokens, keep_best: what else stays, see `Retention`.
     """
 
-    def __init__(self, directory: Path, keep: int, guard: Callable[[], None] = lambda: None) -> None:
-        if keep < MIN_KEEP:
-            raise ValueError(f"keep is {keep}; at least {MIN_KEEP} checkpoints must stay")
+    def __init__(
+        self,
+        directory: Path,
+        keep: int,
+        guard: Callable[[], None] = lambda: None,
+        *,
+        milestone_tokens: int = 0,
+        keep_best: bool = False,
+    ) -> None:
         self.directory = directory
-        self.keep = keep
+        self.retention = Retention(keep, milestone_tokens, keep_best)
         self._guard = guard
-        self._begun: set[int] = set()
-        self._trusted: dict[int, _Fingerprint] = {}
+        # Checkpoints whose contents this process has written or hashed, and what it found; with the state of their
+        # files at that moment.
+        self._known: dict[int, tuple[bool, _Fingerprint]] = {}
 
     def folder(self, step: int) -> Path:
         """Where the committed checkpoint of `step` is, or would be."""
@@ -120,15 +129,18 @@ class CheckpointStore:
 
     def begin(self, step: int) -> Path:
         """Create the empty folder for the files of `step`, removing what interrupted saves left; rank 0, first."""
-        self._begun.discard(step)
-        for other, folder in self._folders(_UNFINISHED):
-            # A save of this process that is still being written in the background is not a leftover.
-            if other not in self._begun:
-                shutil.rmtree(folder)
+        for _, leftover in self._folders(_UNFINISHED):
+            shutil.rmtree(leftover)
         folder = self.unfinished_folder(step)
         folder.mkdir(parents=True)
-        self._begun.add(step)
         return folder
+
+    def discard(self, step: int) -> None:
+        """Free what a failed save of `step` has written, as far as the system lets us; rank 0.
+
+        Another rank that is still writing meets a missing folder, or a file that vanishes when it is closed.
+        """
+        shutil.rmtree(self.unfinished_folder(step), ignore_errors=True)
 
     def record(self, path: Path, sha256: str | None = None) -> FileRecord:
         """Make a written file durable and describe it; called by the rank that wrote it.
@@ -167,12 +179,10 @@ class CheckpointStore:
         else:
             os.rename(unfinished, final)
             fsync_dir(self.directory)
-        self._begun.discard(step)
-        # A hint; where a folder stands in its place there is none.
-        with suppress(IsADirectoryError):
+        with suppress(OSError):  # Only a hint: what is committed is committed.
             write_atomic(self.directory / LATEST, final.name + "\n")
-        self._trusted[step] = _fingerprint(final)
-        self._prune()
+        self.note(step, sound=True)
+        self.prune()
         return final
 
     def list(self) -> _Listing:
@@ -208,18 +218,54 @@ class CheckpointStore:
         Args:
             report: called with one sentence for each newer checkpoint that was rejected, and for a wrong `latest`.
         """
-        pointer = self.directory / LATEST
-        if pointer.exists():
-            name = pointer.read_text(encoding="utf-8", errors="replace").strip() if pointer.is_file() else ""
-            if not name or not (self.directory / name).is_dir():
-                report(f"{pointer} names '{name}', which does not exist; looking at the folders instead.")
+        self.check_pointer(report)
         for step, folder in reversed(self._folders(_FINAL)):
             checkpoint, problems = _examine(folder, full=True)
+            self.note(step, sound=not problems)
             if checkpoint is not None and not problems:
-                self._trusted[step] = _fingerprint(folder)
                 return checkpoint
             report(f"Checkpoint {folder} is rejected: {'; '.join(problems)}.")
         return None
+
+    def check_pointer(self, report: Callable[[str], None]) -> None:
+        """Say so when `latest` names nothing that is there; folders count, not it."""
+        pointer = self.directory / LATEST
+        if not os.path.lexists(pointer):
+            return
+        try:
+            name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+        except OSError as error:
+            report(f"{pointer} cannot be read ({error.strerror}); looking at the folders instead.")
+            return
+        if not name or not (self.directory / name).is_dir():
+            report(f"{pointer} names '{name}', which does not exist; looking at the folders instead.")
+
+    def note(self, step: int, *, sound: bool) -> None:
+        """Remember what the contents of a checkpoint were found to be; pruning does not read them again."""
+        self._known[step] = sound, _fingerprint(self.folder(step))
+
+    def set_aside(self, after: int) -> Path:
+        """Move every checkpoint later than `after`, and what is unfinished, into a folder that no load looks at.
+
+        The newest goes first: whatever a kill leaves, the newest that is there is a state that this run was in.
+        Returns the folder, `set-aside-TIME`.
+        """
+        aside = self.directory / datetime.now(UTC).strftime("set-aside-%Y%m%dT%H%M%S.%fZ")
+        aside.mkdir()
+        for _, folder in self._folders(_UNFINISHED):
+            os.rename(folder, aside / folder.name)
+        for step, folder in reversed(self._folders(_FINAL)):
+            if step > after:
+                os.rename(folder, aside / folder.name)
+        fsync_dir(aside)
+        fsync_dir(self.directory)
+        with suppress(OSError):
+            write_atomic(self.directory / LATEST, self.folder(after).name + "\n")
+        return aside
+
+    def aside(self) -> Sequence[Path]:
+        """Folders with what was set aside, oldest first."""
+        return sorted(self.directory.glob("set-aside-*"))
 
     def steps(self) -> Sequence[int]:
         """Steps that have a committed checkpoint, in ascending order, by the names of folders: one look, and
@@ -233,29 +279,52 @@ class CheckpointStore:
         matches = ((pattern.fullmatch(path.name), path) for path in self.directory.iterdir() if path.is_dir())
         return sorted((int(match[1]), path) for match, path in matches if match)
 
-    def _prune(self) -> None:
-        """Remove what is older than the `keep` newest valid checkpoints; damaged ones do not count."""
-        valid = 0
-        for step, folder in reversed(self._folders(_FINAL)):
-            if valid >= self.keep:
-                # The manifest goes first: a kill in the middle leaves a folder that no load can mistake for whole.
-                (folder / MANIFEST).unlink(missing_ok=True)
-                shutil.rmtree(folder)
-                self._trusted.pop(step, None)
-            elif self._is_sound(step, folder):
-                valid += 1
+    def reasons(self) -> Mapping[int, str]:
+        """Why checkpoints stay at the next pruning, by step; see `Retention.choose`."""
+        sound = {}
+        for step, folder in self._folders(_FINAL):
+            checkpoint = self._if_sound(step, folder)
+            if checkpoint is not None:
+                sound[step] = checkpoint.meta
+        return self.retention.choose(sound)
 
-    def _is_sound(self, step: int, folder: Path) -> bool:
-        """Whether a checkpoint is valid, hashing its files only if they changed since this process last did.
+    def prune(self, *, remove: bool = True) -> Sequence[Path]:
+        """Remove what no longer has to stay; damaged and suspect ones do not count, and go like the others.
 
-        Hashing every kept checkpoint at every save would read several times what is written.
+        Args:
+            remove: False: only look.
+
+        Returns:
+            What was (or would be) removed.
         """
-        if self._trusted.get(step) == _fingerprint(folder):
-            return not self.verify(step, full=False)
-        if self.verify(step):
-            return False
-        self._trusted[step] = _fingerprint(folder)
-        return True
+        reasons = self.reasons()
+        newest = [step for step, reason in reasons.items() if reason == "newest"]
+        if len(newest) < self.retention.keep:
+            return []
+        old = [(step, folder) for step, folder in self._folders(_FINAL) if step < min(newest) and step not in reasons]
+        for step, folder in old if remove else []:
+            # The manifest goes first: a kill in the middle leaves a folder that no load can mistake for whole.
+            (folder / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+            self._known.pop(step, None)
+        return [folder for _, folder in old]
+
+    def _if_sound(self, step: int, folder: Path) -> Checkpoint | None:
+        """A checkpoint that is whole: by its contents if this process knows them, else by its manifest and the sizes of
+        its files.
+
+        To hash every kept checkpoint at the first save of a life would read several times what is written. The newest
+        ones are known: a life has hashed what it was resumed from, and those newer that it rejected.
+        """
+        checkpoint, problems = _examine(folder, full=False)
+        known = self._known.get(step)
+        if problems or checkpoint is None or known is None:
+            return None if problems else checkpoint
+        sound, state = known
+        if state != _fingerprint(folder):
+            sound = not self.verify(step)
+            self.note(step, sound=sound)
+        return checkpoint if sound else None
 
 
 def _fingerprint(folder: Path) -> _Fingerprint:
@@ -337,10 +406,17 @@ def _examine(folder: Path, full: bool) -> tuple[Checkpoint | None, list[str]]:
         checkpoint = _read_manifest(folder)
     except _ManifestError as error:
         return None, [f"{MANIFEST}: {error}"]
-    check = _content_problem if full else _size_problem
-    with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        problems = list(pool.map(lambda file: check(folder, file), checkpoint.files))
+    if full:
+        return checkpoint, content_problems(folder, checkpoint.files)
+    problems = (_size_problem(folder, file) for file in checkpoint.files)
     return checkpoint, [problem for problem in problems if problem]
+
+
+def content_problems(folder: Path, files: Sequence[FileRecord]) -> list[str]:
+    """Read and hash files of a checkpoint; what is wrong with them, each by its name."""
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        problems = list(pool.map(lambda file: _content_problem(folder, file), files))
+    return [problem for problem in problems if problem]
 
 
 def _size_problem(folder: Path, file: FileRecord) -> str | None:

@@ -1,7 +1,7 @@
-"""Float32 tensors written as a safetensors file, a block at a time.
+"""Tensors written as a safetensors file, a block at a time.
 
 The library's own writer takes all tensors in host memory at once, which at a save would be a second copy of everything
-that a rank holds.
+that a rank holds, and makes files that only their owner can read.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,36 +20,63 @@ from torch import Tensor
 _BLOCK_ELEMENTS = 1 << 22
 # The data begins at a multiple of this, which lets a reader map it.
 _ALIGNMENT = 8
+_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}
+
+
+@dataclass(frozen=True)
+class Described:
+    """Type and shape of a tensor that is going to be written."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """What its elements take."""
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write float32 tensors [n] of any device and make the file durable. Returns its hex sha256.
+    """Write tensors of any device and make the file durable. Returns its hex sha256.
 
     The hash is of what was meant to be written, so that a disk that kept something else is found out by the first
     reader.
     """
-    header = _header(tensors)
+
+    def blocks() -> Iterator[Tensor]:
+        for tensor in tensors.values():
+            yield from tensor.detach().contiguous().view(-1).split(_BLOCK_ELEMENTS)
+
+    described = {name: Described(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    return write_blocks(path, described, blocks())
+
+
+def write_blocks(path: Path, described: Mapping[str, Described], blocks: Iterable[Tensor]) -> str:
+    """Write what `described` says, of which `blocks` are the elements, one after another. See `write_tensors`."""
+    header = _header(described)
     digest = hashlib.sha256(header)
     with open(path, "wb") as file:
         file.write(header)
-        for tensor in tensors.values():
-            for block in tensor.detach().split(_BLOCK_ELEMENTS):
-                content = memoryview(block.cpu().contiguous().numpy()).cast("B")
-                file.write(content)
-                digest.update(content)
+        for block in blocks:
+            content = block.cpu().view(torch.uint8).numpy().data
+            file.write(content)
+            digest.update(content)
         file.flush()
         os.fsync(file.fileno())
+        size = file.tell()
+    if size != len(header) + sum(tensor.bytes for tensor in described.values()):
+        raise ValueError(f"{path} has {size} bytes, not those of the tensors that it describes")
     return digest.hexdigest()
 
 
-def _header(tensors: Mapping[str, Tensor]) -> bytes:
+def _header(described: Mapping[str, Described]) -> bytes:
     """Length of the description in eight bytes, and the description: type, shape and place of each tensor."""
     entries, end = {}, 0
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or tensor.dim() != 1:
-            raise ValueError(f"'{name}' is {tensor.dtype} {list(tensor.shape)}, not float32 [n]")
-        first, end = end, end + 4 * tensor.numel()
-        entries[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [first, end]}
+    for name, tensor in described.items():
+        if tensor.dtype not in _TYPES:
+            raise ValueError(f"'{name}' is {tensor.dtype}, but what is written is {', '.join(map(str, _TYPES))}")
+        first, end = end, end + tensor.bytes
+        entries[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [first, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text

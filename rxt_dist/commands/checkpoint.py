@@ -1,4 +1,4 @@
-"""`rxt-dist checkpoint`: look at the checkpoints of a run and prove that they are whole."""
+"""`rxt-dist checkpoint`: look at the checkpoints of a run, prove that they are whole, prune and export them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rxt_dist.commands.arguments import AsJson
 if TYPE_CHECKING:
     from rxt_dist.checkpoint.store import CheckpointInfo, CheckpointStore
 
-app = typer.Typer(no_args_is_help=True, help="List and verify the checkpoints of a run.")
+app = typer.Typer(no_args_is_help=True, help="List, verify, prune and export the checkpoints of a run.")
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run directory, for example runs/demo.")]
 
@@ -30,7 +30,10 @@ def list_checkpoints(run_dir: RunDir, as_json: AsJson = False) -> None:
     store = _store(run_dir)
     found = store.list()
     if as_json:
-        typer.echo(json.dumps({"run": str(run_dir), "checkpoints": [_as_json(info) for info in found]}))
+        aside = [str(path) for path in store.aside()]
+        typer.echo(
+            json.dumps({"run": str(run_dir), "checkpoints": [_as_json(info) for info in found], "set_aside": aside})
+        )
         return
     if not found:
         typer.echo(f"No checkpoints in {store.directory} yet.")
@@ -38,6 +41,8 @@ def list_checkpoints(run_dir: RunDir, as_json: AsJson = False) -> None:
         shown = {key: info.meta[key] for key in ("tokens", "ranks") if key in info.meta}
         meta = "  ".join(f"{key} {value:,}" for key, value in shown.items())
         typer.echo(f"{info.path.name:<18}  {_status(info):<10}  {info.bytes / 1e6:>12.1f} MB  {info.problem or meta}")
+    for path in store.aside():
+        typer.echo(f"{path.name}  kept; no start looks at it")
 
 
 @app.command()
@@ -76,8 +81,69 @@ def verify(
         raise typer.Exit(int(ExitCode.DATA))
 
 
-def _store(run_dir: Path) -> CheckpointStore:
-    from rxt_dist.checkpoint.store import MIN_KEEP, CheckpointStore
+@app.command()
+def prune(
+    run_dir: RunDir,
+    keep: Annotated[int | None, typer.Option(min=2, help="Newest to keep; default: as the run is configured.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Remove checkpoints of RUN_DIR that do not have to stay, after those that stay have been verified.
+
+    Milestones and the best checkpoint stay as the run is configured. What was set aside is not touched.
+
+    Example: rxt-dist checkpoint prune runs/demo --keep 2 --dry-run
+    """
+    from rxt_dist.errors import ConfigError
+    from rxt_dist.locks import Lock, locked
+
+    store = _store(run_dir, keep)
+    with locked(run_dir / ".lock") as lock:
+        if lock is Lock.BUSY:
+            raise ConfigError(f"{run_dir} is being trained, and prunes its checkpoints itself. Stop it first.")
+        verified: set[int] = set()
+        while unknown := store.reasons().keys() - verified:
+            for step in unknown:
+                store.note(step, sound=not store.verify(step))
+            verified |= unknown
+        reasons = store.reasons()
+        for path in store.prune(remove=not dry_run):
+            typer.echo(f"{path.name}  {'would go' if dry_run else 'removed'}")
+    for step in store.steps():
+        typer.echo(f"{store.folder(step).name}  {reasons.get(step, 'does not have to stay')}")
+
+
+@app.command("export-weights")
+def export_weights(
+    run_dir: RunDir,
+    out: Annotated[Path, typer.Option(help="Folder to make; what is there already is refused.")],
+    step: Annotated[int | None, typer.Option(help="Step to export; default: the newest valid one.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, as the weights are learnt, or bfloat16.")] = "float32",
+) -> None:
+    """Write the weights of a checkpoint of RUN_DIR as .safetensors files with whole parameters under their names.
+
+    Another run can begin with them: start={export: OUT, parts: [...]}.
+
+    Example: rxt-dist checkpoint export-weights runs/demo --out exports/demo --dtype bfloat16
+    """
+    import torch
+
+    from rxt_dist.checkpoint.export import export_weights as export
+    from rxt_dist.errors import ConfigError
+
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype not in types:
+        raise ConfigError(f"--dtype is '{dtype}', but weights are exported as {' or '.join(types)}.")
+    _store(run_dir)
+    for record in export(run_dir, step, out, types[dtype], typer.echo):
+        typer.echo(f"{out / record.name}  {record.bytes / 1e6:,.1f} MB")
+
+
+def _store(run_dir: Path, keep: int | None = None) -> CheckpointStore:
+    """The checkpoints of a run, with the retention that it is configured with."""
+    import yaml
+
+    from rxt_dist.checkpoint.retention import MIN_KEEP
+    from rxt_dist.checkpoint.store import CheckpointStore
     from rxt_dist.errors import CheckpointError
 
     directory = run_dir / "checkpoints"
@@ -86,13 +152,22 @@ def _store(run_dir: Path) -> CheckpointStore:
             f"{directory} does not exist, so {run_dir} is not a run directory with checkpoints. "
             f"Give the folder that contains config.resolved.yaml, for example runs/demo."
         )
-    return CheckpointStore(directory, keep=MIN_KEEP)
+    config = run_dir / "config.resolved.yaml"
+    found = yaml.safe_load(config.read_text(encoding="utf-8"))["checkpoint"] if config.is_file() else {}
+    return CheckpointStore(
+        directory,
+        keep or found.get("keep", MIN_KEEP),
+        milestone_tokens=found.get("milestone_tokens", 0),
+        keep_best=found.get("keep_best", False),
+    )
 
 
 def _status(info: CheckpointInfo) -> str:
     if not info.committed:
         return "unfinished"
-    return "damaged" if info.problem else "committed"
+    if info.problem:
+        return "damaged"
+    return "suspect" if info.meta.get("suspect") else "committed"
 
 
 def _as_json(info: CheckpointInfo) -> dict[str, Any]:

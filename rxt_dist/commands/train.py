@@ -15,6 +15,14 @@ def train(
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, print the resolved config, and stop.")] = False,
     profile: Profiled = None,
+    from_checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="step-N",
+            help="Begin at this checkpoint of the run; later ones are set aside, none is deleted.",
+        ),
+    ] = None,
     time_limit: TimeLimited = None,
 ) -> None:
     """Train. Start one process per rank, with torchrun, srun or `rxt-dist launch local`; alone it is the only rank."""
@@ -23,6 +31,7 @@ def train(
     from rxt_dist.lives import Life, old_file
     from rxt_dist.ranks import export_ranks, read_ranks
 
+    from_step = _step(from_checkpoint)
     life = Life.of_process(os.environ)
     config = load_run(run, with_time_limit(overrides, time_limit))
     ranks = read_ranks(os.environ)
@@ -46,4 +55,16 @@ def train(
     with StopRequest(stop_file, ranks.rank == 0, old_stop, limit) as stop:
         from rxt_dist.train.run import train as run_training
 
-        raise typer.Exit(int(run_training(config, ranks, stop, profile or 0, life)))
+        raise typer.Exit(int(run_training(config, ranks, stop, profile or 0, life, from_step)))
+
+
+def _step(name: str | None) -> int | None:
+    """The step of `step-N`, `step-0000000N` or `N`."""
+    from rxt_dist.errors import ConfigError
+
+    digits = (name or "").removeprefix("step-")
+    if name is None:
+        return None
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
+        raise ConfigError(f"--from is '{name}', but a checkpoint is named step-N, for example --from step-120.")
+    return int(digits)

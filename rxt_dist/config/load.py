@@ -39,6 +39,7 @@ RESUMABLE = (
     "log",
     "checkpoint",
     "eval",
+    "health",
     # The data is compared by content: by its digest, and the consumed part of its order by the plan's hash; the origin
     # of the weights is named in every checkpoint.
     "data.path",

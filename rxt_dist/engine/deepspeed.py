@@ -28,15 +28,18 @@ from rxt_dist.engine.expert_parallel import (
     is_expert,
     model_name,
 )
+from rxt_dist.engine.inspection import first_nonfinite
 from rxt_dist.engine.interface import (
     FIRST_MOMENT,
     SECOND_MOMENT,
     WEIGHT,
     Fragment,
+    NonFinite,
     StepResult,
     TermTotals,
 )
 from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_learning_rates
+from rxt_dist.engine.replicas import bit_sum, differing_ranks
 from rxt_dist.engine.routing import RoutingState
 from rxt_dist.engine.sums import StepSums, evaluate_stage
 from rxt_dist.losses import StageOutput, objective
@@ -142,14 +145,45 @@ class DeepSpeedEngine:
         applied = bool(self.engine.was_step_applied())
         if applied:
             self.routing.update(sums.expert_counts_ME)
+        elif self.config.parallel.zero == 3:
+            self._forget_order()
         grad_norm = self.engine.get_global_grad_norm() if applied else float("nan")
         totals, expert_counts_ME, (norm,) = sums.read(torch.as_tensor(grad_norm))
         reason = "" if applied else "non-finite gradients"
         return StepResult(applied, reason, totals, norm, expert_counts_ME)
 
+    def _forget_order(self) -> None:
+        """Let ZeRO-3 learn anew in which order weights are used.
+
+        Where numbers are not finite, layers take part in a backward pass that did not before, or the other way round,
+        and ZeRO-3 fails in a pass that is not the one that it knows.
+        """
+        coordinator = self.zero.parameter_offload.get_param_coordinator()
+        if not coordinator.is_invalid_trace():
+            coordinator._invalidate_trace()
+
     def evaluate(self, micros: Sequence[MicroBatch]) -> TermTotals:
         """See `Engine.evaluate`."""
         return evaluate_stage(self.wrapper, self.stage, self.engine, micros, self.ranks, self.routing)
+
+    def inspect(self, micros: Sequence[MicroBatch]) -> NonFinite | None:
+        """See `Engine.inspect`. ZeRO-3 fetches weights in the order that it knows from whole backward passes, and fails
+        in one that leaves out the gradients of parameters: there only the forward pass is looked at, as in evaluation.
+        """
+        backward = self.config.parallel.zero < 3
+        self.engine.train(backward)
+        sums = StepSums(self.stage, micros, self.ranks, self.routing)
+        # Around the engine, which would take gradients of activations for those of a step.
+        forward = self.wrapper if backward else self.engine
+        return first_nonfinite(self.stage, forward, micros, sums, self.routing, backward=backward)
+
+    def differing_ranks(self) -> list[int]:
+        """See `Engine.differing_ranks`. ZeRO-3 leaves only what is too small to be divided on every rank."""
+        held: tuple[list[Tensor], list[Tensor]] = [*self.routing.state().values()], []
+        whole = self.zero.persistent_parameters if self.config.parallel.zero == 3 else self.wrapper.parameters()
+        for parameter in whole:
+            held[is_expert(parameter)].append(parameter.data)
+        return differing_ranks(self.ranks, [bit_sum(tensors, self.device) for tensors in held], self._expert_rank())
 
     @contextmanager
     def reading(self) -> Iterator[None]:

@@ -47,6 +47,21 @@ class StepResult:
 
 
 @dataclass(frozen=True)
+class NonFinite:
+    """Where numbers first were not finite.
+
+    layer: name of the module of the network; backward: whether it was met in the gradient of what the module gave;
+    micro: number of the rank's micro-batch; place: how many layers had been looked at in it before. Of several ranks
+    the lowest place is where it began, since tokens carry it to other ranks.
+    """
+
+    layer: str
+    backward: bool
+    micro: int
+    place: int
+
+
+@dataclass(frozen=True)
 class Fragment:
     """A piece of one parameter that lives on this rank, with its optimizer moments.
 
@@ -72,6 +87,17 @@ class Engine(Protocol):
         Args:
             rates: the learning rate of each of the stage's rate groups.
         """
+        ...
+
+    def inspect(self, micros: Sequence[MicroBatch]) -> NonFinite | None:
+        """Where in this rank's micro-batches of a skipped step numbers first were not finite, by computing them anew.
+
+        Nothing of the training state changes. None: it was not met again.
+        """
+        ...
+
+    def differing_ranks(self) -> list[int]:
+        """Ranks whose copy of the weights differs from that of the others in a bit, as far as ranks hold copies."""
         ...
 
     def reading(self) -> AbstractContextManager[None]:

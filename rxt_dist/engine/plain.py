@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.collectives import Collectives
-from rxt_dist.engine.expert_parallel import cut, model_name
+from rxt_dist.engine.expert_parallel import cut, is_expert, model_name
+from rxt_dist.engine.inspection import first_nonfinite
 from rxt_dist.engine.interface import (
     FIRST_MOMENT,
     SECOND_MOMENT,
     WEIGHT,
     Fragment,
+    NonFinite,
     StepResult,
     TermTotals,
 )
@@ -34,6 +36,7 @@ from rxt_dist.engine.optimizer import (
     row_norms,
     set_learning_rates,
 )
+from rxt_dist.engine.replicas import bit_sum, differing_ranks
 from rxt_dist.engine.routing import RoutingState
 from rxt_dist.engine.sums import StepSums, evaluate_stage
 from rxt_dist.losses import objective
@@ -100,6 +103,20 @@ class PlainEngine:
     def evaluate(self, micros: Sequence[MicroBatch]) -> TermTotals:
         """See `Engine.evaluate`."""
         return evaluate_stage(self.stage, self.stage, self.stage, micros, self.ranks, self.routing)
+
+    def inspect(self, micros: Sequence[MicroBatch]) -> NonFinite | None:
+        """See `Engine.inspect`."""
+        self.stage.train()
+        sums = StepSums(self.stage, micros, self.ranks, self.routing)
+        return first_nonfinite(self.stage, self.stage, micros, sums, self.routing, backward=True)
+
+    def differing_ranks(self) -> list[int]:
+        """See `Engine.differing_ranks`. Of one rank there is no copy."""
+        held: tuple[list[Tensor], list[Tensor]] = [*self.routing.state().values()], []
+        for name, master in self.masters.items():
+            held[is_expert(self.named[name])].append(master)
+        sums = [bit_sum(tensors, self.device) for tensors in held] if self.ranks.world_size > 1 else []
+        return differing_ranks(self.ranks, sums, self.expert_rank)
 
     @contextmanager
     def reading(self) -> Iterator[None]:

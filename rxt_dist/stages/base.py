@@ -106,8 +106,11 @@ class DataSource(Protocol):
 class MicroBatch(Protocol):
     """Rows that are computed at once, with everything that the stage needs to know about them.
 
-    tokens, pairs: as `real_tokens` and `pairs` of a batch.
+    tokens, pairs: as `real_tokens` and `pairs` of a batch. samples: global positions of its rows.
     """
+
+    @property
+    def samples(self) -> tuple[int, ...]: ...
 
     @property
     def tokens(self) -> int: ...

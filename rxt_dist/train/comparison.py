@@ -10,14 +10,15 @@ from typing import Any
 
 import yaml
 
-from rxt_dist.checkpoint.store import MIN_KEEP, CheckpointStore
+from rxt_dist.checkpoint.retention import MIN_KEEP
+from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.locks import held
 from rxt_dist.train.events import parse_line
 from rxt_dist.train.run_dir import RunDirectory, leaves
 
 # What of a metrics line depends on the clock, and the step, which names the line.
-UNCOMPARED = frozenset({"step", "time", "tokens_per_s", "mfu", "step_s", "nonfinite"})
+UNCOMPARED = frozenset({"step", "steps", "time", "tokens_per_s", "mfu", "step_s", "data_wait_s", "nonfinite"})
 _EVALUATION = "eval/"
 
 
@@ -226,6 +227,8 @@ def _lines(entries: list[dict[str, Any]], resumed: list[int]) -> dict[tuple[int,
         step = entry["step"]
         is_evaluation = any(name.startswith(_EVALUATION) for name in entry)
         since = max([before, *(start for start in begun if start < step)])
+        # Lines say it themselves; before they did, a mean began anew with every life.
+        since = step - entry["steps"] if "steps" in entry else since
         lines[step, is_evaluation] = Line(step if is_evaluation else since, dict(_figures(entry)))
         if not is_evaluation:
             before = step

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
 from rxt_dist.engine.interface import Engine, TermTotals
-from rxt_dist.stages.base import Batch, DataSource, Stage
+from rxt_dist.stages.base import Batch, DataSource, MicroBatch, Stage
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,26 @@ def evaluate(engine: Engine, stage: Stage, data: DataSource, rows_per_source: in
             continue
         groups = max(group, min(rows_per_source, data.held_out(index))) // group
         batches = _rank_batches(engine, data, index, groups, group, max(1, micro_rows // group))
-        # Kept in host memory: the engine takes one micro-batch at a time.
-        views = [stage.views(stage.prepare(batch, None)) for batch in batches]
+        views = _views(stage, batches)
         for view in views[0]:
             totals = engine.evaluate([micro[view] for micro in views])
             results.append(Evaluation(source.name, source.language, view, group * groups, *_figures(stage, totals)))
     return results
+
+
+def evaluate_group(engine: Engine, stage: Stage, data: DataSource, source: int) -> float:
+    """The mean of all evaluated losses over the first group of a source's held-out rows, in the stage's first view; all
+    ranks together."""
+    group = stage.rows_together
+    views = _views(stage, _rank_batches(engine, data, source, 1, group, 1))
+    first = next(iter(views[0]))
+    losses, _ = _figures(stage, engine.evaluate([micro[first] for micro in views]))
+    return fmean(losses.values())
+
+
+def _views(stage: Stage, batches: Sequence[Batch]) -> list[Mapping[str, MicroBatch]]:
+    """Each micro-batch in every view; kept in host memory, as the engine takes one at a time."""
+    return [stage.views(stage.prepare(batch, None)) for batch in batches]
 
 
 def _rank_batches(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -12,58 +14,109 @@ from rxt_dist.stages.base import Stage, Work
 
 
 class Interval:
-    """What happened since the last log line. Losses are means over the interval's targets, not over its updates."""
+    """What happened since the last log line. Losses are means over the interval's targets, not over its updates.
 
-    def __init__(self, config: RunConfig, stage: Stage, world_size: int) -> None:
+    Args:
+        state: of a checkpoint that was made since the last line, which the line that follows continues; None or empty:
+            there is none.
+    """
+
+    def __init__(
+        self, config: RunConfig, stage: Stage, world_size: int, state: Mapping[str, Any] | None = None
+    ) -> None:
         self.config = config
         self.stage = stage
         self.world_size = world_size
         self._restart()
+        if state:
+            self._sums_J, self._counts_J = (_floats(state[name]) for name in ("sums", "counts"))
+            self._hits_J = torch.tensor(state["hits"], dtype=torch.int64)
+            self._tokens, self._pairs = state["tokens"], state["pairs"]
+            self.steps, self._skipped = state["steps"], state["skipped"]
+            self._started = time.monotonic() - state["seconds"]
+            self.waited = state["waited"]
 
     def _restart(self) -> None:
-        self._results: list[StepResult] = []
-        self._steps = 0
+        terms = len(self.stage.terms)
+        self._sums_J = torch.zeros(terms, dtype=torch.float64)
+        self._counts_J = torch.zeros(terms, dtype=torch.float64)
+        self._hits_J = torch.zeros(terms, dtype=torch.int64)
+        self._tokens = self._pairs = self._skipped = 0
+        self._last: StepResult | None = None
+        self.steps = 0
+        self.waited = 0.0
         self._started = time.monotonic()
 
-    def add_step(self) -> None:
-        """A step begins."""
-        self._steps += 1
+    def add_step(self, waited: float) -> None:
+        """A step begins, for whose data the rank has waited so many seconds."""
+        self.steps += 1
+        self.waited += waited
 
     def add(self, result: StepResult) -> None:
         """Take in one update of the step."""
-        self._results.append(result)
+        totals = result.totals
+        self._sums_J += totals.sums_J
+        self._counts_J += totals.counts_J
+        self._hits_J += totals.hits_J
+        self._tokens += totals.tokens
+        self._pairs += totals.pairs
+        self._skipped += not result.applied
+        self._last = result
 
     def exclude(self, seconds: float) -> None:
         """Leave out time that was not spent on training (evaluating, saving)."""
         self._started += seconds
 
+    @property
+    def seconds(self) -> float:
+        """Time spent on training since the last line."""
+        return time.monotonic() - self._started
+
+    @property
+    def has_update(self) -> bool:
+        """Whether there is something to say: not where all steps were passed over."""
+        return self._last is not None
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: JSON values. Sums as hexadecimal texts, which can be infinite and lose no bit."""
+        return {
+            "sums": [value.hex() for value in self._sums_J.tolist()],
+            "counts": [value.hex() for value in self._counts_J.tolist()],
+            "hits": self._hits_J.tolist(),
+            "tokens": self._tokens,
+            "pairs": self._pairs,
+            "steps": self.steps,
+            "skipped": self._skipped,
+            "seconds": self.seconds,
+            "waited": self.waited,
+        }
+
     def figures(self) -> dict[str, float | list[float]]:
-        """The figures of the interval, which ends here."""
-        seconds = time.monotonic() - self._started
-        results = self._results
-        sums_J = torch.stack([result.totals.sums_J for result in results]).sum(0).tolist()
-        counts_J = torch.stack([result.totals.counts_J for result in results]).sum(0).tolist()
-        hits_J = torch.stack([result.totals.hits_J for result in results]).sum(0).tolist()
-        tokens = sum(result.totals.tokens for result in results)
-        pairs = sum(result.totals.pairs for result in results)
-        terms = self.stage.terms
-        counts = {term.name: count for term, count in zip(terms, counts_J, strict=True)}
+        """The figures of the interval, which ends here; it has at least one update."""
+        seconds, last = self.seconds, self._last
+        assert last is not None
+        counts = {term.name: count for term, count in zip(self.stage.terms, self._counts_J.tolist(), strict=True)}
         line: dict[str, float | list[float]] = {}
-        for term, total in zip(terms, sums_J, strict=True):
+        for term, total in zip(self.stage.terms, self._sums_J.tolist(), strict=True):
             line[f"{term.name}_loss"] = total / max(1.0, counts[term.name])
-        for term, hits in zip(terms, hits_J, strict=True):
+        for term, hits in zip(self.stage.terms, self._hits_J.tolist(), strict=True):
             if term.predicts:
                 line[f"{term.name}_accuracy"] = hits / max(1.0, counts[term.name])
-        line["grad_norm"] = results[-1].grad_norm
-        line["skipped"] = sum(not result.applied for result in results)
-        flops = self.stage.flops(self.config, Work(tokens, pairs, counts))
+        line["grad_norm"] = last.grad_norm
+        line["skipped"] = self._skipped
+        flops = self.stage.flops(self.config, Work(self._tokens, self._pairs, counts))
         peak = self.world_size * self.config.cluster.peak_tflops * 1e12
-        line["tokens_per_s"] = tokens / seconds
+        line["tokens_per_s"] = self._tokens / seconds
         line["mfu"] = flops / (seconds * peak)
-        line["step_s"] = seconds / self._steps
-        line |= expert_figures(results[-1])
+        line["step_s"] = seconds / self.steps
+        line["steps"] = self.steps
+        line |= expert_figures(last)
         self._restart()
         return line
+
+
+def _floats(texts: list[str]) -> torch.Tensor:
+    return torch.tensor([float.fromhex(text) for text in texts], dtype=torch.float64)
 
 
 def expert_figures(result: StepResult) -> dict[str, float | list[float]]:

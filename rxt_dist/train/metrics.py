@@ -108,6 +108,14 @@ class MetricsWriter:
             write_atomic(self.run.metrics, b"".join(kept))
         return len(lines) - len(kept)
 
+    def has_evaluation(self, step: int) -> bool:
+        """Whether there is a line of an evaluation of `step`."""
+        if not self.run.metrics.exists():
+            return False
+        lines = self.run.metrics.read_bytes().splitlines()
+        # The last lines alone: what comes after `step` has been dropped.
+        return any(line.startswith(b'{"step": %d,' % step) and b'"eval/' in line for line in lines[-2:])
+
     def lost_after(self, step: int) -> dict[str, Any]:
         """What an earlier life did after `step` and this one will do again, as fields of the event of its resume.
 

@@ -51,6 +51,11 @@ class StepProfile:
         self._seen = 0
         self._profiler.start()
 
+    @property
+    def active(self) -> bool:
+        """Whether steps are still to be recorded."""
+        return self._profiler is not None
+
     def after_step(self, step: int) -> None:
         """A step is over; `step` is its number in the run.
 

@@ -74,6 +74,15 @@ class Reporter:
         for text in evaluation_lines(results, self._titled):
             self._progress.message(text)
 
+    def is_evaluated(self, step: int) -> bool:
+        """Whether an evaluation of `step` has been written, by an earlier life perhaps."""
+        return self._writer is not None and self._writer.has_evaluation(step)
+
+    def go_back(self, step: int) -> None:
+        """Drop the lines of steps after `step`, which come again."""
+        if self._writer is not None:
+            self._writer.truncate_after(step)
+
     def lost_after(self, step: int) -> dict[str, Any]:
         """What this life will do again of an earlier one (see `MetricsWriter.lost_after`); nothing on other ranks."""
         return self._writer.lost_after(step) if self._writer is not None else {}

@@ -2,52 +2,107 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.start import Origin, choose_origin, chosen_checkpoint, fill_from
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
+from rxt_dist.checkpoint.verified import verify_together
 from rxt_dist.config.run import RunConfig
 from rxt_dist.data.sampler import DataState
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.interface import WEIGHT, Engine
 from rxt_dist.errors import CheckpointError
+from rxt_dist.files import lasting_errors, write_atomic
 from rxt_dist.model.init import InitialWeights
 from rxt_dist.stages.base import DataSource
 
 
 @dataclass(frozen=True)
 class Position:
-    """How far training is: steps taken, updates applied, rows delivered, tokens that were not padding."""
+    """How far training is: steps taken, updates applied, rows delivered, tokens that were not padding.
+
+    jumps: windows of rows [first, end) that training passes over, which count as delivered all the same.
+    """
 
     step: int = 0
     applied: int = 0
     row: int = 0
     tokens_seen: int = 0
     skipped_in_a_row: int = 0
+    jumps: tuple[tuple[int, int], ...] = ()
 
 
-def find_checkpoint(group: Collectives, store: CheckpointStore) -> tuple[Checkpoint | None, list[str]]:
-    """The newest valid checkpoint, chosen by rank 0 for all, and what there is to say about rejected ones.
+def find_checkpoint(
+    group: Collectives, store: CheckpointStore, *, up_to: int | None = None, suspects: bool = True
+) -> tuple[Checkpoint | None, list[str]]:
+    """The newest valid checkpoint, and what there is to say about rejected ones; all ranks together.
+
+    Args:
+        up_to: the last step that is looked at; None: all are.
+        suspects: whether one may be taken that was made while losses were suspect.
 
     Raises:
         CheckpointError: there are checkpoints, but none is valid. Starting again from nothing would destroy them and
             the run's history, when perhaps a disk is only not mounted.
     """
 
-    def find() -> tuple[int | None, list[str]]:
-        remarks: list[str] = []
-        found = store.latest_valid(remarks.append)
-        if found is None and store.steps():
-            raise CheckpointError(
-                f"No checkpoint in {store.directory} is valid, and this run will not start again from nothing over "
-                f"them. {' '.join(remarks)} Restore the files, or remove the folder to start over."
-            )
-        return found.step if found else None, remarks
+    def look() -> tuple[list[int], list[str]]:
+        said: list[str] = []
+        store.check_pointer(said.append)
+        return list(store.steps()), said
 
-    step, remarks = group.together(lambda: find() if group.rank == 0 else None)[0]
-    return None if step is None else store.read(step), remarks
+    steps, remarks = group.together(lambda: look() if group.rank == 0 else None)[0]
+    looked_at = [step for step in steps if up_to is None or step <= up_to]
+    for step in reversed(looked_at):
+        checkpoint, problems = verify_together(group, store, step)
+        if checkpoint is None:
+            remarks.append(f"Checkpoint {store.folder(step)} is rejected: {'; '.join(problems)}.")
+        elif suspects or not checkpoint.meta.get("suspect"):
+            return checkpoint, remarks
+    if looked_at:
+        raise CheckpointError(
+            f"No checkpoint in {store.directory} is valid, and this run will not start again from nothing over "
+            f"them. {' '.join(remarks)} Restore the files, or remove the folder to start over."
+        )
+    return None, remarks
+
+
+def named_checkpoint(group: Collectives, store: CheckpointStore, step: int) -> tuple[Checkpoint, list[str]]:
+    """The checkpoint of `step`, verified; all ranks together.
+
+    Raises:
+        CheckpointError: there is none of this step, or it is damaged.
+    """
+    steps = group.together(lambda: list(store.steps()) if group.rank == 0 else None)[0]
+    if step not in steps:
+        raise CheckpointError(
+            f"--from names step {step}, of which {store.directory} has no committed checkpoint; its steps are: "
+            f"{', '.join(map(str, steps)) or 'none'}."
+        )
+    checkpoint, problems = verify_together(group, store, step)
+    if checkpoint is None:
+        raise CheckpointError(f"Checkpoint {store.folder(step)} is damaged: {'; '.join(problems)}. Name another step.")
+    return checkpoint, []
+
+
+def set_aside_after(group: Collectives, store: CheckpointStore, step: int, metrics: Path) -> list[str]:
+    """Set aside every checkpoint later than `step`, and a copy of the metrics; all ranks together, while rank 0 holds
+    the run. Returns what there is to say."""
+
+    def set_aside() -> list[str]:
+        if group.rank or max(store.steps()) == step:
+            return []
+        with lasting_errors(store.directory):
+            aside = store.set_aside(step)
+            if metrics.exists():
+                write_atomic(aside / metrics.name, metrics.read_bytes())
+        return [f"the run begins again at step {step}; what was later is kept in {aside}"]
+
+    said: list[str] = group.together(set_aside)[0]
+    return said
 
 
 def position_of(checkpoint: Checkpoint, data: DataSource) -> Position:
@@ -59,7 +114,9 @@ def position_of(checkpoint: Checkpoint, data: DataSource) -> Position:
     """
     DataState.from_dict(checkpoint.meta["data"]).check(data.order, data.digests)
     try:
-        return Position(**checkpoint.meta["position"])
+        saved = Position(**checkpoint.meta["position"])
+        # A streak of skipped updates ends with a life: whoever starts the next one may have turned the rate.
+        return replace(saved, skipped_in_a_row=0, jumps=tuple((first, end) for first, end in saved.jumps))
     except TypeError as error:
         raise CheckpointError(
             f"The position in {checkpoint.path} is {checkpoint.meta['position']}, which this version of the program "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TextIO
 
@@ -34,13 +35,25 @@ from rxt_dist.train.events import iso_time
 from rxt_dist.train.loop import run_loop
 from rxt_dist.train.metrics import MetricsWriter
 from rxt_dist.train.preflight import order_lines, preflight
+from rxt_dist.train.probe import check_probe
 from rxt_dist.train.profile import Recording, profiling, require_steps
 from rxt_dist.train.progress import Progress
 from rxt_dist.train.reporter import Reporter
-from rxt_dist.train.resume import Beginning, Position, choose_beginning, find_checkpoint, position_of, set_weights
+from rxt_dist.train.resume import (
+    Beginning,
+    Position,
+    choose_beginning,
+    find_checkpoint,
+    named_checkpoint,
+    position_of,
+    set_aside_after,
+    set_weights,
+)
+from rxt_dist.train.rollback import joined_windows, known_windows
 from rxt_dist.train.run_dir import RunDirectory, require_checkpoint_of
 from rxt_dist.train.signals import StopRequest
 from rxt_dist.train.training import Training
+from rxt_dist.train.watchdog import Surroundings, Watchdog, collective_timeout
 
 
 @dataclass(frozen=True)
@@ -55,12 +68,20 @@ class _Claim:
     remarks: list[str]
 
 
-def train(config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0, life: Life | None = None) -> ExitCode:
+def train(
+    config: RunConfig,
+    ranks: Ranks,
+    stop: StopRequest,
+    profiled: int = 0,
+    life: Life | None = None,
+    from_step: int | None = None,
+) -> ExitCode:
     """Train one rank's share of a run, from the newest valid checkpoint in its directory if there is one.
 
     Args:
         profiled: how many steps of this life are to be profiled.
         life: what the launcher says of it; None: nobody launched it.
+        from_step: begin at this checkpoint instead of the newest; later ones are set aside.
 
     Raises:
         UserError: of any kind, with its exit code; before the model is built for all that can be known by then.
@@ -71,8 +92,10 @@ def train(config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0,
         require_steps(config, data, profiled)
     device = choose_device(ranks.local_rank)
     with ExitStack() as stack:
-        group = stack.enter_context(joined_ranks(device, config.parallel.engine == "plain"))
-        claim = _claim(stack, config, group, data, life)
+        plain, timeout = config.parallel.engine == "plain", collective_timeout(config.health.deadlines)
+        group = stack.enter_context(joined_ranks(device, plain, timeout))
+        watchdog = stack.enter_context(_watchdog(config, group))
+        claim = _claim(stack, config, group, data, life, from_step)
         directory = claim.directory
         if any(group.together(lambda: group.rank == 0 and directory.finished_at(claim.position.step))):
             if group.rank == 0:
@@ -80,12 +103,21 @@ def train(config: RunConfig, ranks: Ranks, stop: StopRequest, profiled: int = 0,
             return ExitCode.DONE
         group.together(lambda: _begin(config, group, directory, stop, life))
         group.together(lambda: stack.enter_context(_output_in(directory, ranks.rank)))
-        return _told(
-            directory, life, group.rank, stop, lambda: _train(stack, config, stop, group, claim, data, profiled, life)
+        code = _told(
+            directory,
+            life,
+            group.rank,
+            stop,
+            lambda: _train(stack, config, stop, group, claim, data, watchdog, profiled, life),
         )
+        # Rank 0 serves the store, by which the watchdogs of the others still ask.
+        group.any(False)
+        return code
 
 
-def _claim(stack: ExitStack, config: RunConfig, group: Collectives, data: DataSource, life: Life) -> _Claim:
+def _claim(
+    stack: ExitStack, config: RunConfig, group: Collectives, data: DataSource, life: Life, from_step: int | None
+) -> _Claim:
     """Take the run for this life; rank 0 does, for all. Whatever refuses it leaves the directory as it was."""
     directory, trained = RunDirectory(config.directory), training_hash(config)
 
@@ -99,16 +131,31 @@ def _claim(stack: ExitStack, config: RunConfig, group: Collectives, data: DataSo
             directory.check(resolved_yaml(config), trained)
 
     group.together(take)
-    guard = partial(directory.require_life, life.token)
-    store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, guard=guard)
-    checkpoint, remarks = find_checkpoint(group, store)
+    store = _store(config, directory, life)
+    windows = known_windows(group, store, directory.jumps)
+    find = find_checkpoint if from_step is None else partial(named_checkpoint, step=from_step)
+    checkpoint, remarks = find(group, store)
     positions = [Position()]
     if checkpoint is not None:
         name, meta = checkpoint.path.name, checkpoint.meta
         group.together(lambda: require_checkpoint_of(directory.path, name, meta, trained))
         group.together(lambda: positions.append(position_of(checkpoint, data)))
-    position = positions[-1]
-    return _Claim(directory, store, checkpoint, position, choose_beginning(config, checkpoint, group), remarks)
+    position = replace(positions[-1], jumps=joined_windows(positions[-1].jumps, windows))
+    beginning = choose_beginning(config, checkpoint, group)
+    if from_step is not None:
+        remarks += set_aside_after(group, store, from_step, directory.metrics)
+    return _Claim(directory, store, checkpoint, position, beginning, remarks)
+
+
+def _store(config: RunConfig, directory: RunDirectory, life: Life) -> CheckpointStore:
+    kept = config.checkpoint
+    return CheckpointStore(
+        directory.checkpoints,
+        kept.keep,
+        partial(directory.require_life, life.token),
+        milestone_tokens=kept.milestone_tokens,
+        keep_best=kept.keep_best,
+    )
 
 
 def _begin(config: RunConfig, group: Collectives, directory: RunDirectory, stop: StopRequest, life: Life) -> None:
@@ -159,6 +206,7 @@ def _train(
     group: Collectives,
     claim: _Claim,
     data: DataSource,
+    watchdog: Watchdog,
     profiled: int,
     life: Life,
 ) -> ExitCode:
@@ -182,7 +230,8 @@ def _train(
         reporter.event("changed", setting=change)
     if not directory.has_locks:
         reporter.event("unlocked", disk=str(directory.path))
-    _set_state(config, engine, frozen, initial, claim, writer, reporter)
+    with watchdog.phase("load"):
+        _set_state(config, engine, frozen, initial, claim, writer, reporter, partial(check_probe, engine, stage, data))
     identity = {
         "run_id": run_id,
         "ranks": group.world_size,
@@ -194,8 +243,29 @@ def _train(
     recording = Recording(profiled, directory.profile, group.rank, group.device)
     profile = stack.enter_context(profiling(recording, reporter))
     reporter.event("ready", step=position.step, seconds=round(time.time() - life.launched, 3))
-    training = Training(config, engine, stage, frozen, data, claim.store, stop, reporter, identity, profile)
-    return run_loop(training, position)
+    training = Training(
+        config,
+        engine,
+        stage,
+        frozen,
+        data,
+        claim.store,
+        stop,
+        reporter,
+        identity,
+        directory,
+        watchdog,
+        profile,
+        checkpoint,
+    )
+    return run_loop(training, position, checkpoint.meta if checkpoint else None)
+
+
+def _watchdog(config: RunConfig, group: Collectives) -> Watchdog:
+    directory = RunDirectory(config.directory)
+    hosts = group.gather(platform.node())
+    place = Surroundings(group.rank, hosts, directory.logs, directory.events, group.open_channel("watchdog"))
+    return Watchdog(config.health.deadlines, place)
 
 
 def _set_state(
@@ -206,12 +276,14 @@ def _set_state(
     claim: _Claim,
     writer: MetricsWriter | None,
     reporter: Reporter,
+    check: Callable[[Checkpoint], str],
 ) -> None:
     """Give the engine the state of the checkpoint, or first weights; drop the lines that this life will repeat."""
     checkpoint, position, origin = claim.checkpoint, claim.position, claim.beginning.origin
     started = time.monotonic()
     if checkpoint is not None:
         load_state(engine, frozen, checkpoint, position.applied)
+        reporter.message(check(checkpoint))
     else:
         set_weights(engine, frozen, config, initial, claim.beginning)
 

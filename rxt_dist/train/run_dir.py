@@ -6,7 +6,8 @@
     finished.json           the step up to which the run is trained and evaluated; not there before the end
     metrics.jsonl           one line per log step; the truth
     events.jsonl            starts, resumes, skips, saves, stops, exits
-    logs/                   one file per rank, and launcher.log
+    jumps.json              rows that are passed over since training went astray on them
+    logs/                   one file per rank, launcher.log, and the stacks of ranks that hung
     profile/                traces and tables of `--profile`
     checkpoints/            see rxt_dist/checkpoint/store.py
     wandb/                  the copy for Weights & Biases
@@ -59,6 +60,7 @@ class RunDirectory:
         self.finished = path / "finished.json"
         self.metrics = path / "metrics.jsonl"
         self.events = EventLog(path / "events.jsonl")
+        self.jumps = path / "jumps.json"
         self.logs = path / "logs"
         self.profile = path / "profile"
         self.checkpoints = path / "checkpoints"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rxt_dist.checkpoint.frozen import FrozenWeights
-from rxt_dist.checkpoint.store import CheckpointStore
+from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.interface import Engine
 from rxt_dist.errors import ExitCode
@@ -14,12 +14,17 @@ from rxt_dist.stages.base import DataSource, Stage
 from rxt_dist.train.profile import StepProfile
 from rxt_dist.train.reporter import Reporter
 from rxt_dist.train.resume import Position
+from rxt_dist.train.run_dir import RunDirectory
 from rxt_dist.train.signals import StopRequest
+from rxt_dist.train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
 class Training:
-    """Engine, stage, data and files of one life of a run; identity is what every checkpoint says of it."""
+    """Engine, stage, data and files of one life of a run; identity is what every checkpoint says of it.
+
+    checkpoint: that with which this life began; None: a new run.
+    """
 
     config: RunConfig
     engine: Engine
@@ -30,15 +35,19 @@ class Training:
     stop: StopRequest
     reporter: Reporter
     identity: dict[str, Any]
+    directory: RunDirectory
+    watchdog: Watchdog
     profile: StepProfile | None = None
+    checkpoint: Checkpoint | None = None
 
-    def asked_to_stop(self) -> tuple[ExitCode | None, str]:
-        """At a step boundary, on all ranks together: what the run is to end with, and why; None: it goes on."""
+    def agreed(self, back: bool) -> tuple[ExitCode | None, str, bool]:
+        """At a step boundary, on all ranks together: what the run is to end with (None: it goes on), why, and whether
+        it goes back, as it does if any rank says so."""
         reason = self.stop.reason
         person = reason is not None and self.stop.code == ExitCode.STOPPED
-        stopped, stopping = self.engine.ranks.agree(person, reason is not None)
+        stopped, stopping, back = self.engine.ranks.agree(person, reason is not None, back)
         code = ExitCode.STOPPED if stopped else ExitCode.PREEMPTED
-        return code if stopping else None, reason or "another rank was asked to stop"
+        return code if stopping else None, reason or "another rank was asked to stop", back
 
     def tokens(self, position: Position) -> int:
         """What the budget says has been trained."""

@@ -241,7 +241,7 @@ def test_a_run_of_another_depth_is_refused(other: Path, tmp_path: Path) -> None:
 def test_places_that_hold_no_weights_are_refused(other: Path, exported: Path, tmp_path: Path) -> None:
     config = config_of(tmp_path)
     nowhere = tmp_path / "nowhere"
-    assert f"start.run is {nowhere}, which holds no run" in refusal(StartConfig(run=nowhere, parts=PARTS), config)
+    assert f"{nowhere} holds no run" in refusal(StartConfig(run=nowhere, parts=PARTS), config)
     text = refusal(StartConfig(export=nowhere, parts=PARTS), config)
     assert f"start.export is {nowhere}, which holds no .safetensors file" in text
     fresh = tmp_path / "fresh"

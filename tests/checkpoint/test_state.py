@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rxt_dist.checkpoint import state
-from rxt_dist.checkpoint.frozen import FrozenWeights
-from rxt_dist.checkpoint.state import state_checksum
-from rxt_dist.engine.collectives import Collectives
+from rxt_dist.checkpoint import writing
+from rxt_dist.checkpoint.writing import Share, wrapped
 from rxt_dist.engine.interface import Fragment
-
-CPU = torch.device("cpu")
-
-
-class Holder:
-    """An engine that holds these fragments."""
-
-    def __init__(self, *fragments: Fragment) -> None:
-        self.ranks, self.device, self._fragments = Collectives(CPU), CPU, fragments
-
-    def fragments(self, *, owned: bool) -> Iterator[Fragment]:
-        assert owned
-        yield from self._fragments
 
 
 def checksum(*fragments: Fragment) -> int:
-    holder: Any = Holder(*fragments)
-    return state_checksum(holder, FrozenWeights(torch.nn.Module(), holder.ranks))
+    return Share(0, fragments, {}).checksum()
 
 
 def values(seed: int = 0, count: int = 10) -> Tensor:
@@ -48,9 +31,18 @@ def test_it_does_not_depend_on_how_a_state_is_cut() -> None:
     assert checksum(*reversed(parts)) == checksum(whole(weight))
 
 
+def test_the_parts_of_ranks_add_up() -> None:
+    """The sum of their parts is the whole's, also where it passes the largest number."""
+    weight = values(count=300)
+    parts = [checksum(Fragment("a", start, {"weight": weight[start : start + 100]})) for start in (0, 100, 200)]
+    assert wrapped(sum(parts)) == checksum(whole(weight))
+    assert wrapped(2**63) == -(2**63)
+    assert wrapped(-(2**63) - 1) == 2**63 - 1
+
+
 def test_pieces_of_a_large_tensor_add_up(monkeypatch: Any) -> None:
     expected = checksum(whole(values()))
-    monkeypatch.setattr(state, "_CHECKSUM_ELEMENTS", 4)
+    monkeypatch.setattr(writing, "_CHECKSUM_ELEMENTS", 4)
     assert checksum(whole(values())) == expected
 
 

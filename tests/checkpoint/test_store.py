@@ -147,7 +147,7 @@ def test_a_folder_in_the_place_of_latest_is_said_and_survived(store: CheckpointS
     checkpoint = store.latest_valid(said.append)
     assert checkpoint is not None
     assert checkpoint.step == 6
-    assert "latest names ''" in said[0]
+    assert "latest cannot be read (Is a directory)" in said[0]
 
 
 def test_what_may_not_publish_commits_nothing(tmp_path: Path) -> None:
@@ -238,15 +238,31 @@ def test_a_kill_between_manifest_and_rename_leaves_an_ignored_folder(store: Chec
     assert [(info.step, info.committed) for info in life.list()] == [(1, True), (2, False)]
 
 
-def test_begin_removes_leftovers_but_not_a_save_in_the_background(store: CheckpointStore) -> None:
+def test_begin_removes_leftovers(store: CheckpointStore) -> None:
     for step in (5, 9):
-        CheckpointStore(store.directory, keep=2).begin(step).joinpath("half").write_text("x")
-    records = write(store, 7)
-    write(store, 8)
-    assert [info.step for info in store.list()] == [7, 8]
-    assert list(store.begin(8).iterdir()) == []
-    store.commit(7, records, {})
-    assert newest(store) == (7, [])
+        store.unfinished_folder(step).mkdir(parents=True)
+        store.unfinished_folder(step).joinpath("half").write_text("x")
+    assert list(store.begin(7).iterdir()) == []
+    assert [(info.step, info.committed) for info in store.list()] == [(7, False)]
+
+
+def test_what_a_failed_save_wrote_is_freed(store: CheckpointStore) -> None:
+    save(store, 1)
+    write(store, 2)
+    store.discard(2)
+    store.discard(2)
+    assert [info.step for info in store.list()] == [1]
+
+
+def test_a_process_that_may_not_publish_commits_nothing(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise CheckpointError("another life")
+
+    store = CheckpointStore(tmp_path, 2, guard=refuse)
+    records = write(store, 1)
+    with pytest.raises(CheckpointError, match="another life"):
+        store.commit(1, records, {})
+    assert steps(store) == []
 
 
 def test_an_existing_valid_checkpoint_of_the_step_stays(store: CheckpointStore) -> None:
@@ -306,11 +322,14 @@ def test_pruning_keeps_the_newest(store: CheckpointStore) -> None:
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_pruning_never_goes_below_two_valid_ones(tmp_path: Path, fresh: bool) -> None:
+    """Those that a life has written or looked at when it began; its first save does not read older ones again."""
     store = CheckpointStore(tmp_path, keep=2)
     save(store, 1)
     flip_bit(save(store, 2) / "model.safetensors")
     flip_bit(save(store, 3) / "model.safetensors")
-    store = CheckpointStore(tmp_path, keep=2) if fresh else store
+    if fresh:
+        store = CheckpointStore(tmp_path, keep=2)
+        store.latest_valid(lambda _: None)
     save(store, 4)
     assert [step for step in steps(store) if not store.verify(step)] == [1, 4]
     save(store, 5)
@@ -351,7 +370,10 @@ def test_a_kill_while_pruning_leaves_nothing_that_looks_whole(
     assert steps(store) == [3, 4, 5]
 
 
-def test_pruning_reads_only_what_has_changed(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fresh", [False, True])
+def test_pruning_reads_nothing_that_is_kept(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
     hashed: list[str] = []
 
     def count(path: Path) -> str:
@@ -363,7 +385,10 @@ def test_pruning_reads_only_what_has_changed(store: CheckpointStore, monkeypatch
     for step in (1, 2):
         save(store, step)
     monkeypatch.setattr("rxt_dist.checkpoint.store.sha256_file", count)
+    store = CheckpointStore(store.directory, keep=3) if fresh else store
     save(store, 3)
+    save(store, 4)
+    assert steps(store) == [2, 3, 4]
     assert not any("step-00000001" in name or "step-00000002" in name for name in hashed)
 
 

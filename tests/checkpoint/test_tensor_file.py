@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from rxt_dist.checkpoint import tensor_file
-from rxt_dist.checkpoint.tensor_file import write_tensors
+from rxt_dist.checkpoint.tensor_file import Described, write_blocks, write_tensors
 from rxt_dist.files import sha256_file
 
 # Peak of resident memory while 256 MB are written, beyond what the tensors take.
@@ -55,10 +55,34 @@ def test_a_reader_finds_every_tensor_and_the_hash_of_the_file(
     assert length % 8 == 0, "readers map the data, which must be aligned"
 
 
-@pytest.mark.parametrize("value", [torch.zeros(2, 2), torch.zeros(2, dtype=torch.bfloat16)])
-def test_what_is_no_piece_of_a_parameter_is_refused(value: torch.Tensor, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'x' is torch\.\w+ .*, not float32 \[n\]"):
-        write_tensors(tmp_path / "file", {"x": value})
+def test_other_types_and_shapes_are_written_as_they_are(tmp_path: Path) -> None:
+    tensors = {
+        "counts": torch.arange(6).view(2, 3).t(),
+        "rounded": torch.randn(2, 2).bfloat16(),
+        "one": torch.tensor(0.5),
+    }
+    assert write_tensors(tmp_path / "file", tensors) == sha256_file(tmp_path / "file")
+    found = load_file(tmp_path / "file")
+    for name, value in tensors.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value), name
+
+
+def test_a_type_that_is_never_saved_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"'x' is torch.float64, but what is written is torch.float32"):
+        write_tensors(tmp_path / "file", {"x": torch.zeros(2, dtype=torch.float64)})
+
+
+def test_blocks_that_are_not_what_was_described_are_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not those of the tensors"):
+        write_blocks(tmp_path / "file", {"x": Described(torch.float32, (3,))}, [torch.zeros(2)])
+
+
+def test_a_file_can_be_read_by_whom_other_files_can(tmp_path: Path) -> None:
+    """The library makes files that only their owner can read."""
+    write_tensors(tmp_path / "file", {"x": torch.zeros(1)})
+    (tmp_path / "other").write_text("")
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.commands.checkpoint import app
-from rxt_dist.errors import CheckpointError
+from rxt_dist.errors import CheckpointError, ConfigError
+from rxt_dist.locks import locked
 
 
 @pytest.fixture
@@ -101,3 +102,52 @@ def test_importing_the_commands_imports_nothing_heavy() -> None:
     code = "import sys, rxt_dist.commands.checkpoint; print(sorted({'torch', 'pydantic', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_prune_removes_what_does_not_have_to_stay(run_dir: Path) -> None:
+    store = CheckpointStore(run_dir / "checkpoints", keep=9)
+    for step in (3, 4, 5):
+        path = store.begin(step) / "model.safetensors"
+        path.write_bytes(b"weights")
+        store.commit(step, [store.record(path)], {"tokens": step * 1000})
+    (store.folder(5) / "model.safetensors").write_bytes(b"Weights")
+    (run_dir / "config.resolved.yaml").write_text("checkpoint: {keep: 3, milestone_tokens: 1000, keep_best: false}")
+    assert "would go" not in invoke("prune", run_dir, "--dry-run")[1], "every one of them is a milestone"
+    (run_dir / "config.resolved.yaml").write_text("checkpoint: {keep: 3}")
+    code, out = invoke("prune", run_dir, "--keep", "2", "--dry-run")
+    assert code == 0
+    assert [line for line in out.splitlines() if "would go" in line] == [
+        "step-00000001  would go",
+        "step-00000002  would go",
+    ]
+    assert list(store.steps()) == [1, 2, 3, 4, 5]
+    code, out = invoke("prune", run_dir)
+    assert out.splitlines() == [
+        "step-00000001  removed",
+        "step-00000002  newest",
+        "step-00000003  newest",
+        "step-00000004  newest",
+        "step-00000005  does not have to stay",
+    ]
+
+
+def test_prune_leaves_a_run_alone_that_is_being_trained(run_dir: Path) -> None:
+    with locked(run_dir / ".lock"), pytest.raises(ConfigError, match="is being trained"):
+        invoke("prune", run_dir)
+
+
+def test_list_shows_what_is_suspect_or_set_aside(run_dir: Path) -> None:
+    store = CheckpointStore(run_dir / "checkpoints", keep=9)
+    store.set_aside(1)
+    path = store.begin(2) / "model.safetensors"
+    path.write_bytes(b"weights")
+    store.commit(2, [store.record(path)], {"tokens": 2000, "suspect": True})
+    lines = [line.split()[:2] for line in invoke("list", run_dir)[1].splitlines()]
+    assert lines[1] == ["step-00000002", "suspect"]
+    assert lines[2][0].startswith("set-aside-")
+    assert len(json.loads(invoke("list", run_dir, "--json")[1])["set_aside"]) == 1
+
+
+def test_a_type_that_is_not_exported_is_refused(run_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="--dtype is 'float16'"):
+        invoke("export-weights", run_dir, "--out", run_dir / "out", "--dtype", "float16")

@@ -275,7 +275,7 @@ def trained(tiny: TinyRun, kind: str, *overrides: str) -> ExitCode:
 
 
 def lines_of(tiny: TinyRun) -> list[dict[str, Any]]:
-    timed = ("time", "tokens_per_s", "mfu", "step_s")
+    timed = ("time", "tokens_per_s", "mfu", "step_s", "data_wait_s")
     return [{key: value for key, value in line.items() if key not in timed} for line in tiny.lines()]
 
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 from training_run import SEQ_LEN, STEP_TOKENS, TinyRun, build_shards
 
+from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.config.load import load_run
-from rxt_dist.config.run import RunConfig
-from rxt_dist.engine.interface import StepResult, TermTotals
+from rxt_dist.config.run import DeadlinesConfig, RunConfig
+from rxt_dist.engine.interface import NonFinite, StepResult, TermTotals
 from rxt_dist.errors import DivergedError
 from rxt_dist.model.init import initialise
 from rxt_dist.stages.base import Term, build_network, stage_class
@@ -25,8 +26,10 @@ from rxt_dist.train.evaluate import evaluate
 from rxt_dist.train.loop import run_loop
 from rxt_dist.train.preflight import preflight
 from rxt_dist.train.resume import Position
+from rxt_dist.train.run_dir import RunDirectory
 from rxt_dist.train.saving import Saver
 from rxt_dist.train.training import Training
+from rxt_dist.train.watchdog import Surroundings, Watchdog
 
 ROWS = STEP_TOKENS // SEQ_LEN
 STEPS = 6
@@ -47,6 +50,14 @@ class LoneRanks:
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         return values
 
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def together(self, action: Any) -> list[Any]:
+        return [action()]
+
+    device = torch.device("cpu")
+
 
 @dataclass
 class Recorder:
@@ -57,6 +68,7 @@ class Recorder:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     steps: list[tuple[list[JointBatch], float]] = field(default_factory=list)
     evaluated: list[list[JointBatch]] = field(default_factory=list)
+    differing: list[int] = field(default_factory=list)
 
     def train_step(self, micros: list[JointBatch], rates: dict[str, float]) -> StepResult:
         step = len(self.steps)
@@ -68,6 +80,12 @@ class Recorder:
 
     def reading(self) -> Any:
         return nullcontext()
+
+    def inspect(self, micros: list[JointBatch]) -> NonFinite | None:
+        return NonFinite("decoder.layers.0", False, 1, 7)
+
+    def differing_ranks(self) -> list[int]:
+        return self.differing
 
     def evaluate(self, micros: list[JointBatch]) -> TermTotals:
         self.evaluated.append(micros)
@@ -90,6 +108,9 @@ class Listener:
 
     def message(self, text: str) -> None: ...
 
+    def is_evaluated(self, step: int) -> bool:
+        return False
+
     def evaluation(self, step: int, tokens: int, results: Any, seconds: float) -> None: ...
 
 
@@ -106,12 +127,15 @@ def training_of(tmp_path: Path, shards: Path, engine: Recorder, *overrides: str)
     stage = stage_class(config)(model, config)
     stop = SimpleNamespace(reason=None)
     reporter: Any = Listener()
-    return Training(config, engine, stage, None, data, None, stop, reporter, {})  # type: ignore[arg-type]
+    directory = RunDirectory(tmp_path / "run")
+    watchdog = Watchdog(DeadlinesConfig(), Surroundings(0, ["here"], directory.logs, directory.events, None))
+    store = CheckpointStore(directory.checkpoints, 2)
+    return Training(config, engine, stage, None, data, store, stop, reporter, {}, directory, watchdog)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Saver, "save", lambda saver, position: None)
+    monkeypatch.setattr(Saver, "save", lambda saver, position, **others: None)
 
 
 def samples_of(micros: list[JointBatch]) -> list[int]:
@@ -152,7 +176,7 @@ def test_ranks_read_the_slices_of_a_batch_one_after_another(tmp_path: Path, shar
     read = []
     for rank in range(4):
         engine = Recorder(LoneRanks(4, rank))
-        run_loop(training_of(tmp_path, shards, engine, "train.micro_batch_rows=2"), Position())
+        run_loop(training_of(tmp_path, shards, engine, "train.micro_batch_rows=2", "log.every_steps=6"), Position())
         read.append([samples_of(micros) for micros, _ in engine.steps])
     for step in range(STEPS):
         assert [sample for of_rank in read for sample in of_rank[step]] == list(range(step * ROWS, (step + 1) * ROWS))
@@ -176,7 +200,7 @@ def test_saving_and_evaluating_are_no_training(tmp_path: Path, shards: Path, mon
     now = [0.0]
 
     def takes(seconds: float, result: Any = None) -> Any:
-        def run(*arguments: Any) -> Any:
+        def run(*arguments: Any, **named: Any) -> Any:
             now[0] += seconds
             return result(*arguments) if result else None
 
@@ -186,7 +210,7 @@ def test_saving_and_evaluating_are_no_training(tmp_path: Path, shards: Path, mon
     monkeypatch.setattr(loop, "time", clock)
     monkeypatch.setattr(interval, "time", clock)
     monkeypatch.setattr(Saver, "save", takes(100))
-    monkeypatch.setattr(loop, "run_evaluation", takes(1000))
+    monkeypatch.setattr(loop, "run_evaluation", takes(1000, lambda *_: []))
     engine = Recorder()
     monkeypatch.setattr(engine, "train_step", takes(1, engine.train_step))
     often = [f"checkpoint.every_tokens={2 * STEP_TOKENS}", f"eval.every_tokens={3 * STEP_TOKENS}", "log.every_steps=3"]
@@ -200,7 +224,7 @@ def test_saving_and_evaluating_are_no_training(tmp_path: Path, shards: Path, mon
 def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path: Path, shards: Path) -> None:
     engine = Recorder(applied=False)
     training = training_of(tmp_path, shards, engine, "train.max_skipped_steps=3")
-    with pytest.raises(DivergedError, match="3 steps in a row had a non-finite loss"):
+    with pytest.raises(DivergedError, match="3 updates in a row were not finite up to step 3"):
         run_loop(training, Position())
     reporter: Any = training.reporter
     assert [(kind, values["in_a_row"]) for kind, values in reporter.events] == [("skip", 1), ("skip", 2), ("skip", 3)]

@@ -1,0 +1,186 @@
+"""What a save in the background costs training, and how fast a checkpoint is verified and loaded.
+
+    python benchmarks/async_save.py --gigabytes 2 --folder DISK
+
+A state of that size is saved while training waits, and in the background while a loop of matrix products goes on; then
+it is verified and loaded with nothing of it in the system's cache. Every figure stands beside one of the same process:
+the synchronous save, the products without a save, and the disk's own sequential rates for as many bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rxt_dist.checkpoint.background import BackgroundSaves
+from rxt_dist.checkpoint.frozen import FrozenWeights
+from rxt_dist.checkpoint.state import load_state, save_state
+from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
+from rxt_dist.checkpoint.verified import verify_together
+from rxt_dist.engine.collectives import Collectives
+from rxt_dist.engine.interface import KINDS, Fragment
+
+CPU = torch.device("cpu")
+# Elements of one parameter, as many as an expert's matrices of RxT-Beta have.
+PARAMETER = 1 << 21
+ROUNDS = 3
+BLOCK = 1 << 22
+
+
+class State:
+    """An engine that holds weights and moments, and trains nothing."""
+
+    def __init__(self, size: int) -> None:
+        self.ranks, self.device = Collectives(CPU), CPU
+        count = max(1, size // (4 * len(KINDS) * PARAMETER))
+        self.held = [
+            Fragment(f"p{number}", 0, {kind: torch.randn(PARAMETER) for kind in KINDS}) for number in range(count)
+        ]
+
+    def fragments(self, *, owned: bool) -> Iterator[Fragment]:
+        """All of it."""
+        yield from self.held
+
+    def frozen_fragments(self) -> Iterator[Fragment]:
+        """None."""
+        yield from ()
+
+    def routing_state(self) -> dict[str, torch.Tensor]:
+        """Something."""
+        return {"expert_counts": torch.zeros(8, dtype=torch.int64)}
+
+    def finish_load(self, steps: int, routing: Any) -> None:
+        """Nothing is derived from the state."""
+
+
+def main() -> None:
+    """Measure, print a table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--folder", type=Path, default=Path.cwd(), help="on the disk that is measured")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        figures = measure(State(int(given.gigabytes * 1e9)), Path(folder))
+    if given.json:
+        print(json.dumps(figures))
+        return
+    for name, value in figures.items():
+        print(f"| {name} | {value:.3g} |")
+
+
+def measure(engine: Any, folder: Path) -> dict[str, float]:
+    """All figures by name: seconds, 10^9 bytes a second, ratios."""
+    model = torch.nn.Module()
+    frozen = FrozenWeights(model, engine.ranks)
+    frozen.model_names = {fragment.name for fragment in engine.held}
+    store = CheckpointStore(folder / "checkpoints", 2)
+    size = sum(4 * tensor.numel() for fragment in engine.held for tensor in fragment.tensors.values()) / 1e9
+    figures: dict[str, float] = {"state, GB": size}
+    reads, writes, waited = [], [], []
+    for number in range(1, ROUNDS + 1):
+        written, read = disk(folder / "plain", int(size * 1e9))
+        writes.append(written)
+        reads.append(read)
+        waited.append(seconds(lambda number=number: save_state(engine, frozen, store, number, {})))
+    figures |= {"synchronous save, s": statistics.median(waited), "disk writes, GB/s": statistics.median(writes)}
+    figures |= background(engine, frozen, store)
+    figures["stall / synchronous save"] = figures["stall, s"] / figures["synchronous save, s"]
+    checked, loaded = [], []
+    checkpoint = store.read(store.steps()[-1])
+    for _ in range(ROUNDS):
+        forget(checkpoint)
+        checked.append(seconds(lambda: verify_together(engine.ranks, store, checkpoint.step)))
+        loaded.append(seconds(lambda: load_state(engine, frozen, checkpoint, 1)))
+    figures["disk reads, GB/s"] = statistics.median(reads)
+    figures["verify, GB/s"] = size / statistics.median(checked)
+    figures["load after it (files cached) with checksum, GB/s"] = size / statistics.median(loaded)
+    figures["verify / disk reads"] = figures["verify, GB/s"] / figures["disk reads, GB/s"]
+    both = size / statistics.median([one + other for one, other in zip(checked, loaded, strict=True)])
+    figures["verify and load / disk reads"] = both / figures["disk reads, GB/s"]
+    return figures
+
+
+def background(engine: Any, frozen: FrozenWeights, store: CheckpointStore) -> dict[str, float]:
+    """Stalls of saves in the background, and what the steps beside them take."""
+    saves = BackgroundSaves(engine, frozen, store)
+    quiet = [seconds(step) for _ in range(30)]
+    stalls, busy, ended = [], [], []
+    for number in range(ROUNDS + 1, 2 * ROUNDS + 2):
+        stalls.append(seconds(lambda number=number: saves.start(number, {})))
+        while saves.outcome is None:
+            busy.append(seconds(step))
+        outcome = saves.wait()
+        assert outcome.error is None, outcome.error
+        ended.append(outcome.seconds)
+    saves.close(0)
+    return {
+        "first stall (memory is new), s": stalls[0],
+        "stall, s": statistics.median(stalls[1:]),
+        "until it is committed, s": statistics.median(ended[1:]),
+        "step without a save, s": statistics.median(quiet),
+        "step beside a save, median / without": statistics.median(busy) / statistics.median(quiet),
+        "step beside a save, slowest / without": max(busy) / statistics.median(quiet),
+    }
+
+
+def step() -> None:
+    """Work of a training on CPU: about a twentieth of a second of matrix products."""
+    matrix = torch.ones(640, 640)
+    for _ in range(6):
+        matrix = matrix @ matrix / 640
+
+
+def disk(path: Path, size: int) -> tuple[float, float]:
+    """10^9 bytes a second that this disk writes (with fsync) and reads one after another, uncached."""
+    block = os.urandom(BLOCK)
+
+    def write() -> None:
+        with open(path, "wb", buffering=0) as file:
+            for _ in range(size // BLOCK):
+                file.write(block)
+            os.fsync(file.fileno())
+
+    def read() -> None:
+        with open(path, "rb", buffering=0) as file:
+            while file.read(BLOCK):
+                pass
+
+    written = seconds(write)
+    drop(path)
+    taken = seconds(read)
+    path.unlink()
+    return size / 1e9 / written, size / 1e9 / taken
+
+
+def drop(path: Path) -> None:
+    """Take a file out of the system's cache."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def forget(checkpoint: Checkpoint) -> None:
+    """Take a checkpoint out of the system's cache."""
+    for file in checkpoint.files:
+        drop(checkpoint.path / file.name)
+
+
+def seconds(action: Callable[[], Any]) -> float:
+    """What an action takes."""
+    started = time.monotonic()
+    action()
+    return time.monotonic() - started
+
+
+if __name__ == "__main__":
+    main()

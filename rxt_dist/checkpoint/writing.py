@@ -1,0 +1,109 @@
+"""What one rank writes of a training state, and the checksum of it."""
+
+from __future__ import annotations
+
+import errno
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from rxt_dist.checkpoint.pieces import ROUTING_FILE, rank_file
+from rxt_dist.checkpoint.store import CheckpointStore, FileRecord
+from rxt_dist.checkpoint.tensor_file import write_tensors
+from rxt_dist.engine.interface import Fragment
+from rxt_dist.errors import CheckpointError, DiskError, UserError
+
+T = TypeVar("T")
+
+# Elements of a piece that are checksummed at once; what is made of them stays in a processor's cache.
+_CHECKSUM_ELEMENTS = 1 << 17
+# A rank begins another file beyond this: one thread hashes 1 to 2 GB/s, which is less than many disks read.
+_FILE_BYTES = 1 << 29
+# Files that a rank writes and hashes at once.
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank writes: pieces that nobody else writes and, on rank 0, the routing state."""
+
+    rank: int
+    fragments: Sequence[Fragment]
+    routing: Mapping[str, Tensor]
+
+    @property
+    def bytes(self) -> int:
+        """Of all pieces."""
+        return sum(4 * tensor.numel() for fragment in self.fragments for tensor in fragment.tensors.values())
+
+    def write(self, store: CheckpointStore, step: int) -> list[FileRecord]:
+        """Write the files of this rank into the folder of `step` and make them durable."""
+        folder = store.unfinished_folder(step)
+        files: list[tuple[Path, Mapping[str, Tensor]]] = [
+            (folder / rank_file(self.rank, part), views) for part, views in enumerate(self._files())
+        ]
+        if self.rank == 0:
+            files.append((folder / ROUTING_FILE, self.routing))
+        with ThreadPoolExecutor(_THREADS) as pool:
+            digests = pool.map(lambda file: write_tensors(*file), files)
+            return [store.record(path, digest) for (path, _), digest in zip(files, digests, strict=True)]
+
+    def checksum(self) -> int:
+        """This rank's part of the sum over all weights and moments of bits * place, modulo 2^64: the sum of all parts
+        is equal for equal state on any topology."""
+        pieces = [(kind, part, tensor) for part in self.fragments for kind, tensor in part.tensors.items()]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return wrapped(sum(pool.map(lambda piece: _checksum(*piece), pieces)))
+
+    def _files(self) -> Iterator[dict[str, Tensor]]:
+        """Pieces by the file that they go into; one file at least."""
+        views: dict[str, Tensor] = {}
+        size = 0
+        for fragment in self.fragments:
+            for kind, tensor in fragment.tensors.items():
+                if size + 4 * tensor.numel() > _FILE_BYTES and views:
+                    yield views
+                    views, size = {}, 0
+                views[f"{kind}|{fragment.name}|{fragment.start}"] = tensor
+                size += 4 * tensor.numel()
+        yield views
+
+
+def _checksum(kind: str, fragment: Fragment, tensor: Tensor) -> int:
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    odd = torch.arange(min(_CHECKSUM_ELEMENTS, tensor.numel()), dtype=torch.int64, device=tensor.device) * 2 + 1
+    for first in range(0, tensor.numel(), _CHECKSUM_ELEMENTS):
+        bits = tensor.detach()[first : first + _CHECKSUM_ELEMENTS].view(torch.int32).to(torch.int64)
+        # The sum of bits * (2 * place + 1); int64 products and sums wrap around, which is what a checksum wants.
+        total += 2 * (fragment.start + first) * bits.sum()
+        total += bits.mul_(odd[: len(bits)]).sum()
+    return int(total.item()) * (zlib.crc32(f"{kind}|{fragment.name}".encode()) | 1)
+
+
+def wrapped(total: int) -> int:
+    """A sum modulo 2^64, as a signed number of 64 bits."""
+    return (total + 2**63) % 2**64 - 2**63
+
+
+def writing_errors(rank: int, action: Callable[[], T]) -> T:
+    """What the system or a library says of writing becomes an error for a person.
+
+    Raises:
+        DiskError: the disk is full.
+        CheckpointError: anything else.
+    """
+    try:
+        return action()
+    except UserError:
+        raise
+    except Exception as error:
+        text = f"Writing the checkpoint failed on rank {rank}: {type(error).__name__}: {error}."
+        # EFBIG is a limit on the size of files, which root and quotas set.
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise (DiskError if full else CheckpointError)(f"{text} Earlier checkpoints are untouched.") from error

@@ -1,0 +1,81 @@
+"""Verification shared out over ranks: every file is read once, by the rank that needs it where there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rxt_dist.checkpoint.pieces import ROUTING_FILE, rank_file
+from rxt_dist.checkpoint.store import CheckpointStore, FileRecord
+from rxt_dist.checkpoint.verified import share_of, verify_together
+from rxt_dist.engine.collectives import Collectives
+
+ALONE = Collectives(torch.device("cpu"))
+
+
+def names(files: list[FileRecord]) -> list[str]:
+    return [file.name for file in files]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
+def test_every_file_is_one_ranks_and_own_ones_come_first(world_size: int) -> None:
+    written = [rank_file(rank, part) for rank in range(4) for part in range(2)] + [ROUTING_FILE]
+    files = [FileRecord(name, 1, "") for name in written]
+    shares = [share_of(files, rank, world_size) for rank in range(world_size)]
+    assert sorted(name for share in shares for name in names(share)) == sorted(written)
+    for rank in range(min(4, world_size)):
+        assert {rank_file(rank), rank_file(rank, 1)} <= set(names(shares[rank]))
+    if world_size == 2:
+        assert abs(len(shares[0]) - len(shares[1])) <= 1
+
+
+def save(store: CheckpointStore, step: int) -> Path:
+    folder = store.begin(step)
+    for name in (rank_file(0), ROUTING_FILE):
+        (folder / name).write_bytes(bytes(100))
+    return store.commit(step, [store.record(path) for path in folder.iterdir()], {"tokens": step})
+
+
+@pytest.mark.parametrize("name", [rank_file(0), ROUTING_FILE, "manifest.json"])
+def test_one_bit_is_found_in_every_file(name: str, tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, 2)
+    path = save(store, 1) / name
+    checkpoint, problems = verify_together(ALONE, store, 1)
+    assert checkpoint is not None
+    assert (checkpoint.step, problems) == (1, [])
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    checkpoint, problems = verify_together(ALONE, store, 1)
+    assert checkpoint is None
+    assert problems[0].startswith(f"{name}: ")
+
+
+def test_what_was_found_damaged_does_not_count_when_pruning(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, 2)
+    for step in (1, 2):
+        save(store, step)
+    (store.folder(2) / ROUTING_FILE).write_bytes(bytes(99) + b"x")
+    life = CheckpointStore(tmp_path, 2)
+    assert verify_together(ALONE, life, 2)[0] is None
+    save(life, 3)
+    assert list(life.steps()) == [1, 2, 3]
+
+
+class Second(Collectives):
+    """The second of two ranks; the first has found nothing."""
+
+    def __init__(self) -> None:
+        self.rank, self.world_size, self.distributed = 1, 2, False
+
+    def together(self, action: Any) -> list[Any]:
+        return [[], action()]
+
+
+def test_a_rank_that_sees_another_folder_says_so(tmp_path: Path) -> None:
+    checkpoint, problems = verify_together(Second(), CheckpointStore(tmp_path, 2), 1)
+    assert checkpoint is None
+    assert "cannot be read" in problems[0]

@@ -1,0 +1,51 @@
+"""A rank that is stopped: the other one says so, names it, and ends within the deadline."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from training_run import TinyRun, build_shards, start
+
+from rxt_dist.ranks import free_port
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.mark.parametrize("victim", [1, 0])
+def test_a_stopped_rank_is_named_within_the_deadline(tmp_path, victim, monkeypatch):
+    """Also where the stopped rank is the one that serves the run's store."""
+    tiny = TinyRun(tmp_path, build_shards(tmp_path), steps=4000)
+    limits = "{step: 1.0, data: 2, set_up: 60, load: 60, save: 60, evaluate: 60}"
+    overrides = ["parallel.engine=deepspeed", "train.micro_batch_rows=4", f"health.deadlines={limits}"]
+    overrides.append("checkpoint.every_tokens=1e9")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    processes = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        processes.append(start(tiny.train_command(*overrides)))
+    other = processes[1 - victim]
+    end = time.monotonic() + 60
+    while not any(line["step"] >= 5 for line in tiny.lines()):
+        assert time.monotonic() < end
+        assert other.poll() is None, other.communicate()[0]
+        time.sleep(0.05)
+    os.kill(processes[victim].pid, signal.SIGSTOP)
+    stopped = time.monotonic()
+    try:
+        output, _ = other.communicate(timeout=30)
+        took = time.monotonic() - stopped
+    finally:
+        os.kill(processes[victim].pid, signal.SIGKILL)
+    assert other.returncode == 87, output
+    assert took < 15
+    assert f"rank {victim} on " in output
+    (event,) = tiny.events("hang")
+    assert event["rank"] == victim
+    stacks = (tiny.directory / f"logs/stacks-rank-{1 - victim}.txt").read_text()
+    assert "train_step" in stacks
