@@ -357,12 +357,20 @@ def test_files_that_are_not_what_they_seem_are_named(tmp_path: Path) -> None:
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "documents.parquet")
     (tmp_path / "x.txt").write_text("text")
+    chat = [{"from": "human", "value": "q"}]
+    pq.write_table(pa.Table.from_pylist([{"conversations": chat, "source": "x"}]), tmp_path / "renamed.parquet")
+    pq.write_table(pa.Table.from_pylist([{"messages": chat, "source": "x"}]), tmp_path / "roles.parquet")
     dated = [{"query": "q", "tool_call": {"at": datetime.date(2020, 1, 1)}}]
     pq.write_table(pa.Table.from_pylist(dated), tmp_path / "dated.parquet")
     for name, message in (
         ("cut.jsonl.gz", "is damaged, cut off or not readable"),
         ("cut.parquet", "cannot be read as a table"),
         ("documents.parquet", r"has none of the columns query, .*: it has the columns \['text'\]"),
+        ("renamed.parquet", r"it has the columns \['conversations', 'source'\]. Needed are .* or 'messages'; rename"),
+        (
+            "roles.parquet",
+            r"'messages\[0\]' has the fields \['from', 'value'\]; a message needs 'role' \(system, .*content",
+        ),
         ("x.txt", "cannot hold interactions"),
         ("none.jsonl", "does not exist"),
         ("dated.parquet", "row 1: 'tool_call' cannot be kept as JSON"),
@@ -537,7 +545,7 @@ def test_an_interrupted_build_is_finished_with_the_same_digest(
 
     def stop_at_second(now: Progress) -> None:
         calls.append(now.done)
-        if now.done == 1:
+        if now.done == 1 and now.what == "Building":
             raise KeyboardInterrupt
 
     out = tmp_path / "out"
