@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 _HANG = 87
+TORN = "metrics.jsonl torn"
 
 
 class Life(Protocol):
@@ -156,7 +157,7 @@ KINDS = [
     Kind("a second launch", _second_launch),
     Kind("a bit of a checkpoint's tensors", between=_flip("*.safetensors"), damages=True),
     Kind("a bit of a manifest", between=_flip("manifest.json"), damages=True),
-    Kind("metrics.jsonl torn", between=_tear("metrics.jsonl")),
+    Kind(TORN, between=_tear("metrics.jsonl")),
     Kind("events.jsonl torn", between=_tear("events.jsonl")),
     Kind("latest gone", between=_remove("checkpoints/latest")),
     Kind("latest a folder", between=_latest_is_a_folder),
