@@ -86,9 +86,9 @@ class Live:
             time.sleep(_POLL_SECONDS)
         return True
 
-    def end(self, allowed: Collection[int]) -> int:
+    def end(self, allowed: Collection[int], patience: float = _PATIENCE_SECONDS) -> int:
         """Wait for it; its exit code, which is one of these."""
-        output, code = self.process.communicate(timeout=_PATIENCE_SECONDS)[0], self.process.returncode
+        output, code = self.process.communicate(timeout=patience)[0], self.process.returncode
         assert code is not None
         assert code in allowed, f"exit code {code} is none of {allowed}:\n{output[-3000:]}"
         return code
@@ -174,7 +174,7 @@ class Soak:
 
     def finish(self) -> None:
         """Let it train to its end."""
-        Live(self).end((0,))
+        Live(self).end((0,), patience=_PATIENCE_SECONDS + self.tiny.steps)
 
     def state(self) -> dict[str, Any]:
         """Checksum of all weights and moments at the end."""
