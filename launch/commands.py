@@ -22,7 +22,7 @@ def local(
     run: RunFile,
     overrides: Overrides = None,
     ranks: Annotated[
-        int | None, typer.Option(min=1, help="Ranks on this machine; default: cluster.gpus_per_node.")
+        int | None, typer.Option(min=1, max=256, help="Ranks on this machine; default: cluster.gpus_per_node.")
     ] = None,
     resume_attempts: Annotated[
         int,

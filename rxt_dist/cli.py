@@ -25,6 +25,7 @@ VERBS = {
     "doctor": "rxt_dist.commands.doctor:doctor",
     "data": "data_prep.commands:app",
     "diff": "rxt_dist.commands.diff:diff",
+    "report": "rxt_dist.commands.report:report",
     "checkpoint": "rxt_dist.commands.checkpoint:app",
     "config": "rxt_dist.commands.config:app",
     "launch": "launch.commands:app",

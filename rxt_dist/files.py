@@ -203,22 +203,45 @@ def require_folder(path: Path, file: str = "x") -> None:
             written to, or a name is too long.
         DiskError: not a single byte can be written.
     """
-    existing = _nearest(path)
-    if not os.path.isdir(existing):
-        what = "a link to nothing" if existing.is_symlink() else "a file"
-        where = f"{path} cannot be a folder: {existing} is {what}" if existing != path else f"{path} is {what}"
-        raise ConfigError(f"{where}, and nothing is written over it. Name another folder.")
+    existing = require_no_file(path)
     try:
-        for name in (*path.parts[len(existing.parts) :], temporary_path(path / file).name):
-            _require_name(existing / name)
+        _require_name(existing / temporary_path(path / file).name)
         with tempfile.TemporaryFile(dir=existing) as probe:
             probe.write(b"x")
     except OSError as error:
         known = access_error(error, path)
         if isinstance(known, DiskError):
             raise known from error
-        advice = _REFUSED.get(error.errno or 0, "Name another place")
-        raise ConfigError(f"{path} cannot be written to ({error.strerror or error}). {advice}.") from error
+        raise _no_place(path, error) from error
+
+
+def require_no_file(path: Path) -> Path:
+    """Refuse a place where a file or a link to nothing stands, or in the place of a folder above it, and one with a
+    name that is too long; writes nothing.
+
+    Returns:
+        the path itself, or the nearest folder above it that is there.
+
+    Raises:
+        ConfigError: as said, or the system does not say what is there.
+    """
+    existing = _nearest(path)
+    if not os.path.isdir(existing):
+        what = "a link to nothing" if existing.is_symlink() else "a file"
+        where = f"{path} cannot be a folder: {existing} is {what}" if existing != path else f"{path} is {what}"
+        raise ConfigError(f"{where}, and nothing is written over it. Name another folder.")
+    try:
+        for name in path.parts[len(existing.parts) :]:
+            _require_name(existing / name)
+        _require_name(path)
+    except OSError as error:
+        raise _no_place(path, error) from error
+    return existing
+
+
+def _no_place(path: Path, error: OSError) -> ConfigError:
+    advice = _REFUSED.get(error.errno or 0, "Name another place")
+    return ConfigError(f"{path} cannot be written to ({error.strerror or error}). {advice}.")
 
 
 def require_file_place(path: Path) -> None:

@@ -29,6 +29,7 @@ ORDER = (
     "engine",
     "checkpoint",
     "train",
+    "report",
     "inference",
     "plan",
     "limits",

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 _HANG = 87
+TORN = "metrics.jsonl torn"
 
 
 class Life(Protocol):
@@ -43,7 +44,8 @@ class Life(Protocol):
 @dataclass(frozen=True)
 class Kind:
     """strike: what is done to a life, once it has made some steps (or `early`: at once). codes: with which it may end;
-    empty: it must go on. between: what is done to the run directory while nobody trains."""
+    empty: it must go on. between: what is done to the run directory while nobody trains. damages: that spoils the
+    newest checkpoint, so that another one must be there."""
 
     name: str
     strike: Callable[[Life, random.Random], None] | None = None
@@ -51,6 +53,7 @@ class Kind:
     between: Callable[[Path, random.Random], None] | None = None
     early: bool = False
     ranks: bool = False
+    damages: bool = False
 
 
 def _kill_a_rank(life: Life, chance: random.Random) -> None:
@@ -118,7 +121,13 @@ def _tear(name: str) -> Callable[[Path, random.Random], None]:
 
 
 def _remove(name: str) -> Callable[[Path, random.Random], None]:
-    return lambda directory, chance: (directory / name).unlink(missing_ok=True)
+    def strike(directory: Path, chance: random.Random) -> None:
+        path = directory / name
+        if path.is_dir():
+            path.rmdir()
+        path.unlink(missing_ok=True)
+
+    return strike
 
 
 def _leftover(directory: Path, chance: random.Random) -> None:
@@ -129,8 +138,9 @@ def _leftover(directory: Path, chance: random.Random) -> None:
 
 def _latest_is_a_folder(directory: Path, chance: random.Random) -> None:
     latest = directory / "checkpoints/latest"
-    latest.unlink(missing_ok=True)
-    latest.mkdir(exist_ok=True)
+    if not latest.is_dir():
+        latest.unlink(missing_ok=True)
+        latest.mkdir()
 
 
 KINDS = [
@@ -145,9 +155,9 @@ KINDS = [
     Kind("SIGSTOP of a rank", _freeze, (_HANG,), ranks=True),
     Kind("SIGKILL of the launcher", _signal(signal.SIGKILL), KILLED, ranks=True),
     Kind("a second launch", _second_launch),
-    Kind("a bit of a checkpoint's tensors", between=_flip("*.safetensors")),
-    Kind("a bit of a manifest", between=_flip("manifest.json")),
-    Kind("metrics.jsonl torn", between=_tear("metrics.jsonl")),
+    Kind("a bit of a checkpoint's tensors", between=_flip("*.safetensors"), damages=True),
+    Kind("a bit of a manifest", between=_flip("manifest.json"), damages=True),
+    Kind(TORN, between=_tear("metrics.jsonl")),
     Kind("events.jsonl torn", between=_tear("events.jsonl")),
     Kind("latest gone", between=_remove("checkpoints/latest")),
     Kind("latest a folder", between=_latest_is_a_folder),
@@ -155,6 +165,9 @@ KINDS = [
     Kind("life.json gone", between=_remove("life.json")),
     Kind("half a checkpoint left", between=_leftover),
 ]
+
+
+STOPPED_ONLY = next(kind for kind in KINDS if kind.name == "SIGTERM")
 
 
 def drawn(number: int, seed: int, with_ranks: bool) -> list[Kind]:

@@ -12,10 +12,12 @@ import typer
 from data_prep.commands.common import JSON, emit, print_table
 from data_prep.commands.order import require_end
 from rxt_dist.commands.arguments import Overrides
+from rxt_dist.errors import ConfigError
 
 if TYPE_CHECKING:
     from rxt_dist.config.run import DataConfig
     from rxt_dist.data.manifest import SourceInfo
+    from rxt_dist.data.mixture import PhaseDataset, PhaseDatasets
     from rxt_dist.data.sampler import GlobalOrder
 
 
@@ -37,24 +39,29 @@ def mix(
     from rxt_dist.data.mixture import planned_order
 
     data, run_tokens = _data_of(target, overrides or [])
-    sources, seq_len, origin = _sources(data)
+    read, origin = _datasets(data)
+    sources = read.sources
     total = int(tokens) if tokens else run_tokens
     require_end(data, total, target, "give --tokens, or name the run file")
     unbounded = data.model_copy(update={"max_epochs": float("inf")})
-    order = planned_order(sources, seq_len, unbounded, total, seed=0)
+    order = planned_order(read, unbounded, total, seed=0)
     phases, whole = _phases(order, sources)
+    paths = [str(read.datasets[number].path) for number in read.of_phase or (0,)]
     value = {
         "target": str(target),
         "sizes": origin,
-        "seq_len": seq_len,
+        "seq_len": read.seq_len,
         "tokens": sum(row.tokens for row in whole),
         "max_epochs": data.max_epochs,
-        "phases": [{"sources": [row.to_dict() for row in rows], "languages": _languages(rows)} for rows in phases],
+        "phases": [
+            {"dataset": path, "sources": [row.to_dict() for row in rows], "languages": _languages(rows)}
+            for path, rows in zip(paths, phases, strict=False)
+        ],
         "sources": [row.to_dict() for row in whole],
         "languages": _languages(whole),
     }
-    emit(as_json, value, lambda: _print(target, origin, phases, whole))
-    planned_order(sources, seq_len, data, total, seed=0)
+    emit(as_json, value, lambda: _print(target, origin, list(zip(paths, phases, strict=False)), whole))
+    planned_order(read, data, total, seed=0)
 
 
 @dataclass(frozen=True)
@@ -89,22 +96,42 @@ def _data_of(target: Path, overrides: list[str]) -> tuple[DataConfig, int | None
     return load_data(target, overrides), None
 
 
-def _sources(data: DataConfig) -> tuple[Sequence[SourceInfo], int, str]:
-    """Sources with their training rows, the row length, and where both are from."""
-    from rxt_dist.data.manifest import DATASET_FILE, SourceInfo, SplitInfo, Totals, load_manifest
+def _datasets(data: DataConfig) -> tuple[PhaseDatasets, str]:
+    """What the phases read, and where its sizes are from."""
+    from rxt_dist.data.manifest import DATASET_FILE, load_manifest
+    from rxt_dist.data.mixture import PhaseDataset, phase_datasets
 
-    if (data.path / DATASET_FILE).is_file() or data.build is None:
-        manifest = load_manifest(data.path)
-        return manifest.sources, manifest.seq_len, f"the dataset {data.path}"
+    expected = None if (data.path / DATASET_FILE).is_file() or data.build is None else _expected(data)
+
+    def look(path: Path) -> PhaseDataset:
+        if expected is not None and path == data.path:
+            return expected[0]
+        return PhaseDataset.of(path, load_manifest(path))
+
+    read = phase_datasets(data, look)
+    others = "".join(f" and {dataset.path}" for dataset in read.datasets[1:])
+    return read, (expected[1] if expected else f"the dataset {data.path}") + others
+
+
+def _expected(data: DataConfig) -> tuple[PhaseDataset, str]:
+    """The dataset that is not built yet, with the training rows that are expected of its sources."""
     from data_prep.documents.cost import Assumptions, default_rate, estimate
+    from rxt_dist.data.manifest import SourceInfo, SplitInfo, Totals
+    from rxt_dist.data.mixture import PhaseDataset
 
-    cost = estimate(data, Assumptions(default_rate(data.build.backend)))
+    if any(phase.path for phase in data.mixture):
+        raise ConfigError(
+            f"A phase of data.mixture names another dataset, but {data.path} is not built yet, so that nobody knows "
+            f"whether their tokenizers are one: build it first (`rxt-dist data build`)."
+        )
+    cost = estimate(data, Assumptions(default_rate(data.build.backend if data.build else "auto")))
     assert data.seq_len is not None, "estimate refuses a data file without it"
-    sources = [
+    sources = tuple(
         SourceInfo(source.name, source.language, SplitInfo(Totals(rows=source.train_rows))) for source in cost.sources
-    ]
+    )
     origins = " and ".join(sorted({source.origin for source in cost.sources}))
-    return sources, data.seq_len, f"expectations from {origins} sizes, as {data.path} is not built yet"
+    dataset = PhaseDataset(data.path, "", data.seq_len, "", sources)
+    return dataset, f"expectations from {origins} sizes, as {data.path} is not built yet"
 
 
 def _phases(order: GlobalOrder, sources: Sequence[SourceInfo]) -> tuple[list[list[_Row]], list[_Row]]:
@@ -141,8 +168,11 @@ def _languages(rows: list[_Row]) -> dict[str, float]:
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
-def _print(target: Path, origin: str, phases: list[list[_Row]], whole: list[_Row]) -> None:
-    named = [(f"phase {number}", rows) for number, rows in enumerate(phases, start=1)] if len(phases) > 1 else []
+def _print(target: Path, origin: str, phases: list[tuple[str, list[_Row]]], whole: list[_Row]) -> None:
+    of = len({path for path, _ in phases}) > 1
+    named = [
+        (f"phase {number}{f' of {path}' if of else ''}", rows) for number, (path, rows) in enumerate(phases, start=1)
+    ] * (len(phases) > 1)
     for name, rows in [*named, ("all", whole)]:
         tokens = sum(row.tokens for row in rows)
         print_table(

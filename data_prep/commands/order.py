@@ -10,6 +10,7 @@ from rxt_dist.errors import ConfigError
 if TYPE_CHECKING:
     from rxt_dist.config.run import DataConfig, RunConfig
     from rxt_dist.data.manifest import DatasetManifest
+    from rxt_dist.data.mixture import PhaseDatasets
     from rxt_dist.data.sampler import GlobalOrder
 
 
@@ -27,8 +28,10 @@ def require_end(data: DataConfig, total_tokens: int | None, name: Path, advice: 
 
 def order_of(
     dataset: Path, manifest: DatasetManifest, file: Path | None, seed: int | None
-) -> tuple[GlobalOrder, RunConfig | None]:
+) -> tuple[GlobalOrder, PhaseDatasets, RunConfig | None]:
     """The order of a run file, of a data file, or (None) of a run that mixes all sources by their size.
+
+    With it come the datasets that its phases read: `dataset` in place of data.path, and those that phases name.
 
     A run brings its seed and budget. Without one the seed is `seed` or 0, and the budget the phases' own, with one pass
     where they are open.
@@ -40,7 +43,8 @@ def order_of(
     from rxt_dist.config.load import load_data, load_run
     from rxt_dist.config.run import DataConfig
     from rxt_dist.config.tree import Tree
-    from rxt_dist.data.mixture import planned_order
+    from rxt_dist.data.manifest import load_manifest
+    from rxt_dist.data.mixture import PhaseDataset, phase_datasets, planned_order
 
     run = None
     data = DataConfig(path=dataset)
@@ -51,7 +55,10 @@ def order_of(
         data = run.data if run else load_data(file)
     if run is not None and seed is not None and seed != run.seed:
         raise ConfigError(f"--seed is {seed}, but {file} is a run with seed {run.seed}: leave out --seed.")
-    data = data.model_copy(update={"max_epochs": float("inf")})
+    data = data.model_copy(update={"max_epochs": float("inf"), "path": dataset})
+    read = phase_datasets(
+        data, lambda path: PhaseDataset.of(path, manifest if path == dataset else load_manifest(path))
+    )
     total = run.train.total_tokens if run else None
     run_seed = run.seed if run else seed or 0
-    return planned_order(manifest.sources, manifest.seq_len, data, total, run_seed), run
+    return planned_order(read, data, total, run_seed), read, run

@@ -43,14 +43,15 @@ def show(
     from data_prep.shards.rows import locate, unit_name
     from data_prep.tokenizing.tokenizer import load_tokenizer
     from rxt_dist.data.dataset import TokenDataset
-    from rxt_dist.data.manifest import TOKENIZER_FILE
+    from rxt_dist.data.manifest import TOKENIZER_FILE, load_manifest
 
-    opened = TokenDataset(dataset)
-    order, config = order_of(dataset, opened.manifest, run, seed)
-    position = _position(position, step, rank, ranks, config, opened.seq_len)
+    order, read, config = order_of(dataset, load_manifest(dataset), run, seed)
+    position = _position(position, step, rank, ranks, config, read.seq_len)
     source_R, row_R = order.rows(np.array([position]))
-    source, row = int(source_R[0]), int(row_R[0])
-    tokens = opened.read("train", source_R, row_R).tokens_RT[0].tolist()
+    called = read.sources[int(source_R[0])].name
+    (of, source), row = read.own(int(source_R[0])), int(row_R[0])
+    dataset, opened = of.path, TokenDataset(of.path)
+    tokens = opened.read("train", np.array([source]), row_R).tokens_RT[0].tolist()
     segments = opened.segments("train", source, row)
     shard, shard_row = locate(opened.manifest, source, "train", row)
     unit = unit_name(shard)
@@ -68,7 +69,8 @@ def show(
     value = {
         "position": position,
         "epoch": order.epoch(position),
-        "source": info.name,
+        "dataset": str(dataset),
+        "source": called,
         "language": info.language,
         "row": row,
         "shard": shard.file,
@@ -148,7 +150,7 @@ def _print(value: dict[str, Any]) -> None:
         f"Position {value['position']} (epoch {value['epoch']}{step}): row {value['row']} of source {value['source']} "
         f"({value['language']}), {used} tokens and {value['padding']} of padding"
     )
-    print(f"It is row {value['row_in_shard']} of {value['shard']}; unit {value['unit']}", end="")
+    print(f"It is row {value['row_in_shard']} of {value['shard']} in {value['dataset']}; unit {value['unit']}", end="")
     inputs = value["inputs"]
     print(f" was read from {', '.join(inputs[:3])}{', ...' if len(inputs) > 3 else ''}" if inputs else "")
     for number, document in enumerate(value["documents"]):

@@ -70,7 +70,7 @@ def stats(
 
 
 def _order(dataset: Path, manifest: DatasetManifest, run: Path) -> GlobalOrder:
-    order, config = order_of(dataset, manifest, run, None)
+    order, _, config = order_of(dataset, manifest, run, None)
     if config is None:
         from rxt_dist.config.load import load_data
 

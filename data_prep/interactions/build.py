@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 from data_prep.building.builder import Built, Job, Sharing, UnitWork, build, merged_sources, rows_manifest
 from data_prep.building.encode import choose_backend, open_backend
-from data_prep.building.folder import Say
+from data_prep.building.folder import Say, alone
 from data_prep.building.rowstream import HeldOut, Ids, RowStream, require_fraction
 from data_prep.building.workers import Report, Show
 from data_prep.corpora import require_apart
 from data_prep.interactions.encode import EncodedRecord, InteractionEncoder
+from data_prep.interactions.hashes import forget_hashes, with_hashes
 from data_prep.interactions.reader import (
     InteractionCounts,
     Record,
@@ -40,13 +41,13 @@ from rxt_dist.data.dialogues import (
 from rxt_dist.data.inputs import InputFile
 from rxt_dist.data.interactions import check_interaction_rows
 from rxt_dist.data.manifest import (
+    DATASET_FILE,
     FORMAT_VERSION,
     SPLITS,
     TOKENIZER_FILE,
     DatasetManifest,
     SourceInfo,
     SplitInfo,
-    blake3_file,
 )
 from rxt_dist.data.packing import PACKING_VERSION
 from rxt_dist.data.rows import INTERACTION_BOUNDARIES
@@ -306,11 +307,14 @@ class InteractionJob(Job[InteractionResult]):
         require_apart(request.out, request.inputs)
         self._request = request
         load_tokenizer(request.tokenizer)
-        self._inputs = [replace(item, fingerprint=blake3_file(Path(item.path)))
-                        for item in find_record_files(request.inputs)]  # fmt: skip
+        self._inputs = find_record_files(request.inputs)
 
     def plan(self) -> Sequence[Unit]:
         """Consecutive files of at least 64 MiB in all: a file is never cut, so that its records keep their unit."""
+        # By one task for all: the others wait, and take what it has found.
+        with alone(self.out, self.say):
+            keep = self.sharing.is_array and not (self.out / DATASET_FILE).is_file()
+            self._inputs = with_hashes(self.out, self._inputs, self.show, keep)
         return group((Slice(item, 0, 1, item.bytes) for item in self._inputs), _UNIT_BYTES)
 
     def settings(self) -> dict[str, Any]:
@@ -351,6 +355,10 @@ class InteractionJob(Job[InteractionResult]):
             backend = choose_backend("auto", self.out / TOKENIZER_FILE, texts).name
         # What a unit asks of the request; all of its inputs would travel with each.
         return InteractionWork(self.out, spec, replace(self._request, inputs=()), backend, threads)
+
+    def clear(self, units: Sequence[Unit]) -> None:
+        """Forget the hashes of the inputs, which the dataset states."""
+        forget_hashes(self.out)
 
     def merge(self, spec: ShardSpec, contents: Sequence[Mapping[str, Any]]) -> InteractionResult:
         request, counts = self._request, InteractionCounts()

@@ -30,7 +30,7 @@ from typing import Any
 from data_prep.corpora import find_files
 from data_prep.languages import language_of, language_tag
 from data_prep.readers import OBJECT_SUFFIXES, objects
-from data_prep.readers.base import LANGUAGE_COLUMNS, Input
+from data_prep.readers.base import LANGUAGE_COLUMNS, Fields, Input
 from data_prep.units import identity
 from rxt_dist.errors import DataError, nearest
 
@@ -49,7 +49,9 @@ _NO_CALL = ("[]", "{}", "null")
 _LIST_FIELDS = ("interactions", "messages")
 _THINK_OF_MESSAGE = ("think", "thinking", "reasoning_content")
 _ROLES = ("system", "user", "assistant", "tool")
-_FIELDS = (*PART_FIELDS, *_LIST_FIELDS, *LANGUAGE_COLUMNS, "source")
+_ADVICE = "Needed are 'query' and 'answer', 'interactions', or 'messages'; rename the {}."
+_NEEDED = (*PART_FIELDS, *_LIST_FIELDS)
+_FIELDS = Fields((*_NEEDED, *LANGUAGE_COLUMNS, "source"), _NEEDED, _ADVICE.format("columns"))
 
 
 @dataclass(frozen=True)
@@ -152,10 +154,7 @@ def _interactions(value: Mapping[str, Any], place: str, counts: InteractionCount
             return _of_messages(items, place, counts)
         return [_interaction(item, place, f"interactions[{index}]") for index, item in enumerate(items)]
     if not PART_FIELDS.keys() & value.keys():
-        raise DataError(
-            f"{place} holds no interaction: it has the fields {sorted(value)}. Needed are 'query' and 'answer', "
-            f"'interactions', or 'messages'; rename the fields."
-        )
+        raise DataError(f"{place} holds no interaction: it has the fields {sorted(value)}. {_ADVICE.format('fields')}")
     return [_interaction(value, place, "")]
 
 
@@ -225,6 +224,11 @@ def _of_messages(messages: Sequence[Any], place: str, counts: InteractionCounts)
         name = f"messages[{index}]"
         if not isinstance(message, Mapping):
             raise DataError(f"{place}: '{name}' is a {type(message).__name__}; a message is an object with a 'role'.")
+        if "role" not in message:
+            raise DataError(
+                f"{place}: '{name}' has the fields {sorted(message)}; a message needs 'role' ({', '.join(_ROLES)}) and "
+                f"'content': rename them."
+            )
         role = message.get("role")
         content = _text(message.get("content"), place, f"{name}.content")
         asked = "query" in open_parts or "tool_result" in open_parts

@@ -11,6 +11,7 @@ import os
 import struct
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,13 @@ class MegatronCorpus:
         for path in (self.bin, self.idx):
             if not path.is_file():
                 raise DataError(f"{path} does not exist; a Megatron corpus is a .bin and an .idx of the same name.")
-        self._type, sequences, bounds = _checked_header(self.idx)
-        if not self.bin.stat().st_size:
+        with readable(self.idx):
+            self._type, sequences, bounds = _checked_header(self.idx)
+            index, at = np.memmap(self.idx, dtype=np.uint8, mode="r"), _HEADER.size
+        with readable(self.bin):
+            self._size = self.bin.stat().st_size
+        if not self._size:
             raise DataError(f"{self.bin} holds no tokens. Tokenise the corpus again.")
-        index, at = np.memmap(self.idx, dtype=np.uint8, mode="r"), _HEADER.size
         self._lengths = np.frombuffer(index, "<i4", sequences, at)
         self._pointers = np.frombuffer(index, "<i8", sequences, at + 4 * sequences)
         self._bounds = np.frombuffer(index, "<i8", bounds, at + 12 * sequences)
@@ -65,7 +69,8 @@ class MegatronCorpus:
         return self._ids(int(self._pointers[index]), int(self._lengths[index]))
 
     def _ids(self, offset: int, count: int) -> npt.NDArray[np.integer]:
-        found: npt.NDArray[np.integer] = np.fromfile(self.bin, dtype=self._type, count=count, offset=offset)
+        with readable(self.bin):
+            found: npt.NDArray[np.integer] = np.fromfile(self.bin, dtype=self._type, count=count, offset=offset)
         if len(found) != count:
             raise DataError(f"{self.bin} ends too early: it was cut off while it was read. Copy or make it again.")
         return found
@@ -85,7 +90,7 @@ class MegatronCorpus:
         """Where a document begins in the .bin."""
         sequence = int(self._bounds[document])
         at_end = sequence == self.sequences
-        return self.bin.stat().st_size if at_end else int(self._pointers[sequence])
+        return self._size if at_end else int(self._pointers[sequence])
 
     def read(self, start: int, stop: int) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.int64]]:
         """The ids of documents [start, stop), one after another, and the length of each."""
@@ -106,15 +111,30 @@ class MegatronCorpus:
             ):
                 raise DataError(f"{self.idx} has sequences that do not follow each other in the .bin: it is damaged.")
             expected = int(ends[-1])
-        size = self.bin.stat().st_size
-        if size != expected:
+        if self._size != expected:
             raise DataError(
-                f"{self.bin} has {size:,} bytes, but {self.idx.name} describes {expected:,} ({self.item_bytes} bytes "
-                f"an id): the .bin is cut off, or belongs to another .idx. Copy or make both files again."
+                f"{self.bin} has {self._size:,} bytes, but {self.idx.name} describes {expected:,} ({self.item_bytes} "
+                f"bytes an id): the .bin is cut off, or belongs to another .idx. Copy or make both files again."
             )
         bounds = self._bounds
         if bounds[0] != 0 or bool((bounds[1:] < bounds[:-1]).any()):
             raise DataError(f"{self.idx} has documents that do not follow each other: it is damaged.")
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Name the file whose disappearance ended the block.
+
+    Raises:
+        DataError: as said.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read any more ({error.strerror or error}): it was moved, deleted or locked meanwhile. "
+            f"Put it back and run the same command again; finished units are kept."
+        ) from error
 
 
 def plain_prefix(prefix: Path) -> Path:

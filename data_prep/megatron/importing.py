@@ -21,7 +21,7 @@ from data_prep.building.builder import Built, Job, Sharing, UnitWork, build, row
 from data_prep.building.folder import Say
 from data_prep.building.rowstream import HeldOut, Ids, RowStream, require_fraction
 from data_prep.building.workers import Report, Show
-from data_prep.megatron.corpus import MegatronCorpus
+from data_prep.megatron.corpus import MegatronCorpus, readable
 from data_prep.megatron.description import description_file, read_description
 from data_prep.readers.base import Input, Slice
 from data_prep.tokenizing.tokenizer import load_tokenizer
@@ -123,7 +123,7 @@ class ImportJob(Job[ImportResult]):
         tokenizer, sha256 = load_tokenizer(request.tokenizer), tokenizer_fingerprint(self.tokenizer_json())
         self._corpus = MegatronCorpus(request.prefix)
         # Before anything is read of them: workers open them by name, and would read on in others that took their place.
-        looked_at = [(path, identity(path.stat())) for path in (self._corpus.bin, self._corpus.idx)]
+        looked_at = [(path, _identity(path)) for path in (self._corpus.bin, self._corpus.idx)]
         about = read_description(request.prefix)
         if about is not None and about.tokenizer_sha256 != sha256:
             raise DataError(
@@ -132,10 +132,7 @@ class ImportJob(Job[ImportResult]):
                 f"tokenizer.json of the dataset that was exported."
             )
         _check_tokenizer(self._corpus, tokenizer, request)
-        self._pair = tuple(
-            Input(path.name, str(path), 0, path.stat().st_size, fingerprint_file(path), seen=seen)
-            for path, seen in looked_at
-        )
+        self._pair = tuple(_input(path, seen) for path, seen in looked_at)
         self._files = tuple(InputFile(item.name, item.bytes, fingerprint=item.fingerprint) for item in self._pair)
 
     def plan(self) -> Sequence[Unit]:
@@ -181,6 +178,16 @@ class ImportJob(Job[ImportResult]):
         if not counts.documents:
             raise DataError(f"{self._request.prefix} holds no document with text ({counts.empty} are empty).")
         return ImportResult(manifest=rows_manifest(spec, self._files, (source,)), counts=counts)
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    with readable(path):
+        return identity(path.stat())
+
+
+def _input(path: Path, seen: tuple[int, ...]) -> Input:
+    with readable(path):
+        return Input(path.name, str(path), 0, path.stat().st_size, fingerprint_file(path), seen=seen)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from data_prep.readers.base import Extent, Input, Record, Slice
+from data_prep.readers.base import Extent, Fields, Input, Record, Slice
 from data_prep.readers.hub import hub_extent, read_hub
 from data_prep.readers.tables import (
     arrow_extent,
@@ -23,7 +23,7 @@ Objects = Iterator[tuple[str, dict[str, Any]]]
 class _Family(NamedTuple):
     extent: Callable[[Input], Extent]
     records: Callable[[Slice], Iterator[Record]]
-    objects: Callable[[Input, Sequence[str]], Objects] | None = None
+    objects: Callable[[Input, Fields], Objects] | None = None
 
 
 _LINES = _Family(jsonl_extent, read_jsonl, read_jsonl_objects)
@@ -58,7 +58,7 @@ def records(part: Slice) -> Iterator[Record]:
     return _family(part.input).records(part)
 
 
-def objects(item: Input, fields: Sequence[str]) -> Objects:
+def objects(item: Input, fields: Fields) -> Objects:
     """(place for messages, record) of a whole input, in order: of a table the columns `fields`, of lines all there is.
 
     Raises:

@@ -155,6 +155,16 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Fields:
+    """The fields that are read of records: all of them, and those of which a table has to have one; what else is to be
+    done about a table that has none is the `advice`."""
+
+    all: tuple[str, ...]
+    needed: tuple[str, ...]
+    advice: str
+
+
+@dataclass(frozen=True)
 class Extent:
     """How an input can be cut: into `parts` (the text bytes of each), or without them anywhere in 0 to `end`."""
 

@@ -13,7 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.readers.base import Extent, Input, Record, Slice, language_columns, not_a_language, settle_columns
+from data_prep.readers.base import (
+    Extent,
+    Fields,
+    Input,
+    Record,
+    Slice,
+    language_columns,
+    not_a_language,
+    settle_columns,
+)
 from data_prep.readers.pages import dictionary, pages
 from rxt_dist.errors import DataError
 
@@ -275,7 +284,7 @@ def _as_binary(texts: pa.Array) -> pa.Array:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def read_parquet_objects(item: Input, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_parquet_objects(item: Input, fields: Fields) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place for messages, row) of all rows, with those of the columns `fields` that there are.
 
     What is null is left out, in structs too: a column has the fields of all its rows. A byte of a text that is no UTF-8
@@ -293,7 +302,7 @@ def read_parquet_objects(item: Input, fields: Sequence[str]) -> Iterator[tuple[s
                     row += batch.num_rows
 
 
-def read_arrow_objects(item: Input, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_arrow_objects(item: Input, fields: Fields) -> Iterator[tuple[str, dict[str, Any]]]:
     """As `read_parquet_objects`. Memory: a record batch, and about 8 MB of it as Python's."""
     with _readable(item.path), _arrow(item.path, lambda names: _known(item, names, fields)) as reader:
         is_file = isinstance(reader, pa.RecordBatchFileReader)
@@ -304,11 +313,12 @@ def read_arrow_objects(item: Input, fields: Sequence[str]) -> Iterator[tuple[str
             row += batch.num_rows
 
 
-def _known(item: Input, names: list[str], fields: Sequence[str]) -> list[str]:
-    columns = [name for name in names if name in fields]
-    if not columns:
+def _known(item: Input, names: list[str], fields: Fields) -> list[str]:
+    columns = [name for name in names if name in fields.all]
+    if not set(columns) & set(fields.needed):
         raise DataError(
-            f"{item.path} has none of the columns {', '.join(fields)}: it has the columns {names}. Rename the columns."
+            f"{item.path} has none of the columns {', '.join(fields.needed)}: it has the columns {names}. "
+            f"{fields.advice}"
         )
     twice = next((name for name in columns if columns.count(name) > 1), None)
     if twice is not None:

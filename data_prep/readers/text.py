@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from data_prep.readers.base import (
     Extent,
+    Fields,
     Input,
     Record,
     Slice,
@@ -110,7 +111,7 @@ def read_jsonl(part: Slice) -> Iterator[Record]:
         yield Record(str(offset), text, language, valid)
 
 
-def read_jsonl_objects(item: Input, fields: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_jsonl_objects(item: Input, fields: Fields) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place for messages, object) of each line, with all of its fields; a byte that is no UTF-8 is a lone surrogate.
 
     Raises:

@@ -137,10 +137,19 @@ def fill_from(start: StartConfig, checkpoint: Checkpoint | None, runs: Iterable[
     """Fill runs of parameters of the named parts from what `choose_origin` chose.
 
     Raises:
-        CheckpointError: something of them is missing.
+        CheckpointError: something of them is missing, or was removed since: a run that is being trained prunes its
+            checkpoints.
     """
-    with torch.no_grad():
-        _weights(start).fill(checkpoint, runs)
+    try:
+        with torch.no_grad():
+            _weights(start).fill(checkpoint, runs)
+    except FileNotFoundError as error:
+        place = checkpoint.path if checkpoint else _place(start)
+        raise CheckpointError(
+            f"{place} was removed while its weights were taken ({error}); a run that is being trained removes its old "
+            f"checkpoints. Start again: the newest one is taken then. To begin from this one, copy it, or export it "
+            f"with `rxt-dist checkpoint`."
+        ) from error
 
 
 def shapes_of_run(directory: Path) -> Shapes:

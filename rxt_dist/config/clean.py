@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
-from rxt_dist.config.base import Config
+from rxt_dist.config.base import Config, at_most
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Length = Annotated[PositiveInt, at_most(65_536)]
 
 
 class NearDuplicateConfig(Config):
@@ -17,8 +18,8 @@ class NearDuplicateConfig(Config):
     threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.8, description="Jaccard similarity of word shingles from which on two documents are duplicates."
     )
-    permutations: PositiveInt = Field(128, description="Length of a signature; more is more exact and dearer.")
-    shingle_words: PositiveInt = Field(5, description="Words a shingle.")
+    permutations: Length = Field(128, description="Length of a signature; more is more exact and dearer.")
+    shingle_words: Length = Field(5, description="Words a shingle.")
 
 
 class CleanConfig(Config):

@@ -66,7 +66,9 @@ class BuildConfig(Config):
 
     sources: tuple[SourceConfig, ...] = Field((), description="Where the text comes from.")
     tokenizer: Path | None = Field(None, description="tokenizer.json; null: one is trained on the sources.")
-    vocab_size: PositiveInt = Field(4096, description="Ids of the tokenizer that is trained when none is given.")
+    vocab_size: PositiveInt = Field(
+        4096, le=65536, description="Ids of the tokenizer that is trained when none is given."
+    )
     backend: Literal["auto", "tokenizers", "gigatoken"] = Field(
         "auto", description="What encodes: auto takes gigatoken where it is installed and passes the parity check."
     )

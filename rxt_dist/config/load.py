@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -58,6 +59,9 @@ RESUMABLE = (
     "train.max_skipped_steps",
     "train.time_limit",
 )
+
+# How many of a configuration's mistakes are told at once.
+_PROBLEMS_TOLD = 20
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -151,7 +155,10 @@ def _validated(kind: type[ConfigT], tree: Tree) -> ConfigT:
     try:
         return kind.model_validate_json(json.dumps(tree.values, default=str), strict=True)
     except ValidationError as error:
-        problems = [_explain(kind, tree, dict(detail)) for detail in error.errors(include_url=False)]
+        details = error.errors(include_url=False)
+    problems = [_explain(kind, tree, dict(detail)) for detail in details[:_PROBLEMS_TOLD]]
+    if len(details) > _PROBLEMS_TOLD:
+        problems.append(f"and {len(details) - _PROBLEMS_TOLD:,} more mistakes.")
     raise ConfigError("\n".join(problems))
 
 
@@ -162,10 +169,13 @@ def _explain(kind: type[Config], tree: Tree, detail: dict[str, Any]) -> str:
         return f"{place}: unknown key '{name}'.{_guess(kind, path)}"
     if detail["type"] == "missing":
         return f"{place}: '{name}' is missing and has no default: set it{_hint(kind, path)}."
-    message = str(detail["msg"]).removeprefix("Input ")
+    # "Input should be ...", "String should have at most ..."
+    message = re.sub(r"^\w+ (?=should )", "", str(detail["msg"]))
     if detail["type"] == "value_error":
         inside = f"in '{name}', " if name else ""
         return f"{place}: {inside}{message.removeprefix('Value error, ')}."
+    if isinstance(detail["input"], float) and abs(detail["input"]) >= 2**63:
+        message = message.replace("a valid integer", "a whole number of at most 64 bits")
     value = json.dumps(detail["input"], default=str, ensure_ascii=False)
     value = value if len(value) <= 80 else value[:77] + "..."
     subject = f"'{name}'" if name else "the configuration"

@@ -5,21 +5,26 @@ Names and formulas follow docs/model.md. Nothing here knows how the model is tra
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from rxt_dist.config.base import Config
+from rxt_dist.config.base import Config, at_most
 
 # The parts of a Reactive Transformer, as its network names them. Encoder and decoder share the embedding.
 PartName = Literal["embedding", "decoder", "lm_head", "encoder", "mlm_head", "memory_attention"]
+
+Width = Annotated[int, at_most(1 << 20)]
+Layers = Annotated[int, at_most(1_024)]
+Experts = Annotated[int, at_most(65_536)]
+FeedForwards = Annotated[tuple[Literal["dense", "moe"], ...], Field(max_length=1_024)]
 
 
 class AttentionConfig(Config):
     """Sparse query attention (SQA): fewer query heads than `heads`, each of size dim / heads."""
 
-    query_heads: PositiveInt = Field(description="Query heads Hq; attention runs in width Hq * dim / heads.")
-    kv_heads: PositiveInt = Field(description="Key/value heads Hkv; each serves Hq / Hkv query heads.")
+    query_heads: Width = Field(gt=0, description="Query heads Hq; attention runs in width Hq * dim / heads.")
+    kv_heads: Width = Field(gt=0, description="Key/value heads Hkv; each serves Hq / Hkv query heads.")
     gated: bool = Field(False, description="Multiply the heads' output by sigmoid(Wg x) before the out-projection.")
 
     @model_validator(mode="after")
@@ -32,14 +37,14 @@ class AttentionConfig(Config):
 class MoEConfig(Config):
     """Mixture-of-experts feed-forward: every token to `active` of `experts`, and to all shared experts."""
 
-    experts: PositiveInt = Field(description="Routed experts E.")
-    active: PositiveInt = Field(description="Routed experts per token K.")
-    hidden: PositiveInt = Field(description="Hidden width h of one routed expert.")
+    experts: Experts = Field(gt=0, description="Routed experts E.")
+    active: Experts = Field(gt=0, description="Routed experts per token K.")
+    hidden: Width = Field(gt=0, description="Hidden width h of one routed expert.")
     bias: Literal["global", "local", "none"] = Field(
         "global", description="Routed bias: one vector after the combination, two per expert, or none."
     )
-    shared_experts: int = Field(0, ge=0, description="Experts that see every token; two or more are softmax-gated.")
-    shared_hidden: int = Field(0, ge=0, description="Hidden width of one shared expert.")
+    shared_experts: Experts = Field(0, ge=0, description="Experts that see every token; two or more are softmax-gated.")
+    shared_hidden: Width = Field(0, ge=0, description="Hidden width of one shared expert.")
     shared_bias: Literal["global", "local", "none"] = Field("global", description="Bias mode of the shared experts.")
 
     @model_validator(mode="after")
@@ -57,14 +62,14 @@ class MoEConfig(Config):
 class DecoderConfig(Config):
     """The generating decoder: stateless layers, stateful layers that read the memory, stateless layers."""
 
-    stateless_before: tuple[Literal["dense", "moe"], ...] = Field(
+    stateless_before: FeedForwards = Field(
         (), description="Feed-forward kinds of the layers before the stateful ones; they have no memory access."
     )
-    stateless_after: tuple[Literal["dense", "moe"], ...] = Field((), description="The same, after the stateful layers.")
+    stateless_after: FeedForwards = Field((), description="The same, after the stateful layers.")
     self_attention: AttentionConfig = Field(description="Causal self-attention.")
     cross_attention: AttentionConfig = Field(description="Memory cross-attention of the stateful layers; never gated.")
     attention_bias: bool = Field(False, description="Bias of the attention out-projections.")
-    dense_hidden: int = Field(0, ge=0, description="Hidden width of dense layers (needed where one is 'dense').")
+    dense_hidden: Width = Field(0, ge=0, description="Hidden width of dense layers (needed where one is 'dense').")
     moe: MoEConfig = Field(description="Feed-forward of all other layers.")
     head_norm: Literal["rms", "layer", "none"] = Field("rms", description="Norm before the language-model head.")
 
@@ -82,7 +87,7 @@ class EncoderConfig(Config):
 
     attention: AttentionConfig = Field(description="Bidirectional self-attention.")
     attention_bias: bool = Field(False, description="Bias of the attention out-projections.")
-    hidden: PositiveInt = Field(description="Hidden width of the dense feed-forward.")
+    hidden: Width = Field(gt=0, description="Hidden width of the dense feed-forward.")
 
 
 class ResidualGateConfig(Config):
@@ -123,12 +128,12 @@ class ModelConfig(Config):
     """A whole Reactive Transformer. `encoder` and `memory_attention` may be absent (decoder-only models)."""
 
     name: str = Field(description="Name of the system, for reports.")
-    dim: PositiveInt = Field(description="Width D of the residual stream.")
-    layers: PositiveInt = Field(description="Stateful layers L of the decoder; also layers of encoder and memory.")
-    heads: PositiveInt = Field(description="Heads H for the split: head size is dim / heads.")
+    dim: Width = Field(gt=0, description="Width D of the residual stream.")
+    layers: Layers = Field(gt=0, description="Stateful layers L of the decoder; also layers of encoder and memory.")
+    heads: Width = Field(gt=0, description="Heads H for the split: head size is dim / heads.")
     vocab_size: PositiveInt = Field(le=65536, description="Vocabulary V.")
-    seq_len: PositiveInt = Field(description="Longest interaction or training row, in tokens.")
-    stm_slots: PositiveInt = Field(description="Memory slots S per layer.")
+    seq_len: Width = Field(gt=0, description="Longest interaction or training row, in tokens.")
+    stm_slots: Width = Field(gt=0, description="Memory slots S per layer.")
     rope_base: PositiveFloat = Field(10000.0, description="Base of the rotary position angles.")
     rope_angles: Literal["float32", "bfloat16"] = Field(
         "float32", description="Precision of the rotary angles; bfloat16 only for weights that were trained so."

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from rxt_dist.config.run import PhaseConfig
+from rxt_dist.config.run import DataConfig, PhaseConfig
 from rxt_dist.errors import ConfigError
 
 # Rows of a block of the global order, in which every source has its exact share.
 BLOCK = 4096
 # By how much the rounding to whole blocks may change the length that a phase was given.
 _ROUNDING = 0.01
+
+
+def phase_paths(data: DataConfig) -> list[Path]:
+    """The folder that each phase reads."""
+    paths: list[Path] = []
+    for phase in data.mixture:
+        paths.append(phase.path or (paths[-1] if paths else data.path))
+    return paths
 
 
 def check_phases(phases: Sequence[PhaseConfig], total_tokens: int | None, seq_len: int | None) -> None:

@@ -22,17 +22,19 @@ from pydantic import (
     model_validator,
 )
 
-from rxt_dist.config.base import Config
+from rxt_dist.config.base import Config, at_most
 from rxt_dist.config.corpus import BuildConfig
 from rxt_dist.config.duration import Duration
 from rxt_dist.config.model import ModelConfig, PartName
 from rxt_dist.config.stages import DEFAULT_STAGE, STAGES, Probability, StageConfig
 
+_MOST_RANKS = 131_072
+Rows = Annotated[PositiveInt, at_most(65_536)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class PhaseConfig(Config):
-    """One phase of the data mixture, in one of three forms: weights, tokens_per_source or languages."""
+    """One phase of the data mixture, in one of four forms: weights, tokens_per_source, languages or by_size."""
 
     tokens: PositiveInt | None = Field(
         None, description="Tokens this phase lasts; null: the sum of tokens_per_source, else until the end of training."
@@ -44,10 +46,14 @@ class PhaseConfig(Config):
     languages: dict[str, PositiveFloat] = Field(
         {}, description="Share of each language, relative to the others; within a language sources go by size."
     )
+    by_size: bool = Field(False, description="Every source by its share of the rows, as without a mixture.")
+    path: Path | None = Field(
+        None, description="Dataset of this phase, of the same tokenizer and row length; null: that of the phase before."
+    )
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        forms = ("weights", "tokens_per_source", "languages")
+        forms = ("weights", "tokens_per_source", "languages", "by_size")
         given = [name for name in forms if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(
@@ -71,10 +77,20 @@ class DataConfig(Config):
     tokenizer: Path | None = Field(
         None, description="tokenizer.json that the model belongs to; data made with another one is refused."
     )
-    seq_len: PositiveInt | None = Field(None, description="Row length in tokens; null: the data's own.")
+    seq_len: Annotated[PositiveInt, at_most(65_535)] | None = Field(
+        None, description="Row length in tokens; null: the data's own."
+    )
     mixture: tuple[PhaseConfig, ...] = Field((), description="Phases; empty: every source by its share of the rows.")
     max_epochs: PositiveFloat = Field(4.0, description="Refuse a plan that repeats any source more often than this.")
     build: BuildConfig | None = Field(None, description="How `rxt-dist data build` makes it; training ignores this.")
+
+    @model_validator(mode="after")
+    def _first_phase_is_of_path(self) -> Self:
+        if self.mixture and self.mixture[0].path is not None:
+            raise ValueError(
+                f"mixture.0.path is {self.mixture[0].path}, but the first phase reads data.path: name its dataset there"
+            )
+        return self
 
 
 class StartConfig(Config):
@@ -109,7 +125,7 @@ class TrainConfig(Config):
     total_tokens: PositiveInt = Field(description="Token budget of the run (positions, padding included).")
     global_batch_tokens: PositiveInt = Field(description="Tokens per optimizer step over all ranks.")
     ramp: RampConfig | None = Field(None, description="Global batch ramp-up; null: full batch from the start.")
-    micro_batch_rows: PositiveInt = Field(1, description="Rows a rank computes at once; the rest is accumulated.")
+    micro_batch_rows: Rows = Field(1, description="Rows a rank computes at once; the rest is accumulated.")
     precision: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="Computation type; master weights and moments are float32 either way."
     )
@@ -240,8 +256,8 @@ class ClusterConfig(Config):
     """The machine a run is planned for and launched on."""
 
     name: str = Field("local", description="Name of the cluster, for reports.")
-    nodes: PositiveInt = Field(1, description="Nodes of one job.")
-    gpus_per_node: PositiveInt = Field(1, description="Ranks per node.")
+    nodes: Annotated[PositiveInt, at_most(16_384)] = Field(1, description="Nodes of one job.")
+    gpus_per_node: Annotated[PositiveInt, at_most(256)] = Field(1, description="Ranks per node.")
     gpu_memory_gb: PositiveFloat = Field(80.0, description="Memory of one GPU in 10^9 bytes.")
     peak_tflops: PositiveFloat = Field(312.0, description="Dense bfloat16 peak of one GPU (A100: 312, H100: 989).")
     mfu: Probability = Field(0.25, description="Model FLOPs utilisation that plans assume.")
@@ -257,6 +273,15 @@ class ClusterConfig(Config):
         6300, description="Mean hours between failures of one node, for the interval of checkpoints that plans advise."
     )
 
+    @model_validator(mode="after")
+    def _ranks_that_there_are(self) -> Self:
+        if self.ranks > _MOST_RANKS:
+            raise ValueError(
+                f"nodes ({self.nodes:,}) times gpus_per_node ({self.gpus_per_node:,}) is {self.ranks:,} ranks, more "
+                f"than any machine has: at most {_MOST_RANKS:,} are taken"
+            )
+        return self
+
     @property
     def ranks(self) -> int:
         """World size."""
@@ -267,7 +292,9 @@ class RunConfig(Config):
     """A whole run, as read from configs/run/*.yaml with the files it names joined in."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", description="Name of the run; its directory is output / name."
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
+        max_length=200,
+        description="Name of the run; its directory is output / name.",
     )
     output: Path = Field(Path("runs"), description="Parent of the run directory.")
     seed: NonNegativeInt = Field(0, le=2**63 - 1, description="Seed of weights, data order, masks and noise.")

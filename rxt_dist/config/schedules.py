@@ -6,6 +6,7 @@ Whoever speaks of steps (the loop, `data show --step`, `plan`) takes them from `
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -67,7 +68,17 @@ def count_steps(train: TrainConfig, row_tokens: int) -> int:
     """Number of all steps of a run."""
     if train.ramp is None:
         return train.total_tokens // row_tokens // (train.global_batch_tokens // row_tokens)
-    return sum(1 for _ in steps(train, row_tokens))
+    rows_at, last_row, position, count = _RampedRows(train, row_tokens), train.total_tokens // row_tokens, 0, 0
+    while position + (rows := rows_at(position)) <= last_row:
+        alike = _batches_alike(rows_at, position, rows, (last_row - position) // rows)
+        position += alike * rows
+        count += alike
+    return count
+
+
+def _batches_alike(rows_at: _RampedRows, position: int, rows: int, most: int) -> int:
+    """How many batches from a position on have `rows` rows, `most` at most; batches never shrink."""
+    return 1 + bisect_left(range(1, most), True, key=lambda before: rows_at(position + before * rows) != rows)
 
 
 class _FullRows:

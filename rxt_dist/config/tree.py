@@ -1,10 +1,14 @@
-"""YAML read as plain values that remember the file and line of each, with other files joined and overrides applied."""
+"""YAML read as plain values that remember the file and line of each, with other files joined and overrides applied.
+
+A text may be hostile or a slip: its length, depth and values are bounded, and so is what it comes to when every alias
+is written out, so that no text takes long to read.
+"""
 
 from __future__ import annotations
 
-import math
 import os
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +20,19 @@ from rxt_dist.errors import ConfigError, nearest
 
 KeyPath = tuple[str | int, ...]
 
+# Bounds of a text: far above any real configuration, and read within a second or two.
+_MOST_BYTES = 200_000
+_LONGEST_VALUE = 4_096
+_LONGEST_KEY = 200
+_DEEPEST = 32
+# An override in a message is cut after so many characters.
+_SHOWN = 80
+# What fits a signed number of 64 bits; a greater one is no count of anything.
+_MOST_WHOLE = 2**63 - 1
+_TAG = "tag:yaml.org,2002:"
+_PLAIN_TAGS = frozenset(_TAG + kind for kind in ("str", "int", "float", "bool", "null", "timestamp"))
+_NESTED_TAGS = frozenset((_TAG + "map", _TAG + "seq"))
+
 # YAML 1.1 takes 1e6 and 4.0e9 for text; a person means numbers.
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?")
 
@@ -25,6 +42,22 @@ def dotted(path: KeyPath) -> str:
     return ".".join(str(part) for part in path)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses what is nested too deeply where it begins: to compose it would need as deep a recursion."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise yaml.MarkedYAMLError(
+                problem=f"it is nested deeper than {_DEEPEST} levels", problem_mark=self.peek_event().start_mark
+            )
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
 @dataclass
 class Tree:
     """Plain values, and where each of them was written."""
@@ -32,24 +65,23 @@ class Tree:
     source: str
     values: Any
     places: dict[KeyPath, str] = field(default_factory=dict)
+    _characters: int = 0
 
     @classmethod
     def read(cls, path: Path, named_at: str = "") -> Self:
         """Read one YAML file; `named_at` says where another file names it."""
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            _refuse_file(path, named_at, error)
+        text = _text_of(path, named_at)
         tree = cls(os.path.normpath(path), None)
         try:
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            node = yaml.compose(text, Loader=_Loader)
             tree.values = tree._convert(node, ()) if node else {}
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = mark.line + 1 if mark else 1
             raise ConfigError(f"{path}:{line}: this is not valid YAML: {error.problem or error.context}.") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: this is not valid YAML: {error}.") from None
+        except yaml.reader.ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1
+            raise ConfigError(f"{path}:{line}: this is not valid YAML: {error.reason}.") from None
         return tree
 
     def place(self, path: KeyPath) -> str:
@@ -59,19 +91,48 @@ class Tree:
         return self.places.get(path, self.source)
 
     def _convert(self, node: yaml.Node, path: KeyPath) -> Any:
-        self.places.setdefault(path, f"{self.source}:{node.start_mark.line + 1}")
+        place = f"{self.source}:{node.start_mark.line + 1}"
+        self.places.setdefault(path, place)
+        self._spend(1, place)
+        if len(path) > _DEEPEST:
+            raise ConfigError(
+                f"{place}: with every alias written out this is nested deeper than {_DEEPEST} levels (an anchor that "
+                f"holds itself?): write out what is meant."
+            )
+        if isinstance(node, yaml.ScalarNode):
+            self._count(node.value, _LONGEST_VALUE, "a value", place)
+            return _scalar(node, place)
+        if node.tag not in _NESTED_TAGS:
+            raise ConfigError(f"{place}: the tag {_cut(node.tag)} has no meaning here: remove it.")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
-        if isinstance(node, yaml.SequenceNode):
-            return [self._convert(child, (*path, index)) for index, child in enumerate(node.value)]
-        return _scalar(node)
+        return [self._convert(child, (*path, index)) for index, child in enumerate(node.value)]
+
+    def _count(self, text: str, longest: int, what: str, place: str) -> None:
+        """Refuse a text that is too long or that no file name or report could hold, or too many of them."""
+        if len(text) > longest:
+            raise ConfigError(f"{place}: {what} has {len(text):,} characters ({_cut(text)}); {longest:,} are the most.")
+        if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text):
+            raise ConfigError(f"{place}: {_cut(text)!r} holds a character that stands for none: remove it.")
+        self._spend(len(text), place)
+
+    def _spend(self, characters: int, place: str) -> None:
+        """Count what the text comes to: no more with its aliases written out than a file may have."""
+        self._characters += characters
+        if self._characters > _MOST_BYTES:
+            raise ConfigError(
+                f"{place}: with every alias written out this is more than {_MOST_BYTES:,} characters: use fewer."
+            )
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
+            place = f"{self.source}:{key_node.start_mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"{place}: a key is a list or a mapping; it must be a name.")
             # The text of the key and not its YAML value: the language code `no` is no boolean.
             key = str(key_node.value)
-            place = f"{self.source}:{key_node.start_mark.line + 1}"
+            self._count(key, _LONGEST_KEY, "a key", place)
             if key in values:
                 raise ConfigError(
                     f"{place}: '{dotted((*path, key))}' is given twice, first at {self.places[(*path, key)]}. "
@@ -93,9 +154,11 @@ class Tree:
     def override(self, text: str, joined: Sequence[str]) -> None:
         """Apply one `a.b=c`."""
         name, equals, value = text.partition("=")
-        place, path = f"override '{text}'", tuple(name.split("."))
+        place, path = f"override '{_cut(text)}'", tuple(name.split("."))
         if not equals or not all(path):
             raise ConfigError(f"{place}: an override has the form a.b=value, as in train.total_tokens=1e6.")
+        if len(path) > _DEEPEST:
+            raise ConfigError(f"{place}: it names a key {len(path):,} levels deep; there are at most {_DEEPEST}.")
         if not isinstance(self.values, dict):
             return
         parent = self.values
@@ -118,32 +181,78 @@ class Tree:
         self.places = {known: place for known, place in self.places.items() if known[: len(path)] != path}
 
 
+def _text_of(path: Path, named_at: str) -> str:
+    try:
+        # Asked before it is opened: a pipe that nobody writes to would keep this process for ever.
+        if stat.S_ISREG(path.stat().st_mode) or path.is_dir():
+            with path.open("rb") as file:
+                content = file.read(_MOST_BYTES + 1)
+        else:
+            raise OSError("it is no ordinary file")
+    except (OSError, ValueError) as error:
+        _refuse_file(path, named_at, error)
+    if len(content) > _MOST_BYTES:
+        raise ConfigError(
+            f"{path}: a configuration has at most {_MOST_BYTES:,} bytes, and this file has more. Name a YAML file, or "
+            f"divide it into one for each of model, data and cluster."
+        )
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path}:{line}: the byte 0x{content[error.start]:02x} is not UTF-8: save the file in UTF-8."
+        ) from None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
 def _refuse_file(path: Path, named_at: str, error: Exception) -> NoReturn:
     where = f"{named_at}: " if named_at else ""
     if isinstance(error, FileNotFoundError):
         siblings = [entry.name for entry in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise ConfigError(f"{where}there is no file {os.path.normpath(path)}.{nearest(path.name, siblings)}")
-    reason = "it is a directory" if isinstance(error, IsADirectoryError) else str(error)
+    reason = "it is a directory" if isinstance(error, IsADirectoryError) else getattr(error, "strerror", None) or error
     raise ConfigError(f"{where}{path} cannot be read as a YAML file: {reason}.")
 
 
 def _override_value(text: str, place: str) -> Any:
+    if len(text) > _MOST_BYTES:
+        raise ConfigError(f"{place}: the value has {len(text):,} characters; at most {_MOST_BYTES:,} are read.")
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        return Tree(place, None)._convert(node, ()) if node else None
+        node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{place}: the value is not valid YAML: {getattr(error, 'problem', error)}.") from None
+    return Tree(place, None)._convert(node, ()) if node else None
 
 
-def _scalar(node: yaml.Node) -> Any:
+def _scalar(node: yaml.ScalarNode, place: str) -> Any:
     """The value of a scalar; whole numbers are ints however they are written (1e6, 1_000_000, 1.5e3)."""
-    plain = isinstance(node, yaml.ScalarNode) and node.style is None
-    if plain and _NUMBER.fullmatch(node.value):
+    if node.style is None and _NUMBER.fullmatch(node.value):
         number = node.value.replace("_", "")
-        return int(number) if number.lstrip("+-").isdigit() else _whole(float(number))
-    loader = yaml.SafeLoader("")
-    return loader.construct_object(node)
+        # Python refuses to read thousands of digits as an int; as a float they are infinite.
+        return _whole(float(number)) if "." in number or "e" in number.lower() else _bounded(number)
+    try:
+        if node.tag not in _PLAIN_TAGS:
+            raise ValueError(node.tag)
+        value = _Loader("").construct_object(node)
+    except (ValueError, KeyError, AttributeError):
+        kind = node.tag.removeprefix(_TAG)
+        raise ConfigError(
+            f"{place}: '{_cut(node.value)}' is read as {'a date' if kind == 'timestamp' else f'!!{_cut(kind)}'} and is "
+            f"none: correct it, or put it in quotes if it is a text."
+        ) from None
+    if node.tag == _TAG + "timestamp":
+        return node.value  # no setting is a date, so that a name that looks like one is a name
+    return float("inf") if isinstance(value, int) and abs(value) > _MOST_WHOLE else value
+
+
+def _bounded(digits: str) -> int | float:
+    return int(digits) if len(digits) < 19 or abs(float(digits)) < _MOST_WHOLE else float(digits)
 
 
 def _whole(number: float) -> int | float:
-    return int(number) if math.isfinite(number) and number == int(number) else number
+    """An int where it is one of 64 bits."""
+    return int(number) if abs(number) < _MOST_WHOLE and number == int(number) else number

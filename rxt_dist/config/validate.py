@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rxt_dist.config.phases import check_phases, neighbours
+from rxt_dist.config.model import ModelConfig
+from rxt_dist.config.phases import check_phases, neighbours, phase_paths
 from rxt_dist.config.run import RampConfig, RunConfig
 from rxt_dist.errors import ConfigError, nearest
+from rxt_dist.files import require_no_file
 
 _SHOWN = 8
-# Stages tell experts by the middle of the name, whichever layer they are in.
-_AN_EXPERT = "decoder.layers.0.feed_forward.routed.experts.gate_up_proj"
+# Greater divisors are neither experts nor rows of a micro-batch.
+_MOST_DIVISOR = 65_536
+_MOST_ENLARGEMENTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def validate_run(config: RunConfig, world_size: int, facts: DataFacts | None) ->
     Raises:
         ConfigError: for the first check that fails.
     """
+    require_no_file(config.directory)
     config = settle_topology(config, world_size)
     _check_engine(config, world_size)
     _check_experts(config, world_size)
@@ -93,7 +97,15 @@ def _trains_experts(config: RunConfig) -> bool:
     """Whether the stage builds and trains routed experts. DeepSpeed splits no others: its optimizers want a group of
     expert parameters wherever there are split layers."""
     built = "decoder" in config.stage.parts() and config.model.moe_layers > 0
-    return built and config.stage.rate_group(_AN_EXPERT) is not None
+    return built and any(config.stage.rate_group(name) is not None for name in _an_expert_of_each_layer(config.model))
+
+
+def _an_expert_of_each_layer(model: ModelConfig) -> list[str]:
+    """Names of parameters: a stage may train the experts of some layers, and a dense layer has none."""
+    before, after = model.decoder.stateless_before, model.decoder.stateless_after
+    kinds = (*before, *("moe" for _ in range(model.layers)), *after)
+    routed = (layer for layer, kind in enumerate(kinds) if kind == "moe")
+    return [f"decoder.layers.{layer}.feed_forward.routed.experts.gate_up_proj" for layer in routed]
 
 
 def _check_engine(config: RunConfig, world_size: int) -> None:
@@ -147,7 +159,9 @@ def _check_schedule(config: RunConfig) -> None:
 
 def _check_mixture(config: RunConfig, facts: DataFacts | None) -> None:
     phases = config.data.mixture
-    for index, phase in enumerate(phases):
+    for index, (phase, path) in enumerate(zip(phases, phase_paths(config.data), strict=True)):
+        if path != config.data.path:
+            continue  # Names of other datasets than that of the facts are looked up when the order is planned.
         for source in {**phase.weights, **phase.tokens_per_source} if facts else ():
             if facts and source not in facts.sources:
                 known = ", ".join(facts.sources)
@@ -198,6 +212,11 @@ def _check_ramp(config: RunConfig, ramp: RampConfig, world_size: int, row_tokens
     if row_tokens is not None:
         _check_portion("train.ramp.start_tokens", ramp.start_tokens, config, world_size, row_tokens)
         _check_portion("train.ramp.increment_tokens", ramp.increment_tokens, config, world_size, row_tokens)
+    if (full - ramp.start_tokens) // ramp.increment_tokens > _MOST_ENLARGEMENTS:
+        raise ConfigError(
+            f"train.ramp.increment_tokens ({ramp.increment_tokens:,}) reaches train.global_batch_tokens ({full:,}) "
+            f"from {ramp.start_tokens:,} in more than {_MOST_ENLARGEMENTS:,} enlargements: enlarge by more."
+        )
     if (full - ramp.start_tokens) % ramp.increment_tokens:
         raise ConfigError(
             f"train.ramp cannot reach train.global_batch_tokens ({full:,}) from {ramp.start_tokens:,} by "
@@ -227,8 +246,8 @@ def _check_portion(name: str, tokens: int, config: RunConfig, world_size: int, r
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors, ascending."""
-    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+    """All divisors up to 65,536, ascending."""
+    return [candidate for candidate in range(1, min(number, _MOST_DIVISOR) + 1) if number % candidate == 0]
 
 
 def _one_of(values: list[int]) -> str:

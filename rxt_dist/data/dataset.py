@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rxt_dist.data.manifest import (
+    SPLITS,
     DatasetManifest,
     RecordBatchInfo,
     ShardInfo,
@@ -161,6 +162,10 @@ class _Split:
             self._opened.add(self, index)
         return shard, row - self._ends[index - 1] if index else row
 
+    def count_with(self, opened: _Opened) -> None:
+        """Share the limit of open files with other datasets; before anything is read."""
+        self._opened = opened
+
     def close(self, index: int) -> None:
         """Forget a shard; its map goes when nobody reads from it any more."""
         self._shards[index] = None
@@ -188,57 +193,11 @@ class _Opened:
             oldest.close(at)
 
 
-class TokenDataset:
-    """An open dataset. Every row is checked as it is read; several threads may read.
+class RowReader:
+    """Reads rows of sources by number. Every row is checked as it is read; several threads may read."""
 
-    Args:
-        root: the folder that `rxt-dist data build` made.
-        tokenizer_sha256: fingerprint of the tokenizer that the caller uses, if it has one.
-
-    Raises:
-        DataError: no dataset there, a file missing or of the wrong size, another tokenizer.
-    """
-
-    def __init__(self, root: Path, tokenizer_sha256: str | None = None) -> None:
-        self.root = root
-        self.manifest: DatasetManifest = load_manifest(root)
-        self.seq_len = self.manifest.seq_len
-        require_tokenizer(root, self.manifest.tokenizer_sha256, tokenizer_sha256)
-        shards = list(self.manifest.shards())
-        problem = _first_size_problem(root, shards)
-        if problem:
-            raise DataError(problem_text(root, problem))
-        opened = _Opened(len(shards))
-        self._splits = {
-            (index, name): _Split(root, source.split(name).shards, self.seq_len, opened)
-            for index, source in enumerate(self.manifest.sources)
-            for name in ("train", "eval")
-        }
-
-    @property
-    def digest(self) -> str:
-        """The root digest: equal for equal token streams."""
-        return self.manifest.root_digest
-
-    @property
-    def sources(self) -> tuple[SourceInfo, ...]:
-        """The sources; a source index anywhere in this package is an index into this tuple."""
-        return self.manifest.sources
-
-    def order_sources(self) -> tuple[OrderSource, ...]:
-        """What `GlobalOrder` needs to know of the sources."""
-        return tuple(OrderSource(source.name, source.train.totals.rows) for source in self.sources)
-
-    def source_index(self, name: str) -> int:
-        """Index of a source by name.
-
-        Raises:
-            ConfigError: no such source; the message lists them.
-        """
-        names = [source.name for source in self.sources]
-        if name not in names:
-            raise ConfigError(f"{self.root} has no source '{name}'; it has {names}.")
-        return names.index(name)
+    seq_len: int
+    _splits: dict[tuple[int, str], _Split]
 
     def rows(self, source: int, split: str) -> int:
         """Number of rows of a source (by index) in a split ("train" or "eval")."""
@@ -279,6 +238,74 @@ class TokenDataset:
         start, stop = batch.bounds[local], batch.bounds[local + 1]
         columns = (batch.seg_len, batch.seg_doc, batch.seg_off)
         return [Segment(*values) for values in zip(*(column[start:stop].tolist() for column in columns), strict=True)]
+
+
+class TokenDataset(RowReader):
+    """An open dataset.
+
+    Args:
+        root: the folder that `rxt-dist data build` made.
+        tokenizer_sha256: fingerprint of the tokenizer that the caller uses, if it has one.
+
+    Raises:
+        DataError: no dataset there, a file missing or of the wrong size, another tokenizer.
+    """
+
+    def __init__(self, root: Path, tokenizer_sha256: str | None = None) -> None:
+        self.root = root
+        self.manifest: DatasetManifest = load_manifest(root)
+        self.seq_len = self.manifest.seq_len
+        require_tokenizer(root, self.manifest.tokenizer_sha256, tokenizer_sha256)
+        shards = list(self.manifest.shards())
+        problem = _first_size_problem(root, shards)
+        if problem:
+            raise DataError(problem_text(root, problem))
+        opened = _Opened(len(shards))
+        self._splits = {
+            (index, name): _Split(root, source.split(name).shards, self.seq_len, opened)
+            for index, source in enumerate(self.manifest.sources)
+            for name in SPLITS
+        }
+
+    @property
+    def digest(self) -> str:
+        """The root digest: equal for equal token streams."""
+        return self.manifest.root_digest
+
+    @property
+    def sources(self) -> tuple[SourceInfo, ...]:
+        """The sources; a source index anywhere in this package is an index into this tuple."""
+        return self.manifest.sources
+
+    def order_sources(self) -> tuple[OrderSource, ...]:
+        """What `GlobalOrder` needs to know of the sources."""
+        return tuple(OrderSource(source.name, source.train.totals.rows) for source in self.sources)
+
+    def source_index(self, name: str) -> int:
+        """Index of a source by name.
+
+        Raises:
+            ConfigError: no such source; the message lists them.
+        """
+        names = [source.name for source in self.sources]
+        if name not in names:
+            raise ConfigError(f"{self.root} has no source '{name}'; it has {names}.")
+        return names.index(name)
+
+
+class JoinedDataset(RowReader):
+    """Datasets of one row length read as one: the sources of the second come after those of the first, and so on."""
+
+    def __init__(self, datasets: Sequence[TokenDataset]) -> None:
+        self.datasets = tuple(datasets)
+        self.seq_len = self.datasets[0].seq_len
+        opened = _Opened(sum(len(list(dataset.manifest.shards())) for dataset in self.datasets))
+        self._splits = {}
+        for dataset in self.datasets:
+            first = len(self._splits) // len(SPLITS)
+            for (source, name), split in dataset._splits.items():
+                split.count_with(opened)
+                self._splits[first + source, name] = split
 
 
 def problem_text(root: Path, problem: str) -> str:

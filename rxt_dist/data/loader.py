@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rxt_dist.data.dataset import TokenDataset
+from rxt_dist.data.dataset import RowReader
 from rxt_dist.data.masking import IGNORED_LABEL
 from rxt_dist.data.rows import PAD_ID
 
@@ -191,7 +191,7 @@ def token_batch(
 class BatchReader:
     """Reads batches of one split in one order."""
 
-    def __init__(self, dataset: TokenDataset, order: Order, split: str = "train") -> None:
+    def __init__(self, dataset: RowReader, order: Order, split: str = "train") -> None:
         self._dataset, self._order, self._split = dataset, order, split
 
     def read(self, positions: Int64Array) -> TokenBatch:
@@ -206,7 +206,7 @@ class BatchReader:
         return token_batch(tokens_BT, raw.seg_count_R, raw.seg_len_I, source_B, positions)
 
 
-def eval_reader(dataset: TokenDataset, source: int) -> BatchReader:
+def eval_reader(dataset: RowReader, source: int) -> BatchReader:
     """A reader of a source's held-out rows in file order; positions are row numbers."""
     return BatchReader(dataset, FileOrder(source), "eval")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from rxt_dist.config.phases import BLOCK, phase_lengths
+from rxt_dist.config.phases import BLOCK, phase_lengths, phase_paths
 from rxt_dist.config.run import DataConfig, PhaseConfig
-from rxt_dist.data.manifest import SourceInfo
+from rxt_dist.data.manifest import DatasetManifest, SourceInfo
 from rxt_dist.data.sampler import (
     MIN_WEIGHT,
     GlobalOrder,
@@ -16,46 +18,157 @@ from rxt_dist.data.sampler import (
     integer_weights,
     proportional_weights,
 )
-from rxt_dist.errors import ConfigError, nearest
+from rxt_dist.errors import ConfigError, DataError, nearest
 
 
-def planned_order(
-    sources: Sequence[SourceInfo], seq_len: int, data: DataConfig, total_tokens: int | None, seed: int
-) -> GlobalOrder:
-    """The order in which a run of `total_tokens` reads these sources.
+@dataclass(frozen=True)
+class PhaseDataset:
+    """A dataset that phases read, by what its manifest says of it."""
+
+    path: Path
+    digest: str
+    seq_len: int
+    tokenizer_sha256: str
+    sources: tuple[SourceInfo, ...]
+
+    @staticmethod
+    def of(path: Path, manifest: DatasetManifest) -> PhaseDataset:
+        return PhaseDataset(
+            path, manifest.root_digest, manifest.seq_len, manifest.tokenizer_sha256, tuple(manifest.sources)
+        )
+
+
+@dataclass(frozen=True)
+class PhaseDatasets:
+    """The datasets of a run, in the order in which its phases first read them.
+
+    of_phase: for each phase of the mixture the number of the one that it reads.
+    """
+
+    datasets: tuple[PhaseDataset, ...]
+    of_phase: tuple[int, ...] = ()
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of a row, of all of them."""
+        return self.datasets[0].seq_len
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        return tuple(dataset.digest for dataset in self.datasets)
+
+    @property
+    def sources(self) -> tuple[SourceInfo, ...]:
+        """The sources of all; those of the second dataset are called `name@2`, and so on."""
+        return tuple(
+            replace(source, name=f"{source.name}@{number}") if number > 1 else source
+            for number, dataset in enumerate(self.datasets, start=1)
+            for source in dataset.sources
+        )
+
+    def own(self, source: int) -> tuple[PhaseDataset, int]:
+        """The dataset of a source, and the number that the source has in it."""
+        for dataset in self.datasets:
+            if source < len(dataset.sources):
+                return dataset, source
+            source -= len(dataset.sources)
+        raise IndexError(source)
+
+    def order_sources(self) -> list[OrderSource]:
+        numbers = [number for number, dataset in enumerate(self.datasets) for _ in dataset.sources]
+        return [
+            OrderSource(source.name, source.train.totals.rows, number)
+            for source, number in zip(self.sources, numbers, strict=True)
+        ]
+
+
+def phase_datasets(data: DataConfig, look: Callable[[Path], PhaseDataset]) -> PhaseDatasets:
+    """What the phases of a mixture read. A dataset is its content: two folders of one digest are one dataset.
+
+    Args:
+        look: opens the dataset of a folder.
+
+    Raises:
+        DataError: one of them has another tokenizer or row length than the first.
+    """
+    seen: dict[Path, PhaseDataset] = {}
+    different: list[PhaseDataset] = []
+    numbers = []
+    for path in (data.path, *phase_paths(data)):
+        if path not in seen:
+            seen[path] = look(path)
+            _require_alike(seen[path], seen[data.path])
+        digests = [dataset.digest for dataset in different]
+        if seen[path].digest not in digests:
+            different.append(seen[path])
+            digests.append(seen[path].digest)
+        numbers.append(digests.index(seen[path].digest))
+    return PhaseDatasets(tuple(different), tuple(numbers[1:]))
+
+
+def _require_alike(one: PhaseDataset, first: PhaseDataset) -> None:
+    if one.tokenizer_sha256 != first.tokenizer_sha256:
+        raise DataError(
+            f"{one.path}, which a phase of data.mixture names, was made with tokenizer {one.tokenizer_sha256[:16]}..., "
+            f"but {first.path} with tokenizer {first.tokenizer_sha256[:16]}...: every id would mean something else. "
+            f"Build it again with {first.path}/tokenizer.json."
+        )
+    if one.seq_len != first.seq_len:
+        raise DataError(
+            f"{one.path}, which a phase of data.mixture names, has rows of {one.seq_len} tokens, but {first.path} has "
+            f"rows of {first.seq_len}: make them alike with `rxt-dist data repack {one.path} --seq-len {first.seq_len} "
+            f"--out DIR`."
+        )
+
+
+def planned_order(read: PhaseDatasets, data: DataConfig, total_tokens: int | None, seed: int) -> GlobalOrder:
+    """The order in which a run of `total_tokens` reads these datasets.
 
     Without `data.mixture` every source is read in proportion to its rows. A phase that others follow is rounded up to
     whole blocks of 4,096 rows. The phases are cut where the run ends, so that what it never reads counts for nothing; a
     last phase without tokens lasts until then. Where `total_tokens` is None the run is as long as the phases, or one
-    pass over all rows in place of what has no length.
+    pass over all rows of its dataset in place of what has no length.
 
     Raises:
         ConfigError: no training rows, a mixture that names a source or language that is not there, one that does not
             cover the run, a length that the blocks would change by more than 1 %, or what `GlobalOrder` refuses.
     """
-    rows = [OrderSource(source.name, source.train.totals.rows) for source in sources]
-    one_pass = sum(source.rows for source in rows) * seq_len
-    if not one_pass:
+    one_pass = [_one_pass(dataset) for dataset in read.datasets]
+    sources, numbers = read.order_sources(), read.of_phase or (0,)
+    configured = data.mixture or (PhaseConfig(by_size=True),)
+    weights = [
+        iter(_weights(phase, f"data.mixture.{index}", read.datasets[number]))
+        for index, (phase, number) in enumerate(zip(configured, numbers, strict=True))
+    ]
+    lengths = phase_lengths(data.mixture, total_tokens, read.seq_len) if data.mixture else [total_tokens]
+    # Phases beyond the end of the run have no length.
+    phases = [
+        Phase(length or one_pass[number], tuple(next(own) if source.dataset == number else 0 for source in sources))
+        for length, number, own in zip(lengths, numbers, weights, strict=False)
+    ]
+    return GlobalOrder(sources, phases, seed, read.seq_len, data.max_epochs)
+
+
+def _one_pass(dataset: PhaseDataset) -> int:
+    """Tokens of all training rows."""
+    rows = sum(source.train.totals.rows for source in dataset.sources)
+    if not rows:
         raise ConfigError(
-            f"{data.path} has no training rows in any of its {len(rows)} sources: lower build.eval_fraction, or add "
-            f"text, and build it again."
+            f"{dataset.path} has no training rows in any of its {len(dataset.sources)} sources: lower "
+            f"build.eval_fraction, or add text, and build it again."
         )
-    weights = [_weights(phase, f"data.mixture.{index}", sources, data) for index, phase in enumerate(data.mixture)]
-    if weights:
-        lengths = phase_lengths(data.mixture, total_tokens, seq_len)
-        # Phases beyond the end of the run have no length.
-        phases = [Phase(length or one_pass, shares) for length, shares in zip(lengths, weights, strict=False)]
-    else:
-        phases = [Phase(total_tokens or one_pass, proportional_weights([source.rows for source in rows]))]
-    return GlobalOrder(rows, phases, seed, seq_len, data.max_epochs)
+    return rows * dataset.seq_len
 
 
-def _weights(phase: PhaseConfig, place: str, sources: Sequence[SourceInfo], data: DataConfig) -> tuple[int, ...]:
-    """The weight of each source in a phase; one that was asked for is never dropped."""
+def _weights(phase: PhaseConfig, place: str, dataset: PhaseDataset) -> tuple[int, ...]:
+    """The weight of each source of its dataset in a phase; one that was asked for is never dropped."""
+    sources = dataset.sources
+    if phase.by_size:
+        return proportional_weights([source.train.totals.rows for source in sources])
     if phase.languages:
-        return integer_weights(_language_shares(phase, place, sources, data))
+        return integer_weights(_language_shares(phase, place, dataset))
     asked: dict[str, float] = {**phase.weights, **phase.tokens_per_source}
-    _require_known("source", asked, [source.name for source in sources], place, data)
+    _require_known("source", asked, [source.name for source in sources], place, dataset)
     weights = integer_weights([asked.get(source.name, 0.0) for source in sources])
     whole = sum(asked.values())
     for source, weight in zip(sources, weights, strict=True):
@@ -68,13 +181,14 @@ def _weights(phase: PhaseConfig, place: str, sources: Sequence[SourceInfo], data
     return weights
 
 
-def _language_shares(phase: PhaseConfig, place: str, sources: Sequence[SourceInfo], data: DataConfig) -> list[float]:
+def _language_shares(phase: PhaseConfig, place: str, dataset: PhaseDataset) -> list[float]:
     """Each language has its share, and within it every source is passed over equally often.
 
     What is too small to stand in every block leaves its share to the others of its language; the plan shows it.
     """
+    sources = dataset.sources
     there = sorted({source.language for source in sources if source.train.totals.rows})
-    _require_known("language", phase.languages, there, place, data)
+    _require_known("language", phase.languages, there, place, dataset)
     shares = _shares_by_size(phase, [(source.language, source.train.totals.rows) for source in sources])
     kept = [
         (source.language, source.train.totals.rows if share * BLOCK >= 1 else 0)
@@ -106,9 +220,9 @@ def _shares_by_size(phase: PhaseConfig, sources: Sequence[tuple[str, int]]) -> l
     ]
 
 
-def _require_known(what: str, asked: dict[str, float], known: Sequence[str], place: str, data: DataConfig) -> None:
+def _require_known(what: str, asked: dict[str, float], known: Sequence[str], place: str, dataset: PhaseDataset) -> None:
     for name in asked:
         if name not in known:
             raise ConfigError(
-                f"{place} names the {what} '{name}', but {data.path} holds {', '.join(known)}.{nearest(name, known)}"
+                f"{place} names the {what} '{name}', but {dataset.path} holds {', '.join(known)}.{nearest(name, known)}"
             )

@@ -1,4 +1,4 @@
-"""Rows of packed documents as the source of a run's batches."""
+"""Rows of packed documents, of one dataset or of several that phases name, as the source of a run's batches."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.validate import DataFacts
-from rxt_dist.data.dataset import TokenDataset
+from rxt_dist.data.dataset import JoinedDataset, TokenDataset
 from rxt_dist.data.loader import BatchReader, Int64Array, TokenBatch, eval_reader
 from rxt_dist.data.manifest import SourceInfo, tokenizer_fingerprint
-from rxt_dist.data.mixture import planned_order
+from rxt_dist.data.mixture import PhaseDataset, phase_datasets, planned_order
 from rxt_dist.data.rows import BOUNDARY_POLICY
 from rxt_dist.data.sampler import GlobalOrder
 from rxt_dist.errors import DataError
@@ -29,22 +29,25 @@ class RowSource:
     def __init__(self, run: RunConfig) -> None:
         self._run = run
         wanted = _fingerprint(run.data.tokenizer) if run.data.tokenizer else None
-        self._dataset = TokenDataset(run.data.path, wanted)
-        if self._dataset.manifest.boundaries != BOUNDARY_POLICY:
-            raise DataError(
-                f"{run.data.path} holds {self._dataset.manifest.boundaries}, of which only the answers carry loss, but "
-                f"pre-training reads documents. Name a dataset that `rxt-dist data build` made."
-            )
+        opened: dict[str, TokenDataset] = {}
+
+        def look(path: Path) -> PhaseDataset:
+            dataset = TokenDataset(path, wanted)
+            _require_documents(dataset)
+            return PhaseDataset.of(opened.setdefault(dataset.digest, dataset).root, dataset.manifest)
+
+        self._read = phase_datasets(run.data, look)
+        self._dataset = JoinedDataset([opened[digest] for digest in self._read.digests])
 
     @property
-    def digest(self) -> str:
-        """Root digest of the dataset."""
-        return self._dataset.digest
+    def digests(self) -> tuple[str, ...]:
+        """Root digests of the datasets, in the order in which the phases first read them."""
+        return self._read.digests
 
     @property
     def sources(self) -> tuple[SourceInfo, ...]:
-        """What is weighted and evaluated together, in the order of the dataset."""
-        return self._dataset.sources
+        """What is weighted and evaluated together: the sources of every dataset that a phase names."""
+        return self._read.sources
 
     @property
     def row_tokens(self) -> int:
@@ -53,16 +56,16 @@ class RowSource:
 
     @property
     def facts(self) -> DataFacts:
-        """What the dataset states about itself."""
-        manifest = self._dataset.manifest
-        names = tuple(source.name for source in self.sources)
+        """What the first dataset states about itself; the others are like it."""
+        manifest = self._dataset.datasets[0].manifest
+        names = tuple(source.name for source in manifest.sources)
         return DataFacts(self._dataset.seq_len, self.row_tokens, manifest.vocab_size, names, manifest.tokenizer_sha256)
 
     @cached_property
     def order(self) -> GlobalOrder:
         """Which row stands at a position; made when it is first asked for, since a run may still be refused before."""
         run = self._run
-        return planned_order(self.sources, self._dataset.seq_len, run.data, run.train.total_tokens, run.seed)
+        return planned_order(self._read, run.data, run.train.total_tokens, run.seed)
 
     @cached_property
     def _reader(self) -> BatchReader:
@@ -81,6 +84,14 @@ class RowSource:
         wanted = rows[part]
         read = eval_reader(self._dataset, source).read(np.maximum(wanted, 0))
         return read.first(int(np.count_nonzero(wanted >= 0)))
+
+
+def _require_documents(dataset: TokenDataset) -> None:
+    if dataset.manifest.boundaries != BOUNDARY_POLICY:
+        raise DataError(
+            f"{dataset.root} holds {dataset.manifest.boundaries}, of which only the answers carry loss, but "
+            f"pre-training reads documents. Name a dataset that `rxt-dist data build` made."
+        )
 
 
 def _fingerprint(tokenizer: Path) -> str:

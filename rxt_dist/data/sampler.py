@@ -170,10 +170,14 @@ class Phase:
 
 @dataclass(frozen=True)
 class OrderSource:
-    """A source as the order sees it: its name keys its permutation, `rows` is its training rows."""
+    """A source as the order sees it: its name keys its permutation, `rows` is its training rows.
+
+    dataset: number of its dataset, in the order in which the phases first read them.
+    """
 
     name: str
     rows: int
+    dataset: int = 0
 
 
 @dataclass(frozen=True)
@@ -239,7 +243,7 @@ class GlobalOrder:
     The mapping never changes, but recent blocks and permutations are kept: one object serves one thread.
 
     Args:
-        sources: name and training rows of every source, in the dataset's order.
+        sources: name and training rows of every source, in the order of datasets and of each dataset.
         phases: consumed one after the other; each but the last is rounded up to whole blocks of 4,096 rows.
         seed: of all permutations.
         seq_len: tokens a row, to turn the phases' tokens into rows.
@@ -266,6 +270,8 @@ class GlobalOrder:
         self._blocks: OrderedDict[int, tuple[Int64Array, Int64Array]] = OrderedDict()
         if not self.sources or not self.phases:
             raise ConfigError("A data order needs at least one source with training rows and at least one phase.")
+        datasets = [source.dataset for source in self.sources]
+        assert datasets == sorted(datasets), "sources of a later dataset stand after those of an earlier one"
         for phase in self.phases:
             self._check_phase(phase)
         self._check_epochs(max_epochs)
@@ -416,13 +422,21 @@ class GlobalOrder:
         self._tables.move_to_end(key)
         return self._tables[key]
 
+    def datasets_begun(self, position: int) -> int:
+        """How many datasets, in their order, the phases that begin before a position read; at least the first."""
+        begun = [phase.weights for phase in self._placed if phase.start < position]
+        read = (source.dataset for at, source in enumerate(self.sources) if any(weights[at] for weights in begun))
+        return 1 + max(read, default=0)
+
     def plan_hash(self, position: int) -> str:
         """Hex sha256 of everything that decided positions [0, position).
 
-        Phases that begin later are not in it, so the future of a mixture may change on a resume and its past may not.
+        Phases that begin later and datasets that only they read are not in it, so the future of a mixture may change
+        on a resume and its past may not.
         """
-        begun = [[phase.start, list(phase.weights)] for phase in self._placed if phase.start < position]
-        names = [[source.name, source.rows] for source in self.sources]
+        datasets = self.datasets_begun(position)
+        names = [[source.name, source.rows] for source in self.sources if source.dataset < datasets]
+        begun = [[phase.start, list(phase.weights[: len(names)])] for phase in self._placed if phase.start < position]
         return digest_json(["rxt-order-v1", BLOCK, self.seed, self.seq_len, names, begun])
 
 
@@ -453,54 +467,72 @@ def _shares(weights: Sequence[int], length: int) -> tuple[int, ...]:
 class DataState:
     """Where training stands in the data: the same few hundred bytes on every rank and at any world size.
 
-    `position` counts rows delivered to the optimizer (never rows that were only prefetched).
+    `position` counts rows delivered to the optimizer (never rows that were only prefetched). `dataset_digests` are
+    those of the datasets that were begun by then, in their order.
     """
 
     position: int
     tokens_seen: int
     seed: int
-    dataset_digest: str
+    dataset_digests: tuple[str, ...]
     plan_hash: str
 
     @staticmethod
-    def at(order: GlobalOrder, dataset_digest: str, position: int, tokens_seen: int) -> DataState:
-        """The state after `position` rows of this order."""
-        return DataState(position, tokens_seen, order.seed, dataset_digest, order.plan_hash(position))
+    def at(order: GlobalOrder, digests: Sequence[str], position: int, tokens_seen: int) -> DataState:
+        """The state after `position` rows of this order, of whose datasets these are the digests."""
+        begun = tuple(digests[: order.datasets_begun(position)])
+        return DataState(position, tokens_seen, order.seed, begun, order.plan_hash(position))
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return {**vars(self), "dataset_digests": list(self.dataset_digests)}
 
     @staticmethod
     def from_dict(value: dict[str, Any]) -> DataState:
-        """The inverse of `to_dict`.
+        """The inverse of `to_dict`; states from before runs could read several datasets name one.
 
         Raises:
             DataError: a field is missing or unknown.
         """
+        known = dict(value)
+        if "dataset_digest" in known:
+            known["dataset_digests"] = [known.pop("dataset_digest")]
         fields = set(DataState.__dataclass_fields__)
-        if set(value) != fields:
+        if set(known) != fields:
             raise DataError(
                 f"The saved data state has the fields {sorted(value)}; expected are {sorted(fields)}. It was written "
                 f"by another version of this program."
             )
-        return DataState(**value)
+        return DataState(**{**known, "dataset_digests": tuple(known["dataset_digests"])})
 
-    def check(self, order: GlobalOrder, dataset_digest: str) -> None:
-        """Refuse to go on with data that is not the data this state was made with.
+    def check(self, order: GlobalOrder, digests: Sequence[str]) -> None:
+        """Refuse to go on with data that is not the data this state was made with; what comes later may be another.
 
         Raises:
-            DataError: naming the field that differs.
+            DataError: naming the field that differs, and from where on data may change.
         """
-        now = DataState.at(order, dataset_digest, self.position, self.tokens_seen)
+        now = DataState.at(order, digests, self.position, self.tokens_seen)
         reasons = {
-            "dataset_digest": "the shards are not the ones training began with",
             "seed": "the data seed was changed",
+            "dataset_digests": "the shards are not the ones training began with",
             "plan_hash": "sources, row length or the mixture of the part already consumed were changed",
         }
         for field, reason in reasons.items():
-            saved, present = getattr(self, field), getattr(now, field)
+            saved, present = _shown(getattr(self, field)), _shown(getattr(now, field))
             if saved != present:
                 raise DataError(
                     f"Cannot continue at data position {self.position}: {field} was {saved} and is now {present} "
-                    f"({reason}). Restore it, or start a new run."
+                    f"({reason}). Restore it, or start a new run.{'' if field == 'seed' else self._advice(order)}"
                 )
+
+    def _advice(self, order: GlobalOrder) -> str:
+        """From where on another dataset or mixture may be read, and how."""
+        tokens = max(1, -(-self.position // BLOCK)) * BLOCK * order.seq_len
+        return (
+            f" Another dataset or mixture may begin with a phase of its own at {tokens:,} tokens or later: keep "
+            f"data.path and the phases as they were up to there (of a run without any: {{tokens: {tokens}, by_size: "
+            f"true}}), and add a phase after them to data.mixture, with its dataset as `path`."
+        )
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)

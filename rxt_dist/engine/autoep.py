@@ -99,6 +99,10 @@ class RoutedLayer(AutoEPMoELayer):
             self.experts.__class__ = BiasedExperts
             self.experts.take_biases(source.gate_up_bias[mine], source.down_bias[mine])
 
+    def set_choice_bias(self, bias_E: Tensor | None) -> None:
+        """See `RoutedExperts.set_choice_bias`."""
+        self.expert_bias = bias_E
+
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Routing]:
         """[B, T, D] -> ([B, T, D], routing of its B * T tokens)."""
         try:

@@ -38,7 +38,7 @@ class RoutingState:
         state = cls(len(blocks), blocks[0].num_experts if blocks else 0, device, bias_rate)
         for layer, block in enumerate(blocks):
             # A view: updates in place reach it.
-            block.expert_bias = None if state.bias_ME is None else state.bias_ME[layer]
+            block.set_choice_bias(None if state.bias_ME is None else state.bias_ME[layer])
         return state
 
     def update(self, counts_ME: Tensor) -> None:

@@ -108,7 +108,7 @@ class RoutedExperts(nn.Module):
     """y = sum over the top K of a_k FF_k(x), a_k = p_k / sum of the chosen p; returns (y, its routing).
 
     `expert_bias` is added to the probabilities for the choice only (bias-based balancing, Wang et al. 2024,
-    arXiv 2408.15664); it is None unless the engine installs one.
+    arXiv 2408.15664); it is None unless the engine sets one.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -119,6 +119,10 @@ class RoutedExperts(nn.Module):
         self.gate = RouterGate(config.dim, moe.experts, bias=False)
         self.experts = ExpertStack(config.dim, moe)
         self.expert_bias: Tensor | None = None
+
+    def set_choice_bias(self, bias_E: Tensor | None) -> None:
+        """Add a bias [E] to the choice from now on; it is kept by reference and may be written to. None: add none."""
+        self.expert_bias = bias_E
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         """[B, T, D] -> ([B, T, D], routing of its B * T tokens)."""

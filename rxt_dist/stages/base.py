@@ -66,8 +66,8 @@ class DataSource(Protocol):
     """
 
     @property
-    def digest(self) -> str:
-        """Identity of the data by its content."""
+    def digests(self) -> Sequence[str]:
+        """Identities of the datasets by their content, in the order in which the phases first read them."""
         ...
 
     @property

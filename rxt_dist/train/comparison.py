@@ -112,10 +112,16 @@ def read_run(path: Path) -> RunRecord:
     newest = checkpoints[max(checkpoints)] if checkpoints else {}
     environment = _mapping(run.environment) if run.environment.exists() else {}
     surroundings = {key: value for key, value in leaves(environment) if key != "time"}
-    surroundings |= {"ranks": newest.get("ranks"), "data": newest.get("data", {}).get("dataset_digest")}
+    surroundings |= {"ranks": newest.get("ranks"), "data": _digests(newest)}
     settings = {key: value for key, value in leaves(_mapping(run.config)) if key != "name"}
     checksums = {step: meta["checksum"] for step, meta in checkpoints.items()}
     return RunRecord(path, _lines(entries, resumed), checksums, settings, surroundings, tuple(remarks))
+
+
+def _digests(meta: Mapping[str, Any]) -> str | None:
+    """The digests of the datasets that were read up to a checkpoint, whichever version wrote it."""
+    data = meta.get("data", {})
+    return " ".join(data.get("dataset_digests", ())) or data.get("dataset_digest")
 
 
 def compare_runs(a: RunRecord, b: RunRecord, tolerance: float) -> Comparison:

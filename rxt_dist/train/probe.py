@@ -29,8 +29,8 @@ def measure_probe(engine: Engine, stage: Stage, data: DataSource) -> dict[str, A
     if not chosen or not any(term.title for term in stage.terms):
         return None
     loss = evaluate_group(engine, stage, data, chosen[0])
-    precision = stage.run.train.precision
-    return {"source": data.sources[chosen[0]].name, "data": data.digest, "precision": precision, "loss": loss}
+    precision, digest = stage.run.train.precision, data.digests[data.order.sources[chosen[0]].dataset]
+    return {"source": data.sources[chosen[0]].name, "data": digest, "precision": precision, "loss": loss}
 
 
 def check_probe(engine: Engine, stage: Stage, data: DataSource, checkpoint: Checkpoint) -> str:

@@ -78,14 +78,13 @@ class Reporter:
         """Whether an evaluation of `step` has been written, by an earlier life perhaps."""
         return self._writer is not None and self._writer.has_evaluation(step)
 
-    def go_back(self, step: int) -> None:
-        """Drop the lines of steps after `step`, which come again."""
-        if self._writer is not None:
-            self._writer.truncate_after(step)
-
-    def lost_after(self, step: int) -> dict[str, Any]:
-        """What this life will do again of an earlier one (see `MetricsWriter.lost_after`); nothing on other ranks."""
-        return self._writer.lost_after(step) if self._writer is not None else {}
+    def go_back(self, step: int) -> dict[str, Any]:
+        """Drop the lines of steps after `step`, which come again; what they held (see `MetricsWriter.lost_after`)."""
+        if self._writer is None:
+            return {}
+        lost = self._writer.lost_after(step)
+        self._writer.truncate_after(step)
+        return lost
 
     def message(self, text: str) -> None:
         """A line for a person only."""

@@ -112,7 +112,7 @@ def position_of(checkpoint: Checkpoint, data: DataSource) -> Position:
         DataError: the data is not what it was trained on.
         CheckpointError: the position was written by another version.
     """
-    DataState.from_dict(checkpoint.meta["data"]).check(data.order, data.digest)
+    DataState.from_dict(checkpoint.meta["data"]).check(data.order, data.digests)
     try:
         saved = Position(**checkpoint.meta["position"])
         # A streak of skipped updates ends with a life: whoever starts the next one may have turned the rate.

@@ -115,7 +115,7 @@ def go_back(training: Training, position: Position, health: Health, reason: str)
         checkpoint = store.read(decided["to_step"])
         position_then = position_of(checkpoint, training.data)
         load_state(training.engine, training.frozen, checkpoint, position_then.applied)
-    training.reporter.go_back(checkpoint.step)
+    lost = training.reporter.go_back(checkpoint.step)
     training.reporter.event(
         "rollback",
         step=position.step,
@@ -123,6 +123,7 @@ def go_back(training: Training, position: Position, health: Health, reason: str)
         rows=[streak.row, position.row],
         reason=reason,
         seconds=round(time.monotonic() - began, 3),
+        **lost,
     )
     jumps = joined_windows(position_then.jumps, decided["windows"])
     return checkpoint, replace(position_then, jumps=jumps)

@@ -166,7 +166,7 @@ class Saver:
     def _meta(self, position: Position, suspect: bool) -> dict[str, Any]:
         """What a checkpoint says of itself."""
         training = self.training
-        data = DataState.at(training.data.order, training.data.digest, position.row, position.tokens_seen)
+        data = DataState.at(training.data.order, training.data.digests, position.row, position.tokens_seen)
         probe = measure_probe(training.engine, training.stage, training.data)
         return {
             "tokens": training.tokens(position),

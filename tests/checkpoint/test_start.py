@@ -162,6 +162,20 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(other: Path, tmp_path: Pat
         choose_origin(start_of(copy), said.append)
 
 
+def test_a_checkpoint_that_is_pruned_after_it_was_chosen_is_named(other: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(other, copy)
+    origin = choose_origin(start_of(copy), pytest.fail)
+    checkpoint = chosen_checkpoint(start_of(copy), origin)
+    shutil.rmtree(copy / "checkpoints/step-00000002")
+    with pytest.raises(
+        CheckpointError, match=r"step-00000002 was removed while .*Start again: the newest one is taken"
+    ):
+        fill_from(start_of(copy), checkpoint, runs_of(network(config_of(tmp_path))))
+    with pytest.raises(CheckpointError, match="step-00000002"):
+        chosen_checkpoint(start_of(copy), origin)
+
+
 def test_the_digest_of_an_export_is_that_of_its_contents(exported: Path) -> None:
     start = start_of(exported)
     origin = choose_origin(start, pytest.fail)

@@ -134,7 +134,7 @@ def test_what_a_class_checks_itself_is_named_with_its_line(tmp_path: Path) -> No
         ("name: a\nseed: 1\nname: b\n", ":3: 'name' is given twice, first at "),
         ("train:\n  total_tokens: 1\n  total_tokens: 2\n", ":3: 'train.total_tokens' is given twice"),
         ("name: [a\n", ":2: this is not valid YAML"),
-        ("name: !!python/name:os.system\n", ":1: this is not valid YAML"),
+        ("name: !!python/name:os.system\n", ":1: '' is read as !!python/name:os.system and is none"),
         ("- a\n- b\n", "the configuration cannot be"),
         ("", "'name' is missing"),
         ("model: absent.yaml\n", ":1: there is no file"),

@@ -101,7 +101,14 @@ def test_a_batch_beyond_the_budget_is_not_begun(rows: int, wanted: int) -> None:
 
 
 def test_steps_of_a_ramp_are_counted_as_they_are_taken() -> None:
-    assert count_steps(RAMP, 64) == len(list(steps(RAMP, 64)))
+    for rows in (*range(30, 60), *range(390, 440)):
+        train = RAMP.model_copy(update={"total_tokens": rows * 64})
+        assert count_steps(train, 64) == len(list(steps(train, 64))), rows
+
+
+def test_steps_of_an_endless_run_are_counted_at_once() -> None:
+    endless = RAMP.model_copy(update={"total_tokens": 2**62})
+    assert count_steps(endless, 64) == 24 + (2**56 - 320) // 32  # 24 steps ramp up, over 320 rows
 
 
 def test_two_iterations_do_not_mix_up_their_sizes() -> None:

@@ -39,6 +39,19 @@ def test_expert_parallel_0_means_what_a_node_allows(world_size: int, overrides: 
     assert config.parallel.expert_parallel == expected
 
 
+class LaterLayersOnly(JointConfig):
+    """A stage that leaves the first layer as it is."""
+
+    def rate_group(self, parameter: str) -> str | None:
+        return None if parameter.startswith("decoder.layers.0.") else super().rate_group(parameter)
+
+
+def test_a_stage_may_train_the_experts_of_some_layers_only() -> None:
+    config = demo(["parallel.expert_parallel=0"])
+    config = config.model_copy(update={"stage": LaterLayersOnly()})
+    assert settle_topology(config, 2).parallel.expert_parallel == 2
+
+
 ALONE = ["parallel.expert_parallel=1", "train.micro_batch_rows=1"]
 
 
@@ -100,7 +113,7 @@ def test_what_works_is_let_through(ranks: int, overrides: list[str]) -> None:
         (
             2,
             ["data.mixture=[{weights: {}}]"],
-            "a phase needs one of weights, tokens_per_source, languages, with at least",
+            "a phase needs one of weights, tokens_per_source, languages, by_size, with at least",
         ),
         (2, ["data.mixture=[{weights: {ple: 1}}]"], "names 'ple', but .demo/shards holds en, pl. Did you mean 'pl'?"),
         (2, ["data.mixture=[{weights: {en: 1}}, {weights: {pl: 1}}]"], "data.mixture.0.tokens is not set"),

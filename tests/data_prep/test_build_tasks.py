@@ -332,6 +332,30 @@ def test_duplicates_are_dropped_once_for_any_number_of_tasks(tmp_path: Path, tok
     assert lost.exists()
 
 
+def test_a_kill_between_finishing_and_clearing_leaves_a_whole_dataset_and_is_tidied_by_the_next_run(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    config = BuildConfig(clean=CleanConfig(exact_duplicates=True))
+    request = BuildRequest((_with_duplicates(tmp_path),), tmp_path / "out", tokenizer, 64, workers=1, config=config)
+    with monkeypatch.context() as patched:
+        patched.setattr(build_module, "discard_surveys", kill)
+        with pytest.raises(Killed):
+            build_dataset(request)
+    whole = (request.out / "dataset.json").read_bytes()
+    assert list(request.out.rglob("*.survey"))
+    assert verify_full(request.out).findings == ()
+    result = build_dataset(request)
+    assert result.units_kept == result.units
+    assert not list(request.out.rglob("*.survey"))
+    assert (request.out / "dataset.json").read_bytes() == whole
+
+
 def test_filters_without_duplicates_need_no_survey(tmp_path: Path, tokenizer: Path) -> None:
     config = BuildConfig(clean=CleanConfig(min_characters=30, normalise="nfc"))
     request = BuildRequest(

@@ -11,7 +11,9 @@ import pytest
 from data_prep.building import builder
 from data_prep.documents.build import BuildRequest, build_dataset
 from data_prep.interactions import build as interactions
+from data_prep.interactions import hashes
 from data_prep.interactions.build import InteractionRequest, build_interactions
+from rxt_dist.data.sealing import hash_bytes
 from rxt_dist.errors import DataError
 
 
@@ -54,6 +56,38 @@ def test_a_kill_at_any_moment_of_the_setting_up_is_no_obstacle(
     assert build_interactions(request_of).manifest is not None
 
 
+def test_inputs_are_hashed_once_with_progress_and_again_where_they_changed(
+    request_of: InteractionRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    blocks = hashes._blocks
+    monkeypatch.setattr(hashes, "_blocks", lambda item: hashed.append(Path(item.path).name) or blocks(item))
+    other = request_of.inputs[0].with_name("y.en.jsonl")
+    other.write_bytes(request_of.inputs[0].read_bytes())
+    monkeypatch.setattr(interactions, "_UNIT_BYTES", 1)
+    shown: list[tuple[str, int]] = []
+    tasks = [replace(request_of, inputs=(*request_of.inputs, other), task=task, tasks=8) for task in range(8)]
+    first = build_interactions(tasks[0], show=lambda progress: shown.append((progress.what, progress.bytes)))
+    assert first.manifest is None
+    assert sorted(hashed) == ["x.en.jsonl", "y.en.jsonl"]
+    assert ("Hashing", 2 * other.stat().st_size) in shown
+    content = other.read_bytes()
+    other.write_bytes(content + b"\n")
+    with pytest.raises(DataError, match=r"the input files differ: .*y\.en\.jsonl \(other content\)"):
+        build_interactions(tasks[1])
+    assert [Path(name).name for name in hashed[2:]] == ["y.en.jsonl"]
+    other.write_bytes(content)
+    results = [build_interactions(task) for task in tasks[1:]]
+    assert len(hashed) == 4
+    (finished,) = [result.manifest for result in results if result.manifest]
+    assert {item.blake3 for item in finished.inputs} == {hash_bytes(other.read_bytes())}
+    assert not list(request_of.out.glob(".hashes*"))
+    other.write_bytes(other.read_bytes() + b"\n")
+    with pytest.raises(DataError, match=r"the input files differ: .*y\.en\.jsonl \(other content\)"):
+        build_interactions(tasks[0])
+    assert hashed[4:] == ["x.en.jsonl", "y.en.jsonl"]
+
+
 def test_somebody_else_s_folder_is_left_alone(request_of: InteractionRequest) -> None:
     (request_of.out / "units").mkdir(parents=True)
     with pytest.raises(DataError, match=r"is not a dataset \(it holds \['units'\]\)"):
@@ -85,7 +119,7 @@ def test_progress_within_a_large_file_is_told(request_of: InteractionRequest, mo
     (path,) = request_of.inputs
     path.write_bytes(golden_inputs.lines([{"query": f"q{n} {n * n}?", "answer": "yes it is"} for n in range(400)]))
     told: list[int] = []
-    build_interactions(request_of, show=lambda now: told.append(now.bytes))
+    build_interactions(request_of, show=lambda now: told.append(now.bytes) if now.what == "Building" else None)
     assert told == sorted(told)
     assert len(set(told)) > 4
     assert told[0] < told[-1] / 4

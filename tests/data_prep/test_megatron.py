@@ -19,6 +19,7 @@ from data_prep.building import builder
 from data_prep.building.workers import Progress
 from data_prep.corpora import Document
 from data_prep.megatron import importing as megatron
+from data_prep.megatron.corpus import MegatronCorpus
 from data_prep.megatron.description import name_documents, read_description
 from data_prep.megatron.exporting import export_megatron
 from data_prep.megatron.importing import ImportRequest, import_megatron
@@ -215,6 +216,35 @@ def test_a_corpus_that_another_takes_the_place_of_while_it_is_imported_is_refuse
     with pytest.raises(DataError, match=r"in\.bin was changed while the dataset was built. Restore it"):
         import_megatron(_request(prefix, tokenizer), show=replace_it)
     assert len(list((tmp_path / "out/units").glob("*.json"))) == 1
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+def test_a_corpus_that_vanishes_while_it_is_imported_is_named(
+    suffix: str,
+    tmp_path: Path,
+    tokenizer: tuple[Tokenizer, Path],
+    documents: Documents,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(megatron, "_UNIT_BYTES", 30_000)
+    prefix = _write(tmp_path / "in", [[ids] for ids in documents])
+    gone = prefix.with_suffix(suffix)
+    checked = megatron._check_tokenizer
+
+    def checked_and_removed(*arguments: Any) -> None:
+        checked(*arguments)
+        gone.rename(tmp_path / "away")
+
+    monkeypatch.setattr(megatron, "_check_tokenizer", checked_and_removed)
+    with pytest.raises(DataError, match=rf"in\{suffix} .*(cannot be read|does not exist|vanished)"):
+        import_megatron(_request(prefix, tokenizer))
+    monkeypatch.setattr(megatron, "_check_tokenizer", checked)
+    (tmp_path / "away").rename(gone)
+    corpus = MegatronCorpus(prefix)
+    gone.unlink()
+    if suffix == ".bin":
+        with pytest.raises(DataError, match=r"in\.bin cannot be read any more .*run the same command again"):
+            corpus.read(0, 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 
 from rxt_dist.config.run import DataConfig
 from rxt_dist.data.manifest import SourceInfo, SplitInfo, Totals
-from rxt_dist.data.mixture import planned_order
+from rxt_dist.data.mixture import PhaseDataset, phase_datasets, planned_order
 from rxt_dist.data.sampler import BLOCK, GlobalOrder
 from rxt_dist.errors import ConfigError
 
@@ -36,7 +36,8 @@ def order(
 ) -> GlobalOrder:
     values = {"path": "x", "mixture": phases, "max_epochs": max_epochs}
     data = DataConfig.model_validate_json(json.dumps(values))
-    return planned_order(sources, SEQ, data, total_rows and total_rows * SEQ, seed=0)
+    read = phase_datasets(data, lambda path: PhaseDataset(path, f"digest of {path}", SEQ, "t", tuple(sources)))
+    return planned_order(read, data, total_rows and total_rows * SEQ, seed=0)
 
 
 def drawn(planned: GlobalOrder) -> dict[str, int]:

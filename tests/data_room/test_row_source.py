@@ -31,7 +31,7 @@ def source(dataset_dir: Path) -> RowSource:
 
 def test_it_says_what_the_dataset_says(source: RowSource, dataset_dir: Path) -> None:
     dataset = TokenDataset(dataset_dir)
-    assert (source.digest, source.row_tokens) == (dataset.digest, SEQ_LEN)
+    assert (source.digests, source.row_tokens) == ((dataset.digest,), SEQ_LEN)
     assert [one.name for one in source.sources] == ["en", "pl", "und"]
     facts = source.facts
     assert (facts.seq_len, facts.row_tokens, facts.vocab_size) == (SEQ_LEN, SEQ_LEN, 65_536)

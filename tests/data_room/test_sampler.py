@@ -195,17 +195,17 @@ def test_a_source_too_small_for_every_block_gets_no_weight() -> None:
 
 def test_state_round_trips_and_names_what_differs() -> None:
     order = _order({"en": 900, "pl": 400}, BLOCK)
-    state = DataState.at(order, "digest", 77, 77 * SEQ)
+    state = DataState.at(order, ["digest"], 77, 77 * SEQ)
     assert DataState.from_dict(state.to_dict()) == state
-    state.check(order, "digest")
+    state.check(order, ["digest"])
     for other, digest, field in (
-        (order, "else", "dataset_digest"),
+        (order, "else", "dataset_digests"),
         (_order({"en": 900, "pl": 400}, BLOCK, seed=4), "digest", "seed"),
         (_order({"en": 901, "pl": 400}, BLOCK), "digest", "plan_hash"),
         (_order({"en": 900, "pl": 400}, BLOCK, [1, 1]), "digest", "plan_hash"),
     ):
         with pytest.raises(DataError, match=field):
-            state.check(other, digest)
+            state.check(other, [digest])
     with pytest.raises(DataError, match="another version"):
         DataState.from_dict({"position": 1})
 
@@ -230,10 +230,10 @@ def test_the_future_of_a_mixture_may_change_and_its_past_may_not() -> None:
     old = GlobalOrder(sources, [Phase(BLOCK * SEQ, one), Phase(BLOCK * SEQ, two)], 0, SEQ)
     new = GlobalOrder(sources, [Phase(BLOCK * SEQ, one), Phase(BLOCK * SEQ, three)], 0, SEQ)
     longer = GlobalOrder(sources, [Phase(BLOCK * SEQ, one), Phase(9 * BLOCK * SEQ, two)], 0, SEQ)
-    DataState.at(old, "d", BLOCK, 0).check(new, "d")
-    DataState.at(old, "d", BLOCK + 1, 0).check(longer, "d")
+    DataState.at(old, ["d"], BLOCK, 0).check(new, ["d"])
+    DataState.at(old, ["d"], BLOCK + 1, 0).check(longer, ["d"])
     with pytest.raises(DataError, match="plan_hash"):
-        DataState.at(old, "d", BLOCK + 1, 0).check(new, "d")
+        DataState.at(old, ["d"], BLOCK + 1, 0).check(new, ["d"])
 
 
 def test_the_order_of_a_mixture_never_changes() -> None:

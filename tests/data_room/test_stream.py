@@ -93,15 +93,15 @@ def test_three_resumes_in_a_row_at_every_edge_change_nothing(offset: int) -> Non
     assert len(_edges()) == 6
     for edge in _edges():
         stops = [edge + offset, edge + offset + 1, edge + offset + 5, 3 * BLOCK]
-        saved = json.dumps(DataState.at(_big_order(), "digest", 0, 0).to_dict())
+        saved = json.dumps(DataState.at(_big_order(), ["digest"], 0, 0).to_dict())
         seen = []
         for life, stop in enumerate(stops):
             order = _big_order()
             state = DataState.from_dict(json.loads(saved))
-            state.check(order, "digest")
+            state.check(order, ["digest"])
             for start in range(state.position, stop, 97 + life):
                 seen.append(np.stack(order.rows(np.arange(start, min(start + 97 + life, stop))), axis=1))
-            saved = json.dumps(DataState.at(order, "digest", stop, stop).to_dict())
+            saved = json.dumps(DataState.at(order, ["digest"], stop, stop).to_dict())
             assert len(saved) < 1024
         assert np.array_equal(np.concatenate(seen), wanted), (edge, offset)
 

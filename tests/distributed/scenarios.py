@@ -235,7 +235,7 @@ def routed_block(context: RankContext, expert_parallel: int, bias: bool) -> dict
             build_engine(stage, config, torch.device("cpu"))
         block = routed_blocks(stage.model)[-1]
         assert isinstance(block, RoutedExperts) is not parallel
-        block.expert_bias = bias_E
+        block.set_choice_bias(bias_E)
         x = x_BTD.clone().requires_grad_()
         out, routing = block(x)
         logits = routing.logits_NE

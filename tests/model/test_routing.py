@@ -180,7 +180,7 @@ def test_a_bias_changes_the_choice_but_not_the_shares() -> None:
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
     x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(3))
-    layer.routed.expert_bias = torch.tensor([5.0, 0, 0, 0, 0, 0, 0, 5.0])
+    layer.routed.set_choice_bias(torch.tensor([5.0, 0, 0, 0, 0, 0, 0, 5.0]))
     out, routing = layer.routed(x)
     probs = routing.probs_NE
     assert set(routing.selected_NK.flatten().tolist()) == {0, 7}

@@ -199,6 +199,13 @@ def test_states_of_common_checkpoints(a: Folder, b: Folder) -> None:
     assert "step-00000004 is not compared: rank-00000.safetensors: missing" in found.remarks[0]
 
 
+def test_several_datasets_are_compared_in_their_order(a: Folder, tmp_path: Path) -> None:
+    b = Folder(tmp_path / "b")
+    for folder, digests in ((a, ["x", "y"]), (b, ["x", "z"])):
+        folder.checkpoint(4, 1, ranks=1, data={"dataset_digests": digests})
+    assert ("data", "x y", "x z") in compare(a, b).surroundings
+
+
 def test_settings_machines_ranks_and_data(a: Folder, tmp_path: Path) -> None:
     b = Folder(tmp_path / "b", optimizer={"lr": 2e-3})
     b.environment(host="two", code={"commit": "abc"}, packages={"torch": "2"})

@@ -44,7 +44,7 @@ def test_it_is_the_mean_loss_of_the_first_group_of_the_first_source(run: tuple[A
     found = measure_probe(engine, stage, data)
     first = evaluate(engine, stage, data, stage.rows_together, 2)[0]
     assert found is not None
-    assert (found["source"], found["data"], found["precision"]) == (first.source, data.digest, "float32")
+    assert (found["source"], found["data"], found["precision"]) == (first.source, data.digests[0], "float32")
     assert found["loss"] == pytest.approx(sum(first.losses.values()) / len(first.losses), rel=1e-6)
     assert measure_probe(engine, stage, data) == found
 

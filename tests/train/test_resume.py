@@ -176,7 +176,7 @@ def test_a_position_of_another_version_or_on_other_data_is_refused(first: TinyRu
     newer = {**saved.meta, "position": {**saved.meta["position"], "epoch": 3}}
     with pytest.raises(CheckpointError, match="which this version of the program does not understand"):
         position_of(Checkpoint(2, saved.path, newer, saved.files, saved.digest), source)
-    other: Any = SimpleNamespace(order=source.order, digest="0" * 64)
+    other: Any = SimpleNamespace(order=source.order, digests=["0" * 64])
     with pytest.raises(DataError):
         position_of(saved, other)
     assert position_of(saved, source) != Position()

@@ -103,6 +103,12 @@ def test_what_training_refuses_is_refused_here(file: Path) -> None:
     assert as_json("mix", file, f"mixture=[{whole}, {short}]")["tokens"] == block + 100 * 1002
 
 
+def test_a_phase_of_another_dataset_waits_for_the_first_to_be_built(file: Path) -> None:
+    error = run("mix", file, "mixture=[{tokens: 4104192, by_size: true}, {path: other, by_size: true}]").exception
+    assert isinstance(error, ConfigError)
+    assert "is not built yet" in str(error)
+
+
 def test_a_table_in_a_pipe_is_wide(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     result = CliRunner().invoke(app, ["mix", str(file)])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from data_verbs import as_json, run
 from shard_folder import random_corpus, write_folder
 
@@ -114,6 +115,34 @@ def test_an_open_last_phase_of_a_data_file_is_shown(dataset: Path, tmp_path: Pat
     for verb in (("stats", dataset, "--run"), ("mix",)):
         error = run(*verb, tmp_path / "data.yaml").exception
         assert "lasts until the end of training, which a data file does not know" in str(error)
+
+
+def test_rows_of_a_later_phase_are_shown_from_its_dataset(dataset: Path, run_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write_folder(other, random_corpus(52, units=1, sources=("de", "en")), 32)
+    phases = [{"tokens": 4096 * 32, "by_size": True}, {"path": str(other), "weights": {"en": 1}}]
+    content = yaml.safe_load(run_file.read_text())
+    content["data"]["mixture"] = phases
+    content["train"] |= {"total_tokens": 2 * 4096 * 32, "ramp": None}
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    source = preflight(load_run(path), 1)
+    # A step has 16 rows: the 257th is the first of the second phase.
+    for step, name, folder in ((256, None, dataset), (257, "en@2", other)):
+        shown = as_json("show", dataset, "--run", path, "--step", step, "--ids")
+        assert shown["dataset"] == str(folder)
+        batch = source.read(np.array([shown["position"]]), slice(0, 1))
+        assert shown["source"] == source.sources[int(batch.source_B[0])].name
+        assert name in (None, shown["source"])
+        ids = [token for document in shown["documents"] for token in document["ids"]]
+        assert ids == batch.unpack().tokens_BT[0].tolist()[: len(ids)]
+    assert "en@2" in [item["source"] for item in as_json("stats", dataset, "--run", path)["mixture"]]
+    mixed = as_json("mix", path)
+    assert [phase["dataset"] for phase in mixed["phases"]] == [str(dataset), str(other)]
+    drawn = [{item["source"]: item["tokens"] for item in phase["sources"]} for phase in mixed["phases"]]
+    assert drawn[0]["en@2"] == drawn[1]["en"] == drawn[1]["de@2"] == 0
+    assert drawn[1]["en@2"] == 4096 * 32
+    assert f"phase2of{other}" in "".join(run("mix", path).stdout.split())
 
 
 def test_documents_are_traced_to_their_records(tmp_path: Path) -> None:
