@@ -61,7 +61,7 @@ class Life:
             engine=engine,
             stage=None,  # type: ignore[arg-type]
             frozen=FrozenWeights(torch.nn.Module(), engine.ranks),
-            data=SimpleNamespace(row_tokens=ROW_TOKENS, order=None, digest=""),  # type: ignore[arg-type]
+            data=SimpleNamespace(row_tokens=ROW_TOKENS, order=None, digests=()),  # type: ignore[arg-type]
             store=self.store,
             stop=None,  # type: ignore[arg-type]
             reporter=SimpleNamespace(event=lambda kind, **fields: self.events.append((kind, fields))),  # type: ignore[arg-type]
