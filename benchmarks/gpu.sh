@@ -41,7 +41,7 @@ export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 TOKENIZERS_PARALLELISM=false
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 options=()
 if [ -n "$dry" ]; then
-    export RXT_CUDA_TESTS=cpu DS_ACCELERATOR=cpu OMP_NUM_THREADS=1
+    export RXT_CUDA_TESTS="${RXT_CUDA_TESTS:-cpu}" DS_ACCELERATOR=cpu OMP_NUM_THREADS=1
     options=(--dry-run)
     # One process for all; those that start processes of their own are left to the suite.
     files=(tests/cuda)
