@@ -9,7 +9,7 @@ from resume_scenarios import SAVED_AT, load_and_go_on, save_and_go_on
 pytestmark = pytest.mark.distributed
 
 WRITER = {"zero": 3, "expert_parallel": 2}
-STEPS = SAVED_AT + 20
+STEPS = SAVED_AT + 10
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def uninterrupted(ranks, tmp_path_factory):
     return directory, ranks.run(save_and_go_on, 4, directory=directory, topology=WRITER, steps=STEPS)[0]
 
 
-def test_twenty_more_steps_on_the_same_ranks_are_bit_equal(ranks, uninterrupted):
+def test_ten_more_steps_on_the_same_ranks_are_bit_equal(ranks, uninterrupted):
     directory, expected = uninterrupted
     result = ranks.run(load_and_go_on, 4, directory=directory, topologies=[WRITER], steps=STEPS)[0][0]
     assert result["records"] == expected["records"]

@@ -30,8 +30,8 @@ VALID, TOP_K, MOE_LAYERS = packed_batch().real_tokens, 2, 3
 
 def topology(ranks: int, zero: int, ep: int, accumulation: int, recompute: bool, **changes: Any) -> dict[str, Any]:
     made = {"zero": zero, "expert_parallel": ep, "accumulation": accumulation, "recompute": recompute}
-    # Four ranks share two cores.
-    steps = SHORT if ranks == 4 and "poison" not in changes else scenarios.STEPS
+    # Ranks share two cores; after a bad step there must be some more.
+    steps = SHORT if ranks > 1 and "poison" not in changes else scenarios.STEPS
     return {"ranks": ranks, **made, "steps": steps, **changes}
 
 
