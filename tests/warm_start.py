@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class WarmProcess:
         self.args = arguments
         with tempfile.NamedTemporaryFile(prefix="rxt-output-", delete=False) as file:
             self._output = Path(file.name)
+        weakref.finalize(self, self._output.unlink, missing_ok=True)
         # The server is a new process too, and finds modules by this alone.
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path or os.getcwd() for path in sys.path))
         self._process: Any = _CONTEXT.Process(
