@@ -91,6 +91,7 @@ Next-token accuracy in training: {100 * first["ar_accuracy"]:.1f} % at step {fir
 Everything about the run is in {RUN_DIRECTORY}/: metrics.jsonl, events.jsonl, config.resolved.yaml, checkpoints/.
 
 Try next:
+  rxt-dist report {RUN_DIRECTORY}
   rxt-dist checkpoint list {RUN_DIRECTORY}
   rxt-dist data show {FOLDER / "shards"} --position 0
   rxt-dist plan configs/run/rxt-beta.yaml
