@@ -11,7 +11,8 @@ from training_run import TinyRun, build_shards, start
 
 from rxt_dist.ranks import free_port
 
-pytestmark = pytest.mark.faults
+# Two ranks, and deadlines of a second: nothing else may run beside them.
+pytestmark = [pytest.mark.faults, pytest.mark.distributed]
 
 
 @pytest.mark.parametrize("victim", [1, 0])
@@ -48,4 +49,4 @@ def test_a_stopped_rank_is_named_within_the_deadline(tmp_path, victim, monkeypat
     (event,) = tiny.events("hang")
     assert event["rank"] == victim
     stacks = (tiny.directory / f"logs/stacks-rank-{1 - victim}.txt").read_text()
-    assert "train_step" in stacks
+    assert "run_loop" in stacks

@@ -168,6 +168,7 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.distributed
 def test_a_killed_rank_ends_the_others_and_the_launcher_starts_all_again(tmp_path, shards):
     """Two ranks, ZeRO-3, expert parallelism 2; rank 1 is killed after the first checkpoint."""
     tiny = TinyRun(tmp_path, shards, steps=14)
