@@ -14,6 +14,7 @@ from warm_start import WarmProcess
 
 from data_prep.documents.build import BuildRequest, build_dataset
 from data_prep.synthetic import write_sample
+from rxt_dist.files import write_atomic
 from rxt_dist.train.events import read_lines
 
 MODEL = Path(__file__).parents[1] / "configs/model/demo.yaml"
@@ -47,7 +48,8 @@ class TinyRun:
     @property
     def file(self) -> Path:
         path = self.folder / "run.yaml"
-        path.write_text(yaml.safe_dump(self.content()))
+        # Several ranks may ask for it at the same moment.
+        write_atomic(path, yaml.safe_dump(self.content()))
         return path
 
     def content(self) -> dict[str, Any]:
