@@ -82,7 +82,7 @@ class _Life:
                 step, batch = read
                 before = self.position
                 self.interval.add_step(time.monotonic() - began)
-                with training.watchdog.phase(self._step_phase, before.step + 1):
+                with training.watchdog.phase(self._phase("step"), before.step + 1):
                     if batch is None:
                         self._pass_over(step)
                     else:
@@ -91,20 +91,20 @@ class _Life:
                 if back:
                     return self.health.verdict
                 self._has_stepped = True
-                self._log(before, step)
-                paused = time.monotonic()
-                self._between_steps(before, step, stopping is not None)
-                self.interval.exclude(time.monotonic() - paused)
+                with training.watchdog.phase(self._phase("boundary")):
+                    self._log(before, step)
+                    paused = time.monotonic()
+                    self._between_steps(before, step, stopping is not None)
+                    self.interval.exclude(time.monotonic() - paused)
                 if stopping and not step.last:
                     training.reporter.event("stop", step=self.position.step, reason=reason)
                     return stopping
         return self._finish()
 
-    @property
-    def _step_phase(self) -> str:
-        """A first step compiles, and a step that is recorded takes as long as it takes."""
+    def _phase(self, name: str) -> str:
+        """A first step compiles, and what is recorded takes as long as it takes."""
         profile = self.training.profile
-        return "step" if self._has_stepped and (profile is None or not profile.active) else "set-up"
+        return name if self._has_stepped and (profile is None or not profile.active) else "set-up"
 
     def _step(self, step: Step, batch: Batch) -> None:
         """Make the updates of a step."""

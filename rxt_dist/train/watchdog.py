@@ -31,7 +31,7 @@ from rxt_dist.errors import ExitCode
 from rxt_dist.train.events import EventLog, now
 
 # In the order in which a step goes through them: of two ranks in one step the earlier is behind.
-PHASES = ("set-up", "load", "data", "step", "evaluate", "save")
+PHASES = ("set-up", "load", "data", "step", "boundary", "evaluate", "save")
 # A step may take so many times the median of the last ones.
 _STEP_FACTOR, _STEPS_KEPT, _STEPS_LEAST = 10, 20, 3
 _BEAT_SECONDS = 1.0
@@ -98,6 +98,8 @@ class Watchdog:
             "load": deadlines.load,
             "data": deadlines.data,
             "step": deadlines.step,
+            # Log lines, and whether to save or stop: ranks talk there too.
+            "boundary": deadlines.step,
             "evaluate": deadlines.evaluate,
             "save": deadlines.save,
         }
@@ -143,7 +145,7 @@ class Watchdog:
     def deadline(self, phase: str) -> float:
         """Seconds that a phase may take; 0: any number."""
         limit = self._deadlines[phase]
-        if phase == "step" and limit and len(self._steps) >= _STEPS_LEAST:
+        if phase in ("step", "boundary") and limit and len(self._steps) >= _STEPS_LEAST:
             return max(limit, _STEP_FACTOR * median(self._steps))
         return limit
 

@@ -24,6 +24,7 @@ from rxt_dist.stages.joint import JointBatch
 from rxt_dist.train import interval, loop
 from rxt_dist.train.evaluate import evaluate
 from rxt_dist.train.loop import run_loop
+from rxt_dist.train.pace import Pace
 from rxt_dist.train.preflight import preflight
 from rxt_dist.train.resume import Position
 from rxt_dist.train.run_dir import RunDirectory
@@ -366,3 +367,27 @@ def test_what_predicts_nothing_is_evaluated_by_its_loss_alone(
     monkeypatch.setattr(training.stage, "terms", terms)
     found = evaluate(engine, training.stage, training.data, 4, 2)[0]  # type: ignore[arg-type]
     assert (found.losses, found.accuracies) == ({"distance": 1.0, "mlm": 2.0}, {"mlm": 0.4})
+
+
+def test_a_rank_that_waits_for_others_is_never_in_the_phase_of_the_start(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That phase may last an hour, and ranks talk between steps too: for log lines, and about saves."""
+    training = training_of(tmp_path, shards, Recorder(), "log.every_steps=1", "checkpoint.every_minutes=60")
+    phases: list[tuple[str, str]] = []
+
+    def noting(kind: type[Any], name: str) -> None:
+        talk = getattr(kind, name)
+
+        def noted(*arguments: Any) -> Any:
+            phases.append((name, training.watchdog._state.phase))
+            return talk(*arguments)
+
+        monkeypatch.setattr(kind, name, noted)
+
+    noting(Pace, "exchange")
+    noting(Saver, "due")
+    run_loop(training, Position())
+    after_the_first = [phase for name, phase in phases if name == "exchange"][1:]
+    assert after_the_first == ["boundary"] * (STEPS - 1)
+    assert {phase for name, phase in phases if name == "due"} == {"boundary"}
