@@ -1,0 +1,127 @@
+"""A dataset by an array of jobs, and one job after it that completes and verifies it.
+
+Files stand beside the dataset, in PATH.job/: the code of then, and for each try data.yaml (resolved), the scripts, what
+the jobs have printed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.slurm import client
+from launch.slurm.freeze import freeze_code
+from launch.slurm.options import ArrayOptions
+from launch.slurm.script import array_script, closing_script
+from launch.slurm.submit import check_script, place_of
+from rxt_dist.config.load import resolved_yaml
+from rxt_dist.config.run import DataConfig
+from rxt_dist.errors import ConfigError
+from rxt_dist.files import access_errors, require_folder, write_atomic
+
+_NUMBER = re.compile(r"\d{4,}")
+
+
+@dataclass(frozen=True)
+class ArrayWish:
+    """What a person wants to have built. file: the data file; config: what it holds, with the overrides."""
+
+    file: Path
+    overrides: tuple[str, ...]
+    config: DataConfig
+    options: ArrayOptions
+
+    @property
+    def folder(self) -> Path:
+        """Where its jobs' files stand."""
+        path = self.config.path.absolute()
+        return path.with_name(f"{path.name}.job")
+
+    @property
+    def name(self) -> str:
+        """Of the jobs."""
+        path = self.config.path.absolute()
+        plain = re.sub(r"[^A-Za-z0-9_.-]", "_", path.name)
+        return f"data-{plain}-{zlib.crc32(str(path).encode()):08x}"[-120:]
+
+
+def render_array(wish: ArrayWish) -> str:
+    """Both scripts, as a submission would write them; nothing is written.
+
+    Raises:
+        UserError: whatever refuses them.
+    """
+    _require_build(wish)
+    array, closing = _scripts(wish, wish.folder / f"{_number(wish):04d}", wish.folder / "code-...")
+    return f"{array}\n{closing}"
+
+
+def submit_array(wish: ArrayWish) -> Iterator[str]:
+    """Submit the array and the job that closes it; sentences about what was submitted.
+
+    With duplicates to be found, every unit is surveyed before any is built: then there are two arrays.
+
+    Raises:
+        UserError: whatever refuses it.
+    """
+    _require_build(wish)
+    require_folder(wish.folder)
+    wish.folder.mkdir(parents=True, exist_ok=True)
+    target = wish.folder / f"{_number(wish):04d}"
+    with access_errors(wish.folder):
+        array, closing = _scripts(wish, target, freeze_code(wish.folder))
+        target.mkdir()
+        try:
+            write_atomic(target / "data.yaml", resolved_yaml(wish.config))
+            write_atomic(target / "submit.sbatch", array)
+            write_atomic(target / "close.sbatch", closing)
+            jobs = [client.submit(str(target / "submit.sbatch"))]
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+    yield f"array {jobs[0]} of {wish.options.tasks} jobs"
+    # After any end of theirs: what a killed one has left, the next completes.
+    if _finds_duplicates(wish.config):
+        jobs.append(client.submit(str(target / "submit.sbatch"), f"--dependency=afterany:{jobs[-1]}"))
+        yield f"array {jobs[-1]}, which builds when all units are surveyed for duplicates"
+    last = client.submit(str(target / "close.sbatch"), f"--dependency=afterany:{jobs[-1]}")
+    write_atomic(target / "jobs", "\n".join([*jobs, last]) + "\n")
+    yield f"job {last}, which completes and verifies {wish.config.path}"
+    yield f"  output: {target}/slurm-*.out"
+
+
+def _require_build(wish: ArrayWish) -> None:
+    if wish.config.build is None:
+        raise ConfigError(
+            f"{wish.file} does not say how {wish.config.path} is built: a data file for it has a section `build:` (see "
+            f"configs/data/beta-400b.yaml)."
+        )
+
+
+def _scripts(wish: ArrayWish, target: Path, code: Path) -> tuple[str, str]:
+    options = wish.options
+    place = place_of(options, target, code)
+    common = [str(target), str(options.cpus_per_task)]
+    array = array_script(wish.name, options, place, ["build", *common, str(options.tasks)])
+    closing = closing_script(wish.name, options, place, ["close", *common, str(wish.config.path)])
+    for text in (array, closing):
+        check_script(text, options, nodes=1, gpus=0)
+    return array, closing
+
+
+def _number(wish: ArrayWish) -> int:
+    """Of the next try."""
+    try:
+        names = [path.name for path in wish.folder.iterdir()]
+    except OSError:
+        return 1
+    return max((int(name) for name in names if _NUMBER.fullmatch(name)), default=0) + 1
+
+
+def _finds_duplicates(config: DataConfig) -> bool:
+    clean = config.build.clean if config.build else None
+    return bool(clean and (clean.exact_duplicates or clean.near_duplicates))
