@@ -95,10 +95,11 @@ def submit_array(wish: ArrayWish) -> Iterator[str]:
 
 
 def _require_build(wish: ArrayWish) -> None:
-    if wish.config.build is None:
+    missing = "build" if wish.config.build is None else "seq_len" if wish.config.seq_len is None else None
+    if missing is not None:
         raise ConfigError(
-            f"{wish.file} does not say how {wish.config.path} is built: a data file for it has a section `build:` (see "
-            f"configs/data/beta-400b.yaml)."
+            f"{wish.file} does not say how {wish.config.path} is built: it has no `{missing}`. "
+            f"configs/data/beta-400b.yaml shows a data file that does."
         )
 
 

@@ -151,6 +151,14 @@ def host_names(nodelist: str) -> list[str]:
     return call("scontrol", "show", "hostnames", nodelist, patience=_PATIENCE_SECONDS).split()
 
 
+def binds_cpus() -> bool:
+    """Whether srun can bind tasks to CPUs here."""
+    try:
+        return bool(re.search(r"^TaskPlugin\s*=.*(affinity|cgroup)", call("scontrol", "show", "config"), re.M))
+    except SlurmError:
+        return True
+
+
 def requeue(job: str) -> None:
     """Put a job back into the queue, which ends its processes.
 

@@ -56,9 +56,7 @@ def decide(facts: Facts) -> Decision:
     if facts.finished:
         return Decision(Action.FINISHED, ExitCode.DONE, "the run is finished")
     if facts.told_to_end or not facts.running:
-        return Decision(
-            Action.CANCELLED, facts.code, "the job was ended from outside, and is not started again by itself"
-        )
+        return Decision(Action.CANCELLED, facts.code, "SLURM has ended the job: it goes on only if SLURM requeues it")
     if facts.code == ExitCode.DONE:
         return Decision(Action.FINISHED, ExitCode.DONE, facts.reason)
     if facts.code == ExitCode.STOPPED:

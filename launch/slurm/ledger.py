@@ -6,7 +6,7 @@ One line of `job/ledger.jsonl` for each of
     life        life, job, submission, restart (of the job), hosts, ranks, checkpoint (step)
     signal      job, life, signal
     bad_node    host, problem, life
-    end         life, job, submission, code, reason, step, progressed, blamed (hosts), excused, action
+    end         life, job, submission, code, reason, step, begun, progressed, blamed (hosts), excused, action
 
 From it the supervisor knows what to do next: which nodes to avoid, whether lives still make progress, and whether a
 person or an error has put an end to a submission.

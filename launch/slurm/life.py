@@ -70,7 +70,8 @@ class LifeEnd:
     """How a life ended.
 
     code, reason: of the ranks. text: what to say of it. bad: nodes that failed their check, and why. blamed: nodes at
-    which it failed. overdue: ranks did not end in time after the user signal.
+    which it failed. overdue: ranks did not end in time after the user signal. begun: it had taken the run; saved: it
+    made a checkpoint.
     """
 
     code: int
@@ -79,6 +80,8 @@ class LifeEnd:
     bad: dict[str, str] = field(default_factory=dict)
     blamed: tuple[str, ...] = ()
     overdue: bool = False
+    begun: bool = False
+    saved: bool = False
 
 
 class JobLife:
@@ -126,9 +129,9 @@ class JobLife:
         silent = [host for host in self.hosts if host not in answers]
         if not bad and silent and not self._signals.ended:
             # A step whose start fails on one node ends on all of them before they can answer.
-            silent = unreachable(silent, _REACH_SECONDS) if ended_by_itself else silent
-            if len(silent) < len(self.hosts):
-                bad = dict.fromkeys(silent, "does not answer")
+            gone = unreachable(silent, _REACH_SECONDS) if ended_by_itself else silent
+            if len(gone) < len(self.hosts):
+                bad = dict.fromkeys(gone, "does not answer")
         if bad:
             said = "\n".join(f"  {host}: {problem}" for host, problem in sorted(bad.items()))
             return LifeEnd(ExitCode.UNAVAILABLE, f"bad nodes: {', '.join(sorted(bad))}", f"bad nodes:\n{said}", bad)
@@ -189,7 +192,7 @@ class JobLife:
 
     def _ending(self, exits: dict[int, dict[str, Any]], overdue: bool) -> LifeEnd:
         run = Path(self._wanted.run)
-        begun = _present_life(run) == self.token
+        events = _events_of(run, self.token)
         ends = [
             RankEnd(
                 Rank(rank, cast("Popen[bytes]", None), words_file(self.folder, rank), self.folder / f"output-{rank}"),
@@ -198,8 +201,8 @@ class JobLife:
             )
             for rank, how in sorted(exits.items(), key=lambda item: item[1]["at"])
         ]
-        told = _told(run, self.token)
-        ending = ending_of(ends, run / "logs" if begun else None)
+        told = _told(events)
+        ending = ending_of(ends, run / "logs" if events else None)
         code, reason, text = int(ending.code), ending.reason, ending.text
         lost = sorted({self.hosts[rank // self._wanted.ranks_per_node] for rank in range(self.ranks)} - _seen(exits))
         if code == ExitCode.DONE and len(exits) < self.ranks:
@@ -207,10 +210,11 @@ class JobLife:
             text = reason
         if told is not None and (not ends or code in (told[0], ExitCode.CRASH)):
             code, reason = told
-        blamed = {str(how["host"]) for how in exits.values() if how["code"] in _MACHINE} | _hung_hosts(run, self.token)
+        blamed = {str(how["host"]) for how in exits.values() if how["code"] in _MACHINE} | _hung_hosts(events)
         # The run knows machines by the names that they have for themselves.
         here = [host for host in self.hosts if host.split(".")[0] in {name.split(".")[0] for name in blamed}]
-        return LifeEnd(code, reason, text, {}, tuple(sorted(here)), overdue)
+        saved = any(event["kind"] == "save" for event in events)
+        return LifeEnd(code, reason, text, {}, tuple(sorted(here)), overdue, bool(events), saved)
 
 
 def _answers(folder: Path, hosts: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -227,13 +231,6 @@ def _seen(exits: dict[int, dict[str, Any]]) -> set[str]:
     return {str(how["host"]) for how in exits.values()}
 
 
-def _present_life(run: Path) -> str | None:
-    try:
-        return str(json.loads((run / "life.json").read_bytes())["life"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def _events_of(run: Path, token: str) -> list[dict[str, Any]]:
     """What the run has written since this life began."""
     try:
@@ -244,11 +241,11 @@ def _events_of(run: Path, token: str) -> list[dict[str, Any]]:
     return events[starts[-1] :] if starts else []
 
 
-def _told(run: Path, token: str) -> tuple[int, str] | None:
+def _told(events: Sequence[dict[str, Any]]) -> tuple[int, str] | None:
     """Code and reason that the run itself gives for the end of this life."""
-    exits = [event for event in _events_of(run, token) if event["kind"] == "exit" and event.get("life") == token]
+    exits = [event for event in events if event["kind"] == "exit"]
     return (int(exits[-1]["code"]), str(exits[-1].get("reason"))) if exits else None
 
 
-def _hung_hosts(run: Path, token: str) -> set[str]:
-    return {str(event["host"]) for event in _events_of(run, token) if event["kind"] == "hang" and event.get("host")}
+def _hung_hosts(events: Sequence[dict[str, Any]]) -> set[str]:
+    return {str(event["host"]) for event in events if event["kind"] == "hang" and event.get("host")}

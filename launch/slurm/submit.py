@@ -216,7 +216,7 @@ def _description(wish: Wish, number: int, lead: int, counts: list[int]) -> Descr
         requeue=options.requeue,
         preflight=options.preflight,
         prefix=prefix,
-        srun=[f"--cpu-bind={options.cpu_bind}", *srun],
+        srun=[*([f"--cpu-bind={options.cpu_bind}"] if client.binds_cpus() else []), *srun],
         exclude=options.exclude,
         old_stop=file_identity(run / "STOP"),
         jobs=[],

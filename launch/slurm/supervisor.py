@@ -53,7 +53,7 @@ class Supervisor:
     def supervise(self) -> int:
         """All lives in this job; the exit code of the job."""
         self._state("starting")
-        if self.is_finished() and not self._first_of_a_return():
+        if self.is_finished() and not self._goes_back():
             return self._end(Decision(Action.FINISHED, ExitCode.DONE, "the run is finished"), None)
         over = is_over(self._lines(), self.job)
         if over is not None:
@@ -70,6 +70,8 @@ class Supervisor:
 
     def _life(self, hosts: list[str]) -> Decision:
         """One life and what follows on it."""
+        if self.signals.user is not None:
+            return Decision(Action.REQUEUE, ExitCode.PREEMPTED, "asked to stop before the ranks were started")
         if self._stop_is_asked():
             return Decision(Action.STOPPED, ExitCode.STOPPED, "a person stopped it")
         usable = self._usable(hosts)
@@ -84,7 +86,8 @@ class Supervisor:
         )  # fmt: skip
         end = self._lived(life)
         if self.signals.user is not None:
-            self.ledger.add("signal", job=self.job, life=life.token, signal=signal.Signals(self.signals.user).name)
+            name = signal.Signals(self.signals.user).name.removeprefix("SIG")
+            self.ledger.add("signal", job=self.job, life=life.token, signal=name)
         for host, problem in sorted(end.bad.items()):
             self.ledger.add("bad_node", host=host, problem=problem, life=life.token)
         if end.text:
@@ -106,19 +109,20 @@ class Supervisor:
         if self.signals.user is not None:
             return LifeEnd(ExitCode.PREEMPTED, "asked to stop before the ranks were started")
         self._state("running", life)
-        return life.run(once=self._first_of_a_return())
+        return life.run(once=self._goes_back())
 
     def _decided(self, life: JobLife, end: LifeEnd, before: int, hosts: list[str]) -> Decision:
         step = self.record.newest_step()
-        progressed, excused = step > before, end.code == ExitCode.PREEMPTED or bool(end.bad)
+        blamed = dict.fromkeys([*end.blamed, *(self._down(life.hosts) if self.signals.ended is not None else ())])
+        progressed, excused = end.saved or step > before, end.code == ExitCode.PREEMPTED or bool(end.bad)
         line = {
             "life": life.token, "job": self.job, "submission": self.wanted.submission, "code": end.code,
-            "reason": end.reason, "step": step, "progressed": progressed, "blamed": list(end.blamed),
+            "reason": end.reason, "step": step, "begun": end.begun, "progressed": progressed, "blamed": list(blamed),
             "excused": excused or self.signals.user is not None,
         }  # fmt: skip
         barren = 0 if progressed else len(barren_lives([*self._lines(), {"kind": "end", **line}]))
         facts = Facts(
-            self.is_finished(),
+            self.is_finished() and not self._goes_back(),
             end.code,
             end.reason,
             self.signals.ended is not None,
@@ -177,10 +181,9 @@ class Supervisor:
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    def _first_of_a_return(self) -> bool:
-        """Whether this life goes back to an earlier checkpoint, as it was submitted to do once."""
-        lives = [line for line in self._lines() if line["kind"] == "end" and line.get("progressed")]
-        return bool(self.wanted.once) and not lives
+    def _goes_back(self) -> bool:
+        """Whether a life goes back to an earlier checkpoint, as this was submitted to do once: no life has done so."""
+        return bool(self.wanted.once) and not any(line.get("begun") for line in self._lines())
 
     def _lines(self) -> list[Line]:
         return lines_of(self.ledger.read(), self.wanted.submission)
@@ -211,18 +214,18 @@ class Supervisor:
         if last is None:
             return
         hosts = [str(host) for host in last.get("hosts", ())]
-        states = client.node_states(hosts)
-        down = [
-            host
-            for host in hosts
-            if states.get(host, "").lower().startswith(_DOWN) or states.get(host, "").endswith("*")
-        ]
+        down = self._down(hosts)
         step = self.record.newest_step()
         reason = f"{', '.join(down)} failed" if down else "the job was ended from outside"
         self.ledger.add(
             "end", life=last["life"], job=last.get("job"), submission=self.wanted.submission, code=None, reason=reason,
             step=step, progressed=step > int(last.get("checkpoint", -1)), blamed=down, excused=True, action="restart",
         )  # fmt: skip
+
+    def _down(self, hosts: list[str]) -> list[str]:
+        """Those that SLURM has given up, or that do not answer it (a star behind the state)."""
+        states = {host: state.lower() for host, state in client.node_states(hosts).items()}
+        return [host for host in hosts if states.get(host, "").startswith(_DOWN) or states.get(host, "").endswith("*")]
 
     # -- the queue -----------------------------------------------------------------------------------------------------
 

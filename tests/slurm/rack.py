@@ -226,7 +226,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 # Quick, so that tests are: in production these are 30, 300, 60 and more.
 KillWait=5
-SlurmdTimeout=15
+SlurmdTimeout=10
 SlurmctldTimeout=30
 MessageTimeout=10
 InactiveLimit=0
