@@ -122,6 +122,7 @@ def go_back(training: Training, position: Position, health: Health, reason: str)
 def _decide(training: Training, jump: Jump, to_step: int | None, back_to: int) -> dict[str, Any]:
     """Note the jump, if it helps to try it, and set aside what may hold the spoilt weights; rank 0."""
     directory = training.directory
+    directory.require_life()
     with lasting_errors(directory.path):
         jumps = read_jumps(directory.jumps)
         tries = sum((known.lr, known.clip) == (jump.lr, jump.clip) for known in jumps)
