@@ -75,6 +75,12 @@ class CheckpointError(UserError):
     exit_code = ExitCode.DATA
 
 
+class SupersededError(UserError):
+    """The run has been started again elsewhere: this process may not write into it any more."""
+
+    exit_code = ExitCode.DATA
+
+
 class MemoryLimitError(UserError):
     """Work that needs more memory than there is: with as much again it would end in the same way."""
 

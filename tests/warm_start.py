@@ -56,9 +56,14 @@ class WarmProcess:
             raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
         return self.returncode
 
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self._output.read_text(encoding="utf-8", errors="replace")
+
     def communicate(self, timeout: float | None = None) -> tuple[str, None]:
         self.wait(timeout)
-        return self._output.read_text(encoding="utf-8", errors="replace"), None
+        return self.output, None
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:

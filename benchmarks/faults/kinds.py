@@ -5,6 +5,7 @@ A kind says with which exit codes the life may end. Whatever it does, nothing co
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -89,6 +90,30 @@ def _freeze(life: Life, chance: random.Random) -> None:
     os.kill(chance.choice(life.ranks()), signal.SIGSTOP)
 
 
+def _pause(life: Life, chance: random.Random) -> None:
+    """As a machine does that is suspended, for longer than a step may take."""
+    ranks = life.ranks()
+    for rank in ranks:
+        os.kill(rank, signal.SIGSTOP)
+    time.sleep(2.5 + chance.random())
+    for rank in ranks:
+        os.kill(rank, signal.SIGCONT)
+
+
+def _hold_up(life: Life, chance: random.Random) -> None:
+    """One rank, for less than a step may take."""
+    rank = chance.choice(life.ranks())
+    os.kill(rank, signal.SIGSTOP)
+    time.sleep(chance.random())
+    os.kill(rank, signal.SIGCONT)
+
+
+def _supersede(life: Life, chance: random.Random) -> None:
+    """As if the machine had been cut off, and the run started again elsewhere."""
+    path = life.directory / "life.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"life": "of another machine"}))
+
+
 def _second_launch(life: Life, chance: random.Random) -> None:
     code = life.begin_another()
     assert code == 64, f"a second launch beside a run ended with {code} instead of 64"
@@ -154,6 +179,9 @@ KINDS = [
     Kind("STOP file", _stop_file, (76,)),
     Kind("SIGSTOP of a rank", _freeze, (_HANG,), ranks=True),
     Kind("SIGKILL of the launcher", _signal(signal.SIGKILL), KILLED, ranks=True),
+    Kind("all ranks paused", _pause),
+    Kind("a rank held up", _hold_up),
+    Kind("another life took the run", _supersede, (65,)),
     Kind("a second launch", _second_launch),
     Kind("a bit of a checkpoint's tensors", between=_flip("*.safetensors"), damages=True),
     Kind("a bit of a manifest", between=_flip("manifest.json"), damages=True),

@@ -12,14 +12,15 @@ every load: it would notice a piece that went to the wrong place, which file has
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
+from rxt_dist.checkpoint.daemons import map_on_daemons
 from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.pieces import ROUTING_FILE, SavedPieces, rank_prefix
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore, FileRecord
@@ -83,9 +84,15 @@ def load_state(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint, op
         CheckpointError: a parameter or a part of one is missing, the checkpoint has parameters that the model lacks,
             or the loaded state is not the saved one.
     """
-    engine.ranks.together(lambda: _fill(engine, frozen, checkpoint))
-    with safe_open(checkpoint.path / ROUTING_FILE, "pt") as file:
-        engine.finish_load(optimizer_steps, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    routing: dict[str, Tensor] = {}
+
+    def read() -> None:
+        _fill(engine, frozen, checkpoint)
+        with safe_open(checkpoint.path / ROUTING_FILE, "pt") as file:
+            routing.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
+    engine.ranks.together(read)
+    engine.finish_load(optimizer_steps, routing)
     if (found := state_checksum(engine, frozen)) != checkpoint.meta["checksum"]:
         raise CheckpointError(
             f"The state loaded from {checkpoint.path} has checksum {found}, but {checkpoint.meta['checksum']} was "
@@ -102,9 +109,7 @@ def _fill(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint) -> None
             for kind, tensor in fragment.tensors.items():
                 saved.fill(kind, fragment.name, fragment.start, tensor)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        # The list meets what they raise.
-        list(pool.map(fill, (*engine.fragments(owned=False), *engine.frozen_fragments(), *frozen.fragments())))
+    map_on_daemons(fill, (*engine.fragments(owned=False), *engine.frozen_fragments(), *frozen.fragments()), _THREADS)
     surplus = sorted(saved.names_so_far - frozen.model_names)
     if surplus:
         raise CheckpointError(

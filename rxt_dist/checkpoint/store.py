@@ -15,20 +15,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rxt_dist.checkpoint.daemons import map_on_daemons
 from rxt_dist.checkpoint.retention import Retention
-from rxt_dist.errors import CheckpointError
+from rxt_dist.errors import CheckpointError, SupersededError
 from rxt_dist.files import fsync_dir, require_free_space, sha256_file, write_atomic, write_json_atomic
+
+_LOGGER = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
@@ -57,6 +60,11 @@ class Checkpoint:
     meta: dict[str, Any]
     files: tuple[FileRecord, ...]
     digest: str
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it was made while losses said that something was wrong."""
+        return bool(self.meta.get("suspect"))
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,8 @@ class CheckpointStore:
     Args:
         directory: the `checkpoints` folder of the run; created by the first `begin`.
         keep: newest valid checkpoints that pruning leaves, see `Retention`.
-        guard: called right before a commit; raises `CheckpointError` if this process may not publish.
+        guard: called before anything is committed, moved or removed; raises `SupersededError` if the run is not this
+            process's any more.
         milestone_tokens, keep_best: what else stays, see `Retention`.
     """
 
@@ -129,6 +138,7 @@ class CheckpointStore:
 
     def begin(self, step: int) -> Path:
         """Create the empty folder for the files of `step`, removing what interrupted saves left; rank 0, first."""
+        self._guard()
         for _, leftover in self._folders(_UNFINISHED):
             shutil.rmtree(leftover)
         folder = self.unfinished_folder(step)
@@ -140,7 +150,9 @@ class CheckpointStore:
 
         Another rank that is still writing meets a missing folder, or a file that vanishes when it is closed.
         """
-        shutil.rmtree(self.unfinished_folder(step), ignore_errors=True)
+        with suppress(SupersededError):  # Then it is another life's.
+            self._guard()
+            shutil.rmtree(self.unfinished_folder(step), ignore_errors=True)
 
     def record(self, path: Path, sha256: str | None = None) -> FileRecord:
         """Make a written file durable and describe it; called by the rank that wrote it.
@@ -182,7 +194,11 @@ class CheckpointStore:
         with suppress(OSError):  # Only a hint: what is committed is committed.
             write_atomic(self.directory / LATEST, final.name + "\n")
         self.note(step, sound=True)
-        self.prune()
+        try:
+            self.prune()
+        except OSError as error:
+            # What is committed is committed; the next save tries again.
+            _LOGGER.warning("Old checkpoints in %s cannot be removed (%s).", self.directory, error)
         return final
 
     def list(self) -> _Listing:
@@ -216,13 +232,16 @@ class CheckpointStore:
         """The newest checkpoint whose every file has the recorded hash, or None where there is none.
 
         Args:
-            report: called with one sentence for each newer checkpoint that was rejected, and for a wrong `latest`.
+            report: called with one sentence for each newer checkpoint that was rejected, for a wrong `latest`, and if
+                the one that is chosen was made while losses were suspect.
         """
         self.check_pointer(report)
         for step, folder in reversed(self._folders(_FINAL)):
             checkpoint, problems = _examine(folder, full=True)
             self.note(step, sound=not problems)
             if checkpoint is not None and not problems:
+                if checkpoint.is_suspect:
+                    report(f"Checkpoint {folder} was made while losses were suspect.")
                 return checkpoint
             report(f"Checkpoint {folder} is rejected: {'; '.join(problems)}.")
         return None
@@ -250,6 +269,7 @@ class CheckpointStore:
         The newest goes first: whatever a kill leaves, the newest that is there is a state that this run was in.
         Returns the folder, `set-aside-TIME`.
         """
+        self._guard()
         aside = self.directory / datetime.now(UTC).strftime("set-aside-%Y%m%dT%H%M%S.%fZ")
         aside.mkdir()
         for _, folder in self._folders(_UNFINISHED):
@@ -260,7 +280,11 @@ class CheckpointStore:
         fsync_dir(aside)
         fsync_dir(self.directory)
         with suppress(OSError):
-            write_atomic(self.directory / LATEST, self.folder(after).name + "\n")
+            left = self.steps()
+            if left:
+                write_atomic(self.directory / LATEST, self.folder(left[-1]).name + "\n")
+            else:
+                (self.directory / LATEST).unlink(missing_ok=True)
         return aside
 
     def aside(self) -> Sequence[Path]:
@@ -289,7 +313,8 @@ class CheckpointStore:
         return self.retention.choose(sound)
 
     def prune(self, *, remove: bool = True) -> Sequence[Path]:
-        """Remove what no longer has to stay; damaged and suspect ones do not count, and go like the others.
+        """Remove what no longer has to stay; damaged and suspect ones do not count, and go like the others. What the
+        system does not let us read is not known to be damaged, and stays.
 
         Args:
             remove: False: only look.
@@ -301,7 +326,8 @@ class CheckpointStore:
         newest = [step for step, reason in reasons.items() if reason == "newest"]
         if len(newest) < self.retention.keep:
             return []
-        old = [(step, folder) for step, folder in self._folders(_FINAL) if step < min(newest) and step not in reasons]
+        unnamed = [(step, folder) for step, folder in self._folders(_FINAL) if step not in reasons]
+        old = [(step, folder) for step, folder in unnamed if step < min(newest) and _is_readable(folder)]
         for step, folder in old if remove else []:
             # The manifest goes first: a kill in the middle leaves a folder that no load can mistake for whole.
             (folder / MANIFEST).unlink(missing_ok=True)
@@ -325,6 +351,18 @@ class CheckpointStore:
             sound = not self.verify(step)
             self.note(step, sound=sound)
         return checkpoint if sound else None
+
+
+def _is_readable(folder: Path) -> bool:
+    """Whether the system lets us see what is in a checkpoint's folder, be it whole or not."""
+    try:
+        for path in _files_below(folder):
+            path.stat()
+        if (folder / MANIFEST).exists():
+            (folder / MANIFEST).read_bytes()
+    except OSError:
+        return False
+    return True
 
 
 def _fingerprint(folder: Path) -> _Fingerprint:
@@ -414,16 +452,18 @@ def _examine(folder: Path, full: bool) -> tuple[Checkpoint | None, list[str]]:
 
 def content_problems(folder: Path, files: Sequence[FileRecord]) -> list[str]:
     """Read and hash files of a checkpoint; what is wrong with them, each by its name."""
-    with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        problems = list(pool.map(lambda file: _content_problem(folder, file), files))
+    problems = map_on_daemons(lambda file: _content_problem(folder, file), files, _HASH_THREADS)
     return [problem for problem in problems if problem]
 
 
 def _size_problem(folder: Path, file: FileRecord) -> str | None:
     path = folder / file.name
-    if not path.is_file():
-        return f"{file.name}: missing"
-    size = path.stat().st_size
+    try:
+        if not path.is_file():
+            return f"{file.name}: missing"
+        size = path.stat().st_size
+    except OSError as error:
+        return f"{file.name}: cannot be looked at ({error.strerror})"
     return None if size == file.bytes else f"{file.name}: {size} bytes instead of {file.bytes}"
 
 

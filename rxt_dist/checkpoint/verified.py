@@ -17,17 +17,19 @@ def verify_together(group: Collectives, store: CheckpointStore, step: int) -> tu
     if problems:
         return None, problems
 
+    found: list[Checkpoint] = []
+
     def hash_share() -> list[str]:
         try:
-            checkpoint = store.read(step)
+            found.append(store.read(step))
         except CheckpointError as error:  # Another host may see another folder.
             return [str(error)]
-        return content_problems(checkpoint.path, share_of(checkpoint.files, group.rank, group.world_size))
+        return content_problems(found[0].path, share_of(found[0].files, group.rank, group.world_size))
 
     problems = [problem for of_rank in group.together(hash_share) for problem in of_rank]
     if group.rank == 0:
         store.note(step, sound=not problems)
-    return (None if problems else store.read(step)), problems
+    return (None if problems else found[0]), problems
 
 
 def share_of(files: Sequence[FileRecord], rank: int, world_size: int) -> list[FileRecord]:

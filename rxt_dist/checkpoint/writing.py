@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from rxt_dist.checkpoint.daemons import map_on_daemons
 from rxt_dist.checkpoint.pieces import ROUTING_FILE, rank_file
 from rxt_dist.checkpoint.store import CheckpointStore, FileRecord
 from rxt_dist.checkpoint.tensor_file import write_tensors
@@ -50,16 +50,13 @@ class Share:
         ]
         if self.rank == 0:
             files.append((folder / ROUTING_FILE, self.routing))
-        with ThreadPoolExecutor(_THREADS) as pool:
-            digests = pool.map(lambda file: write_tensors(*file), files)
-            return [store.record(path, digest) for (path, _), digest in zip(files, digests, strict=True)]
+        return map_on_daemons(lambda file: store.record(file[0], write_tensors(*file)), files, _THREADS)
 
     def checksum(self) -> int:
         """This rank's part of the sum over all weights and moments of bits * place, modulo 2^64: the sum of all parts
         is equal for equal state on any topology."""
         pieces = [(kind, part, tensor) for part in self.fragments for kind, tensor in part.tensors.items()]
-        with ThreadPoolExecutor(_THREADS) as pool:
-            return wrapped(sum(pool.map(lambda piece: _checksum(*piece), pieces)))
+        return wrapped(sum(map_on_daemons(lambda piece: _checksum(*piece), pieces, _THREADS)))
 
     def _files(self) -> Iterator[dict[str, Tensor]]:
         """Pieces by the file that they go into; one file at least."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ class Interval:
         self.steps = 0
         self.waited = 0.0
         self._started = time.monotonic()
+        self._paused_at: float | None = None
 
     def add_step(self, waited: float) -> None:
         """A step begins, for whose data the rank has waited so many seconds."""
@@ -63,14 +65,20 @@ class Interval:
         self._skipped += not result.applied
         self._last = result
 
-    def exclude(self, seconds: float) -> None:
-        """Leave out time that was not spent on training (evaluating, saving)."""
-        self._started += seconds
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that is not spent on training (evaluating, saving) does not count."""
+        self._paused_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self._started += time.monotonic() - self._paused_at
+            self._paused_at = None
 
     @property
     def seconds(self) -> float:
         """Time spent on training since the last line."""
-        return time.monotonic() - self._started
+        return (self._paused_at or time.monotonic()) - self._started
 
     @property
     def has_update(self) -> bool:

@@ -56,7 +56,7 @@ class _Life:
         self.position = position
         self.interval = Interval(config, training.stage, ranks.world_size, meta.get("interval"))
         self.health = Health(config, meta.get("health"))
-        self.saver = Saver(training, position)
+        self.saver = Saver(training, position, meta.get("evaluation"))
         self.pace = Pace(ranks)
         self._has_stepped = False
         # A save that was due while updates were skipped is made when they are not.
@@ -67,7 +67,7 @@ class _Life:
         with self.saver.closing():
             outcome = self._train()
             if not isinstance(outcome, ExitCode):
-                self.saver.settle()
+                self._settle()
             return outcome
 
     def _train(self) -> ExitCode | str:
@@ -87,16 +87,18 @@ class _Life:
                         self._pass_over(step)
                     else:
                         self._step(step, batch)
-                    stopping, reason, back = training.agreed(bool(self.health.verdict))
+                    verdict = self._verdict(step)
+                    stopping, reason, back = training.agreed(bool(verdict))
                 if back:
-                    return self.health.verdict
+                    return verdict
                 self._has_stepped = True
                 with training.watchdog.phase(self._phase("boundary")):
                     self._log(before, step)
-                    paused = time.monotonic()
-                    self._between_steps(before, step, stopping is not None)
-                    self.interval.exclude(time.monotonic() - paused)
+                    with self.interval.paused():
+                        self._between_steps(before, step, stopping is not None)
                 if stopping and not step.last:
+                    # Nothing is saved while updates are skipped, but what was before may still be being written.
+                    self._settle()
                     training.reporter.event("stop", step=self.position.step, reason=reason)
                     return stopping
         return self._finish()
@@ -105,6 +107,12 @@ class _Life:
         """A first step compiles, and what is recorded takes as long as it takes."""
         profile = self.training.profile
         return name if self._has_stepped and (profile is None or not profile.active) else "set-up"
+
+    def _verdict(self, step: Step) -> str:
+        """Why the run has to go back; empty while it need not. It does not end on weights that may be spoilt."""
+        if step.last and self.health.skipping:
+            return self.health.verdict or "the last updates of the run were not finite"
+        return self.health.verdict
 
     def _step(self, step: Step, batch: Batch) -> None:
         """Make the updates of a step."""
@@ -185,6 +193,10 @@ class _Life:
         further = {"interval": self.interval.state(), "health": self.health.state()}
         with self.training.watchdog.phase("save"):
             self.saver.save(self.position, wait=wait, suspect=self.health.streak is not None, further=further)
+
+    def _settle(self) -> None:
+        with self.training.watchdog.phase("save"):
+            self.saver.settle()
 
     def _require_equal_copies(self) -> None:
         """Before anything is committed too, so that no checkpoint has a part of a copy that went astray."""

@@ -15,7 +15,7 @@ from rxt_dist.errors import CheckpointError
 from rxt_dist.stages.base import DataSource, Stage
 from rxt_dist.train.evaluate import evaluate_group, sources_without_evaluation
 
-# Relative differences that other ranks, kernels and orders of summation explain.
+# Differences that other ranks, kernels and orders of summation explain: relative to the loss, or to 1 where it is less.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 
 
@@ -46,7 +46,7 @@ def check_probe(engine: Engine, stage: Stage, data: DataSource, checkpoint: Chec
     if found is None or (found["source"], found["data"]) != (saved["source"], saved["data"]):
         return f"the held-out rows are others than at {checkpoint.path.name}, so their loss is not compared"
     tolerance = max(_TOLERANCE[saved["precision"]], _TOLERANCE[found["precision"]])
-    if not abs(found["loss"] - saved["loss"]) <= tolerance * abs(saved["loss"]):
+    if not abs(found["loss"] - saved["loss"]) <= tolerance * max(1.0, abs(saved["loss"])):
         raise CheckpointError(
             f"The model loaded from {checkpoint.path} has a loss of {found['loss']:.6g} on held-out rows of source "
             f"'{saved['source']}', but {saved['loss']:.6g} was saved: it does not compute what it did. Nothing was "

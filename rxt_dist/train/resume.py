@@ -36,13 +36,12 @@ class Position:
 
 
 def find_checkpoint(
-    group: Collectives, store: CheckpointStore, *, up_to: int | None = None, suspects: bool = True
+    group: Collectives, store: CheckpointStore, up_to: int | None = None
 ) -> tuple[Checkpoint | None, list[str]]:
-    """The newest valid checkpoint, and what there is to say about rejected ones; all ranks together.
+    """The checkpoint that a life goes on from, if there is any, and what there is to say; all ranks together.
 
     Args:
         up_to: the last step that is looked at; None: all are.
-        suspects: whether one may be taken that was made while losses were suspect.
 
     Raises:
         CheckpointError: there are checkpoints, but none is valid. Starting again from nothing would destroy them and
@@ -55,27 +54,58 @@ def find_checkpoint(
         return list(store.steps()), said
 
     steps, remarks = group.together(lambda: look() if group.rank == 0 else None)[0]
-    looked_at = [step for step in steps if up_to is None or step <= up_to]
-    for step in reversed(looked_at):
-        checkpoint, problems = verify_together(group, store, step)
-        if checkpoint is None:
-            remarks.append(f"Checkpoint {store.folder(step)} is rejected: {'; '.join(problems)}.")
-        elif suspects or not checkpoint.meta.get("suspect"):
-            return checkpoint, remarks
-    if looked_at:
+    given_up = [step for step in steps if up_to is not None and step > up_to]
+    remarks += [f"Checkpoint {store.folder(step)} is of a history that was given up." for step in given_up]
+    checkpoint, rejected = newest_valid(group, store, up_to=up_to)
+    remarks += rejected
+    if checkpoint is None and steps:
         raise CheckpointError(
             f"No checkpoint in {store.directory} is valid, and this run will not start again from nothing over "
             f"them. {' '.join(remarks)} Restore the files, or remove the folder to start over."
         )
+    if checkpoint is not None and checkpoint.is_suspect:
+        remarks.append(f"Checkpoint {checkpoint.path} was made while losses were suspect.")
+    return checkpoint, remarks
+
+
+def newest_valid(
+    group: Collectives, store: CheckpointStore, *, up_to: int | None, suspects: bool = True
+) -> tuple[Checkpoint | None, list[str]]:
+    """The newest valid checkpoint, and why later ones were passed over; all ranks together.
+
+    Args:
+        up_to: the last step that is looked at; None: all are.
+        suspects: whether one may be taken that was made while losses were suspect.
+    """
+    steps = group.together(lambda: list(store.steps()) if group.rank == 0 else None)[0]
+    remarks = []
+    for step in reversed([step for step in steps if up_to is None or step <= up_to]):
+        checkpoint, problems = verify_together(group, store, step)
+        if checkpoint is None:
+            remarks.append(f"Checkpoint {store.folder(step)} is rejected: {'; '.join(problems)}.")
+        elif not suspects and checkpoint.is_suspect:
+            remarks.append(f"Checkpoint {store.folder(step)} was made while losses were suspect.")
+        else:
+            return checkpoint, remarks
     return None, remarks
 
 
-def named_checkpoint(group: Collectives, store: CheckpointStore, step: int) -> tuple[Checkpoint, list[str]]:
+def named_checkpoint(
+    group: Collectives, store: CheckpointStore, step: int, up_to: int | None = None
+) -> tuple[Checkpoint, list[str]]:
     """The checkpoint of `step`, verified; all ranks together.
 
+    Args:
+        up_to: the last step whose checkpoint is of the present history; None: all are.
+
     Raises:
-        CheckpointError: there is none of this step, or it is damaged.
+        CheckpointError: there is none of this step, or it is damaged, or of a history that was given up.
     """
+    if up_to is not None and step > up_to:
+        raise CheckpointError(
+            f"--from names step {step}, which is of a history that this run has gone back from (see jumps.json). Name "
+            f"an earlier one, of step {up_to} at most."
+        )
     steps = group.together(lambda: list(store.steps()) if group.rank == 0 else None)[0]
     if step not in steps:
         raise CheckpointError(
@@ -88,21 +118,18 @@ def named_checkpoint(group: Collectives, store: CheckpointStore, step: int) -> t
     return checkpoint, []
 
 
-def set_aside_after(group: Collectives, store: CheckpointStore, step: int, metrics: Path) -> list[str]:
-    """Set aside every checkpoint later than `step`, and a copy of the metrics; all ranks together, while rank 0 holds
-    the run. Returns what there is to say."""
+def set_aside_after(store: CheckpointStore, step: int, metrics: Path) -> Path | None:
+    """Set aside every checkpoint later than `step`, with a copy of the metrics; rank 0, which holds the run.
 
-    def set_aside() -> list[str]:
-        if group.rank or max(store.steps()) == step:
-            return []
-        with lasting_errors(store.directory):
-            aside = store.set_aside(step)
-            if metrics.exists():
-                write_atomic(aside / metrics.name, metrics.read_bytes())
-        return [f"the run begins again at step {step}; what was later is kept in {aside}"]
-
-    said: list[str] = group.together(set_aside)[0]
-    return said
+    Returns where they are; None where nothing is later.
+    """
+    if not any(other > step for other in store.steps()):
+        return None
+    with lasting_errors(store.directory):
+        aside = store.set_aside(step)
+        if metrics.exists():
+            write_atomic(aside / metrics.name, metrics.read_bytes())
+    return aside
 
 
 def position_of(checkpoint: Checkpoint, data: DataSource) -> Position:

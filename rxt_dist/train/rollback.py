@@ -2,14 +2,17 @@
 
 `jumps.json` in the run directory is written before anything is loaded: a kill in between loses no window. It also says
 which checkpoints are of the history that was given up: those after the step that was gone back to, made without the
-window. They are set aside, never deleted.
+window. They are set aside, never deleted, and nothing else is. The file has a digest: one altered digit would give up
+others.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,9 @@ from rxt_dist.checkpoint.state import load_state
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.errors import CheckpointError, DivergedError
-from rxt_dist.files import write_json_atomic
+from rxt_dist.files import lasting_errors, write_json_atomic
 from rxt_dist.train.health import Health
-from rxt_dist.train.resume import Position, position_of
+from rxt_dist.train.resume import Position, newest_valid, position_of, set_aside_after
 from rxt_dist.train.training import Training
 
 # With one learning rate and clip: data can spoil a run, but if passing over it twice did not help, it is not the data.
@@ -56,8 +59,13 @@ def read_jumps(path: Path) -> list[Jump]:
     Raises:
         CheckpointError: the file is damaged.
     """
+    if not path.exists():
+        return []
     try:
-        return [Jump(**jump) for jump in json.loads(path.read_bytes())["jumps"]] if path.exists() else []
+        known = json.loads(path.read_bytes())
+        if known["digest"] != _digest(known["jumps"]):
+            raise ValueError("its own sha256 differs")
+        return [Jump(**jump) for jump in known["jumps"]]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error}), and says which rows this run passes over. Restore it from a copy, or remove "
@@ -67,7 +75,12 @@ def read_jumps(path: Path) -> list[Jump]:
 
 def write_jumps(path: Path, jumps: Sequence[Jump]) -> None:
     """Write all rollbacks of a run, durably."""
-    write_json_atomic(path, {"jumps": [asdict(jump) for jump in jumps]})
+    described = [asdict(jump) for jump in jumps]
+    write_json_atomic(path, {"jumps": described, "digest": _digest(described)})
+
+
+def _digest(described: Sequence[Mapping[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def joined_windows(*windows: Sequence[Window]) -> tuple[Window, ...]:
@@ -91,57 +104,71 @@ def go_back(training: Training, position: Position, health: Health, reason: str)
     began, streak = time.monotonic(), health.streak
     assert streak is not None, "only a streak makes a run go back"
     ranks, optimizer = training.engine.ranks, training.config.optimizer
-    file, store = training.directory.jumps, training.store
-
-    def decide() -> dict[str, Any]:
-        jumps = read_jumps(file)
-        to_step = target(store, streak.back_to)
-        tries = sum((jump.lr, jump.clip) == (optimizer.lr, optimizer.clip) for jump in jumps)
-        if to_step is not None and tries < MOST_ROLLBACKS:
-            jump = Jump(streak.row, position.row, to_step, position.step, optimizer.lr, optimizer.clip, reason)
-            jumps.append(jump)
-            write_jumps(file, jumps)
-            tries = -1
-        # What was made since may hold the spoilt weights.
-        later = any(step > (to_step or 0) for step in store.steps())
-        aside = store.set_aside(to_step or 0).name if later else None
-        windows = [jump.window for jump in jumps]
-        return {"to_step": to_step, "tries": tries, "windows": windows, "aside": aside}
-
     with training.watchdog.phase("load"):
-        decided = ranks.together(lambda: decide() if ranks.rank == 0 else None)[0]
-        if decided["tries"] >= 0:
-            raise DivergedError(_advice(training, position, reason, decided))
-        checkpoint = store.read(decided["to_step"])
+        checkpoint, passed_over = newest_valid(ranks, training.store, up_to=streak.back_to, suspects=False)
+        to_step = None if checkpoint is None else checkpoint.step
+        jump = Jump(streak.row, position.row, to_step or 0, position.step, optimizer.lr, optimizer.clip, reason)
+        decided = ranks.together(lambda: _decide(training, jump, to_step, streak.back_to) if ranks.rank == 0 else None)[
+            0
+        ]
+        if checkpoint is None or decided["tries"] >= MOST_ROLLBACKS:
+            raise DivergedError(_advice(training, jump, checkpoint, decided, passed_over))
         position_then = position_of(checkpoint, training.data)
         load_state(training.engine, training.frozen, checkpoint, position_then.applied)
-    lost = training.reporter.go_back(checkpoint.step)
+    ranks.together(lambda: _record(training, jump, began))
+    return checkpoint, replace(position_then, jumps=joined_windows(position_then.jumps, decided["windows"]))
+
+
+def _decide(training: Training, jump: Jump, to_step: int | None, back_to: int) -> dict[str, Any]:
+    """Note the jump, if it helps to try it, and set aside what may hold the spoilt weights; rank 0."""
+    directory = training.directory
+    directory.require_life()
+    with lasting_errors(directory.path):
+        jumps = read_jumps(directory.jumps)
+        tries = sum((known.lr, known.clip) == (jump.lr, jump.clip) for known in jumps)
+        if to_step is not None and tries < MOST_ROLLBACKS:
+            jumps.append(jump)
+            write_jumps(directory.jumps, jumps)
+    # Without a checkpoint to go back to, those from before it all went wrong stay where they are, for a person.
+    aside = set_aside_after(training.store, back_to if to_step is None else to_step, directory.metrics)
+    return {"tries": tries, "windows": [known.window for known in jumps], "aside": aside and aside.name}
+
+
+def _record(training: Training, jump: Jump, began: float) -> None:
+    """Drop the lines that come again, and say what happened; every rank, of which rank 0 writes."""
+    with lasting_errors(training.directory.path):
+        lost = training.reporter.go_back(jump.to_step)
     training.reporter.event(
         "rollback",
-        step=position.step,
-        to_step=checkpoint.step,
-        rows=[streak.row, position.row],
-        reason=reason,
+        step=jump.step,
+        to_step=jump.to_step,
+        rows=[jump.first, jump.end],
+        reason=jump.reason,
         seconds=round(time.monotonic() - began, 3),
         **lost,
     )
-    jumps = joined_windows(position_then.jumps, decided["windows"])
-    return checkpoint, replace(position_then, jumps=jumps)
 
 
-def _advice(training: Training, position: Position, reason: str, decided: Mapping[str, Any]) -> str:
-    optimizer = training.config.optimizer
-    knobs = f"optimizer.lr={optimizer.lr:g} and optimizer.clip={optimizer.clip:g}"
+def _advice(
+    training: Training,
+    jump: Jump,
+    checkpoint: Checkpoint | None,
+    decided: Mapping[str, Any],
+    passed_over: Sequence[str],
+) -> str:
+    knobs = f"optimizer.lr={jump.lr:g} and optimizer.clip={jump.clip:g}"
     tried = f", also after going back {decided['tries']} times with {knobs}" if decided["tries"] else f" with {knobs}"
     aside = f" What was saved since is set aside in checkpoints/{decided['aside']}." if decided["aside"] else ""
-    if decided["to_step"] is None:
-        goes_on = "No checkpoint is from before it, so that it begins anew"
-    else:
-        name = training.store.folder(decided["to_step"]).name
+    if checkpoint is not None:
+        name = checkpoint.path.name
         goes_on = f"It goes on from {name}, the newest checkpoint from before it; `--from step-N` names an earlier one"
+    elif passed_over:
+        goes_on = f"No checkpoint from before it could be gone back to: {' '.join(passed_over)}"
+    else:
+        goes_on = "No checkpoint is from before it, so that it begins anew"
     return (
-        f"{reason[:1].upper()}{reason[1:]} up to step {position.step}{tried}. Start the run again with a lower "
-        f"optimizer.lr or optimizer.clip. {goes_on}.{aside}"
+        f"{jump.reason[:1].upper()}{jump.reason[1:]} up to step {jump.step}{tried}. Start the run again with a lower "
+        f"optimizer.lr or optimizer.clip. {goes_on.removesuffix('.')}.{aside}"
     )
 
 
@@ -151,25 +178,33 @@ def given_up(step: int, meta: Mapping[str, Any], jumps: Sequence[Jump]) -> bool:
     return any(step > jump.to_step and jump.window not in windows for jump in jumps)
 
 
-def known_windows(group: Collectives, store: CheckpointStore, path: Path) -> tuple[Window, ...]:
-    """The windows of `jumps.json`; checkpoints of histories that were given up are set aside. All ranks together, at
-    the start of a life."""
+@dataclass(frozen=True)
+class Past:
+    """What `jumps.json` says of a run.
 
-    def read() -> list[Window]:
+    windows: rows that it passes over. up_to: the last step whose checkpoint is of the present history, where there are
+    some that are not; None: all are.
+    """
+
+    windows: tuple[Window, ...]
+    up_to: int | None
+
+
+def read_past(group: Collectives, store: CheckpointStore, path: Path) -> Past:
+    """What a run has gone back from; all ranks together, at the start of a life. Nothing is changed.
+
+    Raises:
+        CheckpointError: `path` is damaged.
+    """
+
+    def read() -> list[Any]:
         jumps = read_jumps(path)
-        sound = [info.step for info in store.list() if info.committed and not info.problem] if jumps else []
-        stale = [step for step in sound if given_up(step, store.read(step).meta, jumps)]
-        if stale:
-            # Nothing was made in the present history before they were looked for, so that they are the last.
-            store.set_aside(min(stale) - 1)
-        return [jump.window for jump in jumps]
+        stale = []
+        for step in store.steps() if jumps else ():
+            with suppress(CheckpointError):  # Its manifest is damaged, so that no load takes it.
+                stale += [step] if given_up(step, store.read(step).meta, jumps) else []
+        # Nothing was made in the present history before they were looked for, so that they are the last.
+        return [[jump.window for jump in jumps], min(stale) - 1 if stale else None]
 
-    return joined_windows(group.together(lambda: read() if group.rank == 0 else None)[0])
-
-
-def target(store: CheckpointStore, back_to: int) -> int | None:
-    """The newest valid checkpoint of `back_to` or before that is not suspect; rank 0."""
-    for step in reversed(store.steps()):
-        if step <= back_to and not store.verify(step) and not store.read(step).meta.get("suspect"):
-            return step
-    return None
+    windows, up_to = group.together(lambda: read() if group.rank == 0 else None)[0]
+    return Past(joined_windows(windows), up_to)

@@ -25,7 +25,7 @@ from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.build import build_engine, choose_device, describe_kernels, joined_ranks
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.interface import Engine
-from rxt_dist.errors import ExitCode, UserError
+from rxt_dist.errors import ExitCode, SupersededError, UserError
 from rxt_dist.files import lasting_errors
 from rxt_dist.lives import Life, launched_by_us
 from rxt_dist.model.init import InitialWeights
@@ -49,7 +49,7 @@ from rxt_dist.train.resume import (
     set_aside_after,
     set_weights,
 )
-from rxt_dist.train.rollback import joined_windows, known_windows
+from rxt_dist.train.rollback import joined_windows, read_past
 from rxt_dist.train.run_dir import RunDirectory, require_checkpoint_of
 from rxt_dist.train.signals import StopRequest
 from rxt_dist.train.training import Training
@@ -58,7 +58,10 @@ from rxt_dist.train.watchdog import Surroundings, Watchdog, collective_timeout
 
 @dataclass(frozen=True)
 class _Claim:
-    """A run that this life holds, and where in it the life begins."""
+    """A run that this life holds, and where in it the life begins.
+
+    history_end: checkpoints after this step are set aside once the life has begun; None: none are.
+    """
 
     directory: RunDirectory
     store: CheckpointStore
@@ -66,6 +69,7 @@ class _Claim:
     position: Position
     beginning: Beginning
     remarks: list[str]
+    history_end: int | None
 
 
 def train(
@@ -101,7 +105,7 @@ def train(
             if group.rank == 0:
                 print(f"run '{config.name}' is finished: {directory.path}", file=sys.stderr)
             return ExitCode.DONE
-        group.together(lambda: _begin(config, group, directory, stop, life))
+        group.together(lambda: _begin(config, group, claim, stop, life))
         group.together(lambda: stack.enter_context(_output_in(directory, ranks.rank)))
         code = _told(
             directory,
@@ -131,37 +135,38 @@ def _claim(
             directory.check(resolved_yaml(config), trained)
 
     group.together(take)
-    store = _store(config, directory, life)
-    windows = known_windows(group, store, directory.jumps)
+    store = _store(config, directory)
+    past = read_past(group, store, directory.jumps)
     find = find_checkpoint if from_step is None else partial(named_checkpoint, step=from_step)
-    checkpoint, remarks = find(group, store)
+    checkpoint, remarks = find(group, store, up_to=past.up_to)
     positions = [Position()]
     if checkpoint is not None:
         name, meta = checkpoint.path.name, checkpoint.meta
         group.together(lambda: require_checkpoint_of(directory.path, name, meta, trained))
         group.together(lambda: positions.append(position_of(checkpoint, data)))
-    position = replace(positions[-1], jumps=joined_windows(positions[-1].jumps, windows))
+    position = replace(positions[-1], jumps=joined_windows(positions[-1].jumps, past.windows))
     beginning = choose_beginning(config, checkpoint, group)
-    if from_step is not None:
-        remarks += set_aside_after(group, store, from_step, directory.metrics)
-    return _Claim(directory, store, checkpoint, position, beginning, remarks)
+    history_end = past.up_to if from_step is None else from_step
+    return _Claim(directory, store, checkpoint, position, beginning, remarks, history_end)
 
 
-def _store(config: RunConfig, directory: RunDirectory, life: Life) -> CheckpointStore:
+def _store(config: RunConfig, directory: RunDirectory) -> CheckpointStore:
     kept = config.checkpoint
     return CheckpointStore(
         directory.checkpoints,
         kept.keep,
-        partial(directory.require_life, life.token),
+        directory.require_life,
         milestone_tokens=kept.milestone_tokens,
         keep_best=kept.keep_best,
     )
 
 
-def _begin(config: RunConfig, group: Collectives, directory: RunDirectory, stop: StopRequest, life: Life) -> None:
-    """Write what this life is: the first that a launch writes into a run."""
+def _begin(config: RunConfig, group: Collectives, claim: _Claim, stop: StopRequest, life: Life) -> None:
+    """Write what this life is: the first that a launch writes into a run. The event of its start tells a launcher that
+    all of this is done."""
     if group.rank:
         return
+    directory = claim.directory
     with lasting_errors(directory.path):
         directory.begin(resolved_yaml(config), training_hash(config), life, group.world_size)
         stop.clear_file()
@@ -169,10 +174,15 @@ def _begin(config: RunConfig, group: Collectives, directory: RunDirectory, stop:
             for event in directory.events.read():
                 stop.limit.hear(event)
             directory.events.listen(stop.limit.hear)
+        end, aside = claim.history_end, None
+        if end is not None and (aside := set_aside_after(claim.store, end, directory.metrics)) is not None:
+            claim.remarks.append(f"the run goes on from step {end}; what was later is kept in {aside}")
         launched = iso_time(life.launched)
         directory.events.append(
             "start", life=life.token, ranks=group.world_size, launched=launched, attempt=life.attempt
         )
+        if aside is not None:
+            directory.events.append("set_aside", after=end, path=str(aside.relative_to(directory.path)))
 
 
 def _told(directory: RunDirectory, life: Life, rank: int, stop: StopRequest, lived: Callable[[], ExitCode]) -> ExitCode:
@@ -188,6 +198,8 @@ def _told(directory: RunDirectory, life: Life, rank: int, stop: StopRequest, liv
 
     try:
         code = lived()
+    except SupersededError:  # The events are another life's by now.
+        raise
     except UserError as error:
         tell(error.exit_code, str(error))
         raise
@@ -256,7 +268,6 @@ def _train(
         directory,
         watchdog,
         profile,
-        checkpoint,
     )
     return run_loop(training, position, checkpoint.meta if checkpoint else None)
 

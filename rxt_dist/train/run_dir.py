@@ -35,7 +35,7 @@ import yaml
 
 import rxt_dist
 from rxt_dist.config.load import RESUMABLE
-from rxt_dist.errors import CheckpointError, ConfigError
+from rxt_dist.errors import ConfigError, SupersededError
 from rxt_dist.files import write_atomic, write_json_atomic
 from rxt_dist.lives import Life
 from rxt_dist.locks import Lock, locked
@@ -68,7 +68,8 @@ class RunDirectory:
         self.lock_file = path / ".lock"
         self.changes: list[str] = []
         self.has_locks = True
-        self._begun = False
+        # Of this process, once it has begun.
+        self._life: str | None = None
         self._training_hash: str | None = None
 
     @contextmanager
@@ -102,7 +103,7 @@ class RunDirectory:
             try:
                 yield lock
             finally:
-                if not self._begun:
+                if self._life is None:
                     _remove(made)
 
     def log_file(self, rank: int) -> Path:
@@ -126,12 +127,13 @@ class RunDirectory:
         self.changes = _differences(old, resolved_yaml, every=True)
 
     def begin(self, resolved_yaml: str, training_hash: str, life: Life, ranks: int) -> None:
-        """Write what this life is, when nothing can refuse it any more; the lock is held.
+        """Write what this life is, when nothing can refuse it any more; the lock is held. The run is not finished then,
+        whatever an earlier life that went further has said.
 
         The configuration is written again where it is gone, once a checkpoint or the lack of any has shown that it is
         this run's.
         """
-        self._begun, self._training_hash = True, training_hash
+        self._life, self._training_hash = life.token, training_hash
         for folder in (self.path, self.logs, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomic(self.config, f"# rxt-dist run, training hash {training_hash}\n{resolved_yaml}")
@@ -145,20 +147,25 @@ class RunDirectory:
             "ranks": ranks,
         }
         write_json_atomic(self.life, described)
+        self.finished.unlink(missing_ok=True)
 
-    def require_life(self, token: str) -> None:
-        """Refuse to write for a life that is no longer the run's: of a machine that was cut off, while the run was
-        started again elsewhere.
+    @property
+    def is_superseded(self) -> bool:
+        """Whether this process has begun a life of the run, and another one has begun since: on a machine that was cut
+        off, while the run was started again elsewhere."""
+        return self._life is not None and self.present_life() not in (None, self._life)
+
+    def require_life(self) -> None:
+        """Refuse to write into a run that is no longer this process's.
 
         Raises:
-            CheckpointError: the run is in another life.
+            SupersededError: it is in another life.
         """
-        present = self.present_life()
-        if present not in (None, token):
-            raise CheckpointError(
-                f"{self.path} has been started again as life {present} while this process, life {token}, still ran "
-                f"(a machine that was cut off, or a disk without locks). Nothing of this life is committed any more. "
-                f"See that only one of them runs."
+        if self.is_superseded:
+            raise SupersededError(
+                f"{self.path} has been started again as life {self.present_life()} while this process, life "
+                f"{self._life}, still ran (a machine that was cut off, or a disk without locks). This life ends, and "
+                f"writes nothing more. See that only one of them runs."
             )
 
     def present_life(self) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 from rxt_dist.checkpoint.background import BackgroundSaves
 from rxt_dist.checkpoint.state import save_state
 from rxt_dist.data.sampler import DataState
-from rxt_dist.errors import CheckpointError, DiskError, UserError
+from rxt_dist.errors import CheckpointError, DiskError, SupersededError, UserError
 from rxt_dist.train.evaluate import Evaluation
 from rxt_dist.train.probe import measure_probe
 from rxt_dist.train.resume import Position
@@ -33,9 +33,10 @@ class Saver:
 
     Args:
         position: where this life began, which is committed already or holds nothing to lose.
+        evaluation: the last one before, as the checkpoint there says; None: there was none.
     """
 
-    def __init__(self, training: Training, position: Position) -> None:
+    def __init__(self, training: Training, position: Position, evaluation: Mapping[str, Any] | None = None) -> None:
         self.training = training
         self._saved = position.step
         self._background: BackgroundSaves | None = None
@@ -43,7 +44,7 @@ class Saver:
         self._pending: dict[str, Any] = {}
         self._last = time.monotonic()
         self._retry_at = math.inf
-        self._evaluation = training.checkpoint.meta.get("evaluation") if training.checkpoint else None
+        self._evaluation = evaluation
 
     def due(self, before: Position, after: Position) -> bool:
         """Whether a checkpoint is due at the boundary of a step: by tokens, by minutes, or again after a failure."""
@@ -76,6 +77,7 @@ class Saver:
 
         Raises:
             DiskError, CheckpointError: with `wait`, when it cannot be committed.
+            SupersededError: with `wait`, when the run is in another life.
         """
         started = time.monotonic()
         self.settle()
@@ -161,6 +163,8 @@ class Saver:
         )
 
     def _report_failure(self, step: int, error: UserError, retry: float) -> None:
+        if isinstance(error, SupersededError):  # Then the events are another life's, and this one ends.
+            return
         self.training.reporter.event("save_failed", step=step, error=str(error), retry_s=retry)
 
     def _meta(self, position: Position, suspect: bool) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rxt_dist.checkpoint.frozen import FrozenWeights
-from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
+from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.interface import Engine
 from rxt_dist.errors import ExitCode
@@ -21,10 +21,7 @@ from rxt_dist.train.watchdog import Watchdog
 
 @dataclass(frozen=True)
 class Training:
-    """Engine, stage, data and files of one life of a run; identity is what every checkpoint says of it.
-
-    checkpoint: that with which this life began; None: a new run.
-    """
+    """Engine, stage, data and files of one life of a run; identity is what every checkpoint says of it."""
 
     config: RunConfig
     engine: Engine
@@ -38,14 +35,21 @@ class Training:
     directory: RunDirectory
     watchdog: Watchdog
     profile: StepProfile | None = None
-    checkpoint: Checkpoint | None = None
 
     def agreed(self, back: bool) -> tuple[ExitCode | None, str, bool]:
         """At a step boundary, on all ranks together: what the run is to end with (None: it goes on), why, and whether
-        it goes back, as it does if any rank says so."""
-        reason = self.stop.reason
+        it goes back, as it does if any rank says so.
+
+        Raises:
+            SupersededError: the run is in another life.
+        """
+        ranks, reason = self.engine.ranks, self.stop.reason
         person = reason is not None and self.stop.code == ExitCode.STOPPED
-        stopped, stopping, back = self.engine.ranks.agree(person, reason is not None, back)
+        stopped, stopping, back, superseded = ranks.agree(
+            person, reason is not None, back, self.directory.is_superseded
+        )
+        if superseded:
+            ranks.together(self.directory.require_life)
         code = ExitCode.STOPPED if stopped else ExitCode.PREEMPTED
         return code if stopping else None, reason or "another rank was asked to stop", back
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rxt_dist.checkpoint.retention import Retention
-from rxt_dist.checkpoint.store import CheckpointStore
+from rxt_dist.checkpoint.store import LATEST, CheckpointStore
 
 
 def meta(tokens: int, loss: float | None = None, **other: Any) -> dict[str, Any]:
@@ -92,3 +92,6 @@ def test_what_is_later_is_set_aside_and_none_of_it_is_lost(tmp_path: Path) -> No
     assert newest.step == 2
     save(store, 3)
     assert store.set_aside(2) != aside
+    assert (tmp_path / LATEST).read_text() == "step-00000002\n"
+    store.set_aside(0)
+    assert not (tmp_path / LATEST).exists()

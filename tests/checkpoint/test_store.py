@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rxt_dist.checkpoint.store import LATEST, MANIFEST, CheckpointStore, FileRecord
-from rxt_dist.errors import CheckpointError, DiskError
+from rxt_dist.errors import CheckpointError, DiskError, SupersededError
 
 
 def content(step: int, name: str) -> bytes:
@@ -255,14 +256,63 @@ def test_what_a_failed_save_wrote_is_freed(store: CheckpointStore) -> None:
 
 
 def test_a_process_that_may_not_publish_commits_nothing(tmp_path: Path) -> None:
+    """Nor does it touch what the other life has committed, or is writing."""
+    superseded: list[str] = []
+
     def refuse() -> None:
-        raise CheckpointError("another life")
+        if superseded:
+            raise SupersededError("another life")
 
     store = CheckpointStore(tmp_path, 2, guard=refuse)
-    records = write(store, 1)
-    with pytest.raises(CheckpointError, match="another life"):
-        store.commit(1, records, {})
-    assert steps(store) == []
+    save(store, 1)
+    records = write(store, 2)
+    superseded.append("now")
+    for action in (lambda: store.commit(2, records, {}), lambda: store.begin(3), lambda: store.set_aside(0)):
+        with pytest.raises(SupersededError, match="another life"):
+            action()
+    store.discard(2)
+    assert [(info.step, info.committed) for info in store.list()] == [(1, True), (2, False)]
+    assert not store.aside()
+
+
+def test_what_cannot_be_read_for_now_is_not_removed(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails for a moment must not cost a milestone; one that is really damaged goes."""
+    for step in (1, 2, 3, 4):
+        save(CheckpointStore(store.directory, 9), step)
+    (store.folder(2) / MANIFEST).write_text("{")
+    unreadable = store.folder(1) / MANIFEST
+    read = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path == unreadable:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    fresh = CheckpointStore(store.directory, 2)
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "read_bytes", fail)
+        assert fresh.prune() == [store.folder(2)]
+    assert steps(store) == [1, 3, 4]
+    assert fresh.prune() == [store.folder(1)]
+
+
+def test_a_prune_that_fails_leaves_a_commit(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(store, "prune", fail)
+    save(store, 1)
+    assert steps(store) == [1]
+    assert "cannot be removed" in caplog.text
+
+
+def test_a_checkpoint_of_suspect_losses_is_taken_with_a_word(store: CheckpointStore) -> None:
+    store.commit(1, write(store, 1), {"suspect": True})
+    found, said = newest(store)
+    assert found == 1
+    assert said == [f"Checkpoint {store.folder(1)} was made while losses were suspect."]
 
 
 def test_an_existing_valid_checkpoint_of_the_step_stays(store: CheckpointStore) -> None:

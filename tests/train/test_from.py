@@ -12,6 +12,7 @@ from rxt_dist.commands.train import _step
 from rxt_dist.config.load import load_run
 from rxt_dist.errors import CheckpointError, ConfigError, ExitCode
 from rxt_dist.ranks import Ranks
+from rxt_dist.train import run as module
 from rxt_dist.train.run import train
 from rxt_dist.train.signals import StopRequest
 
@@ -33,7 +34,10 @@ def trained(tiny: TinyRun, from_step: int | None = None) -> ExitCode:
 
 
 @pytest.mark.slow
-def test_a_run_begins_again_at_an_older_checkpoint(tiny: TinyRun) -> None:
+def test_a_run_begins_again_at_an_older_checkpoint(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object) -> None:
+        raise ZeroDivisionError
+
     store = CheckpointStore(tiny.directory / "checkpoints", 2)
     curve, metrics = tiny.curve(), (tiny.directory / "metrics.jsonl").read_bytes()
     last = (store.folder(STEPS) / "rank-00000.safetensors").read_bytes()
@@ -48,8 +52,16 @@ def test_a_run_begins_again_at_an_older_checkpoint(tiny: TinyRun) -> None:
     damaged.write_bytes(sound)
     assert list(store.steps()) == [1, 2, 3, 4], "a refusal moves nothing"
     assert not store.aside()
-    assert trained(tiny, 2) == ExitCode.DONE
-    assert [event["step"] for event in tiny.events("resume")] == [2]
+    assert (tiny.directory / "finished.json").exists()
+    with monkeypatch.context() as dying:
+        dying.setattr(module, "run_loop", die)
+        with pytest.raises(ZeroDivisionError):
+            trained(tiny, 2)
+    assert not (tiny.directory / "finished.json").exists(), "what is done again is not finished"
+    assert list(store.steps()) == [1, 2]
+    assert trained(tiny) == ExitCode.DONE
+    assert {event["step"] for event in tiny.events("resume")} == {2}
+    assert [event["after"] for event in tiny.events("set_aside")] == [2]
     (aside,) = store.aside()
     assert sorted(path.name for path in aside.iterdir()) == ["metrics.jsonl", "step-00000003", "step-00000004"]
     assert (aside / "metrics.jsonl").read_bytes() == metrics

@@ -11,7 +11,7 @@ import pytest
 from training_run import TinyRun, build_shards
 
 from rxt_dist.config.load import load_run
-from rxt_dist.errors import ConfigError, ExitCode
+from rxt_dist.errors import ConfigError, ExitCode, SupersededError
 from rxt_dist.lives import Life, file_identity
 from rxt_dist.ranks import Ranks
 from rxt_dist.train import run as module
@@ -49,9 +49,9 @@ def stopped(tiny: TinyRun, step: int, monkeypatch: pytest.MonkeyPatch, life: str
 
     begin = module._begin
 
-    def begun(config: Any, group: Any, directory: Any, *rest: Any) -> None:
-        begin(config, group, directory, *rest)
-        directory.events.listen(ask)
+    def begun(config: Any, group: Any, claim: Any, *rest: Any) -> None:
+        begin(config, group, claim, *rest)
+        claim.directory.events.listen(ask)
 
     with monkeypatch.context() as asking:
         asking.setattr(module, "_begin", begun)
@@ -133,13 +133,46 @@ def test_a_second_launch_writes_nothing_into_a_run_that_lives(tiny: TinyRun, mon
 
     begin = module._begin
 
-    def begun(config: Any, group: Any, directory: Any, *rest: Any) -> None:
-        begin(config, group, directory, *rest)
-        directory.events.listen(while_it_lives)
+    def begun(config: Any, group: Any, claim: Any, *rest: Any) -> None:
+        begin(config, group, claim, *rest)
+        claim.directory.events.listen(while_it_lives)
 
     monkeypatch.setattr(module, "_begin", begun)
     assert trained(tiny) == ExitCode.STOPPED
     assert tried == [True]
+
+
+@pytest.mark.parametrize("moment", ["save", "ready"])
+def test_a_life_that_was_replaced_ends_and_touches_nothing(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Its machine was cut off, and the run has been started again elsewhere."""
+    theirs = tiny.directory / "checkpoints/step-00000099.tmp/half"
+    after: list[dict[Path, bytes]] = []
+
+    def replace(event: dict[str, Any]) -> None:
+        if event["kind"] == moment and not after:
+            life = json.loads((tiny.directory / "life.json").read_text())
+            (tiny.directory / "life.json").write_text(json.dumps(life | {"life": "two"}))
+            theirs.parent.mkdir()
+            theirs.write_text("of another life")
+            after.append(content(tiny.directory))
+
+    begin = module._begin
+
+    def begun(config: Any, group: Any, claim: Any, *rest: Any) -> None:
+        begin(config, group, claim, *rest)
+        claim.directory.events.listen(replace)
+
+    monkeypatch.setattr(module, "_begin", begun)
+    with pytest.raises(SupersededError, match="has been started again as life two"):
+        trained(tiny)
+    changed = {path.name for path, written in content(tiny.directory).items() if after[0].get(path) != written}
+    # At most the line that it was about to write: it ends at the next boundary, not at the next save.
+    assert changed <= ({"metrics.jsonl", "events.jsonl"} if moment == "save" else {"events.jsonl"})
+    assert [event["life"] for event in tiny.events("start")] == ["one"]
+    assert not tiny.events("exit")
+    assert not tiny.events("save_failed")
 
 
 def test_a_stop_that_was_made_while_ranks_imported_stops_the_run(tiny: TinyRun) -> None:

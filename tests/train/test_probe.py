@@ -96,6 +96,12 @@ def test_a_difference_that_no_topology_explains_is_refused(
         checked(monkeypatch, saved, precision=precisions[1], loss=loss)
 
 
+def test_a_loss_near_zero_may_differ_by_as_much_as_one_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "saved 1e-05" in checked(monkeypatch, checkpoint(loss=1e-5), loss=9e-4)
+    with pytest.raises(CheckpointError, match="was saved"):
+        checked(monkeypatch, checkpoint(loss=1e-5), loss=2e-3)
+
+
 def test_what_cannot_be_compared_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     without: Any = SimpleNamespace(path=Path("step-00000007"), meta={})
     assert "so none is compared" in checked(monkeypatch, without)

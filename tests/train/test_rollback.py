@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from training_run import SEQ_LEN, STEP_TOKENS, TinyRun, build_shards
 
+from rxt_dist.checkpoint.background import BackgroundSaves
 from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.config.load import load_run
 from rxt_dist.engine.plain import PlainEngine
-from rxt_dist.errors import CheckpointError, DivergedError, ExitCode, ReplicaError
+from rxt_dist.errors import CheckpointError, ConfigError, DivergedError, ExitCode, ReplicaError
 from rxt_dist.ranks import Ranks
 from rxt_dist.stages.joint import JointStage
-from rxt_dist.train import rollback
+from rxt_dist.train import rollback, saving
 from rxt_dist.train.rollback import Jump, is_jumped, joined_windows, read_jumps, write_jumps
 from rxt_dist.train.run import train
 from rxt_dist.train.signals import StopRequest
@@ -121,7 +124,16 @@ def test_a_kill_between_the_note_and_the_load_loses_nothing(tiny, poisoned, tmp_
 
     (stale / "manifest.json").write_text(json.dumps({**body, "digest": store._digest(body)}))
     stale.rename(stale.with_name("step-00000013"))
+    with pytest.raises(CheckpointError, match="step 13, which is of a history that this run has gone back"):
+        train(load_run(tiny.file, OFTEN), Ranks(0, 1, 0), StopRequest(tiny.directory / "STOP"), from_step=13)
+    with pytest.raises(ConfigError, match="another training configuration"):
+        run(tiny, "optimizer.beta2=0.5")
+    assert 13 in committed(tiny), "a refusal moves nothing"
+    metrics = (tiny.directory / "metrics.jsonl").read_bytes()
     assert run(tiny) == ExitCode.DONE
+    (told,) = tiny.events("set_aside")
+    assert told["after"] == 12
+    assert (tiny.directory / told["path"] / "metrics.jsonl").read_bytes() == metrics
     assert tiny.events("resume")[0]["step"] == 10
     assert tiny.curve() == whole.curve()
     assert 13 not in committed(tiny)
@@ -154,6 +166,65 @@ def test_a_run_that_never_trained_well_keeps_nothing(tiny):
             run(tiny, "optimizer.lr=1e30", f"checkpoint.every_tokens={STEP_TOKENS}")
         assert committed(tiny) == []
     assert run(tiny) == ExitCode.DONE
+
+
+@pytest.mark.slow
+def test_a_run_does_not_end_on_skipped_updates(tiny, poisoned):
+    poisoned |= rows_of(STEPS, STEPS)
+    assert run(tiny) == ExitCode.DONE
+    (back,) = tiny.events("rollback")
+    assert (back["step"], back["to_step"], back["reason"]) == (
+        STEPS,
+        25,
+        "the last updates of the run were not finite",
+    )
+    assert [event["step"] for event in tiny.events("jump")] == [STEPS - 1, STEPS]
+    store = CheckpointStore(tiny.directory / "checkpoints", 2)
+    assert store.read(STEPS).meta["health"]["streak"] is None
+    assert len(store.read(STEPS).meta["position"]["jumps"]) == 1
+
+
+@pytest.mark.slow
+def test_a_disk_that_cannot_be_read_for_now_costs_no_checkpoint(tiny, poisoned, monkeypatch):
+    """There is nothing to go back to, but that is no reason to begin anew."""
+    from rxt_dist.checkpoint import store
+
+    poisoned |= rows_of(13, 20)
+
+    def fail(*_: Any) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(store, "sha256_file", fail)
+        with pytest.raises(DivergedError, match=r"could be gone back to: .*step-00000010 is rejected: .*cannot be"):
+            run(tiny)
+    assert committed(tiny) == [5, 10]
+    assert read_jumps(tiny.directory / "jumps.json") == []
+    poisoned.clear()
+    assert run(tiny) == ExitCode.DONE
+    assert [event["step"] for event in tiny.events("resume")] == [10]
+
+
+@pytest.mark.slow
+def test_a_stop_while_updates_are_skipped_waits_for_the_save_before(tiny, poisoned, monkeypatch):
+    """It commits nothing of its own, and does not give up what is good."""
+    poisoned |= rows_of(6, 7)
+    write = BackgroundSaves._write
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(1.0)
+        write(*arguments)
+
+    class Skipped(StopRequest):
+        @property
+        def reason(self) -> str | None:
+            return "a signal" if tiny.events("skip") else None
+
+    monkeypatch.setattr(BackgroundSaves, "_write", slowly)
+    monkeypatch.setattr(saving, "_GRACE_SECONDS", 0.0)
+    stop = Skipped(tiny.directory / "STOP")
+    assert train(load_run(tiny.file, OFTEN), Ranks(0, 1, 0), stop) == ExitCode.PREEMPTED
+    assert (committed(tiny), tiny.events("stop")[0]["step"]) == ([5], 6)
 
 
 @pytest.mark.slow
@@ -233,6 +304,9 @@ def test_a_damaged_note_is_refused(tmp_path):
     jump = Jump(8, 16, 1, 2, 1e-3, 1.0, "why")
     write_jumps(path, [jump])
     assert read_jumps(path) == [jump]
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(CheckpointError, match="is damaged"):
-        read_jumps(path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-10], whole.replace(b'"to_step": 1', b'"to_step": 0'), b"[]", b"{}", b"\xff"):
+        assert damaged != whole
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="is damaged"):
+            read_jumps(path)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import rxt_dist
-from rxt_dist.errors import CheckpointError, ConfigError
+from rxt_dist.errors import ConfigError, SupersededError
 from rxt_dist.lives import Life
 from rxt_dist.locks import Lock
 from rxt_dist.train import run_dir as module
@@ -141,14 +141,24 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
             require_checkpoint_of(tmp_path, "step-00000005", meta, "abc")
 
 
+def test_a_run_that_begins_again_is_not_finished(tmp_path: Path) -> None:
+    run = opened(tmp_path, resolved())
+    run.record_finish(10, 100)
+    assert RunDirectory(tmp_path).finished_at(10)
+    assert not opened(tmp_path, resolved(), life="second").finished_at(10)
+
+
 def test_a_life_that_was_replaced_commits_nothing(tmp_path: Path) -> None:
     run = opened(tmp_path, resolved(), life="first")
-    run.require_life("first")
+    run.require_life()
+    # One that looks alone has no life to lose.
+    RunDirectory(tmp_path).require_life()
     opened(tmp_path, resolved(), life="second")
-    with pytest.raises(CheckpointError, match="started again as life second"):
-        run.require_life("first")
+    assert run.is_superseded
+    with pytest.raises(SupersededError, match="started again as life second"):
+        run.require_life()
     run.life.unlink()
-    run.require_life("first")
+    run.require_life()
 
 
 def test_environment_imports_nothing() -> None:

@@ -207,8 +207,7 @@ def test_checkpoints_name_the_last_evaluation(life: Life) -> None:
     assert life.store.read(2).meta["evaluation"] == {"step": 1, "loss": 3.0}
     assert life.store.read(2).meta["suspect"] is True
     # A life that begins with it goes on with what it knows.
-    training = Training(**(vars(life.training) | {"checkpoint": life.store.read(2)}))
-    saver = Saver(training, at(2))
+    saver = Saver(life.training, at(2), life.store.read(2).meta["evaluation"])
     saver.save(at(3), wait=True)
     assert life.store.read(3).meta["evaluation"] == {"step": 1, "loss": 3.0}
 
