@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SHELL := /bin/bash
 
-.PHONY: install demo test quick lint clean
+.PHONY: install demo test quick test-slurm test-slurm-slow slurm lint clean
 
 install: .venv/installed
 
@@ -25,12 +25,24 @@ lint: install
 SHARED := --numprocesses=2 --dist=worksteal
 
 test: lint
-	$(BIN)/python -m pytest --durations=15 $(SHARED) -m "not distributed"
+	$(BIN)/python -m pytest --durations=15 $(SHARED) -m "not distributed and not slurm"
 	$(BIN)/python -m pytest --durations=15 -m distributed
 
 # What a change should pass before it is looked at: within two minutes on two cores.
 quick: lint
-	$(BIN)/python -m pytest $(SHARED) -m "not slow and not distributed and not faults"
+	$(BIN)/python -m pytest $(SHARED) -m "not slow and not distributed and not faults and not slurm"
+
+# On a real SLURM of four nodes within this machine, which the tests bring up and take down. It needs root, for network
+# and process namespaces; where that or SLURM is missing, the tests say so and are skipped.
+test-slurm: install slurm
+	$(BIN)/python -m pytest -rs --durations=15 tests/slurm -m "not slow"
+
+# What takes minutes to come about: a real time limit, a cut cable, chains of jobs.
+test-slurm-slow: install slurm
+	$(BIN)/python -m pytest -rs --durations=15 tests/slurm -m slow
+
+slurm:
+	@command -v slurmctld >/dev/null || tests/slurm/install.sh
 
 clean:
 	rm -rf .venv .demo runs

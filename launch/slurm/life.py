@@ -32,6 +32,7 @@ _CHECK_SECONDS = 240.0
 # Other nodes that are found bad at the same moment are named too.
 _OTHERS_SECONDS = 3.0
 _GRACE_SECONDS = 5.0
+_LONGEST = 1000
 # SLURM itself gives up on a node's answer after ten seconds or so.
 _REACH_SECONDS = 30.0
 # Ends by a signal that a machine may be the cause of: memory, bus, kill by the system.
@@ -134,7 +135,10 @@ class JobLife:
                 bad = dict.fromkeys(gone, "does not answer")
         if bad:
             said = "\n".join(f"  {host}: {problem}" for host, problem in sorted(bad.items()))
-            return LifeEnd(ExitCode.UNAVAILABLE, f"bad nodes: {', '.join(sorted(bad))}", f"bad nodes:\n{said}", bad)
+            # Where all of several fail, it is not the nodes.
+            avoided = bad if len(bad) < len(self.hosts) or len(bad) == 1 else {}
+            reason = f"bad nodes: {'; '.join(f'{host}: {problem}' for host, problem in sorted(bad.items()))}"
+            return LifeEnd(ExitCode.UNAVAILABLE, reason[:_LONGEST], f"bad nodes:\n{said}", avoided)
         if silent:
             reason = f"{', '.join(silent)} did not answer the check of nodes"
             return LifeEnd(ExitCode.UNAVAILABLE, reason, reason)

@@ -329,7 +329,8 @@ def check_partition(options: JobOptions, kinds: Sequence[client.NodeKind], nodes
     Raises:
         ConfigError: no such partition, or none that has as much.
     """
-    wanted = options.partition.split(",") if options.partition else [kind.partition for kind in kinds if kind.default]
+    named = options.partition.split(",") if options.partition else [kind.partition for kind in kinds if kind.default]
+    wanted = list(dict.fromkeys(named))
     known = sorted({kind.partition for kind in kinds})
     unknown = [name for name in wanted if name not in known]
     if unknown:
@@ -350,7 +351,7 @@ def check_partition(options: JobOptions, kinds: Sequence[client.NodeKind], nodes
             f"--gpus-per-node, or name another --partition."
         )
     fitting = sum(kind.nodes for kind in own if kind.gpus >= gpus and kind.partition == own[0].partition)
-    if len(set(wanted)) == 1 and nodes > fitting:
+    if len(wanted) == 1 and nodes > fitting:
         raise ConfigError(f"{nodes} nodes are asked for, and partition {wanted[0]} has {fitting} of that kind.")
 
 

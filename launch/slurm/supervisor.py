@@ -114,7 +114,9 @@ class Supervisor:
     def _decided(self, life: JobLife, end: LifeEnd, before: int, hosts: list[str]) -> Decision:
         step = self.record.newest_step()
         blamed = dict.fromkeys([*end.blamed, *(self._down(life.hosts) if self.signals.ended is not None else ())])
-        progressed, excused = end.saved or step > before, end.code == ExitCode.PREEMPTED or bool(end.bad)
+        progressed = end.saved or step > before
+        # A job of one node that fails on one after the other is what is wrong itself.
+        excused = end.code == ExitCode.PREEMPTED or (bool(end.bad) and len(life.hosts) > 1)
         line = {
             "life": life.token, "job": self.job, "submission": self.wanted.submission, "code": end.code,
             "reason": end.reason, "step": step, "begun": end.begun, "progressed": progressed, "blamed": list(blamed),

@@ -14,13 +14,6 @@ from rack import Rack, Shape, missing
 from training_run import build_shards
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.slurm)
-
-
 @pytest.fixture(scope="session")
 def rack() -> Iterator[Rack]:
     why = missing()

@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from cluster_run import ON_CPUS, TWO_NODES, ClusterRun
 from rack import Rack
 
 NewRun = Callable[..., ClusterRun]
 Curve = list[tuple[float, ...]]
+pytestmark = pytest.mark.slurm
 
 
 def test_two_nodes_give_what_two_local_ranks_give(new_run: NewRun, undisturbed: Curve, rack: Rack) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 from cluster_run import ROOT
 from rack import Rack
@@ -15,6 +16,8 @@ from data_prep.documents.build import BuildRequest, build_dataset
 from data_prep.synthetic import write_sample
 from rxt_dist.config.load import load_data
 from rxt_dist.data.manifest import load_manifest
+
+pytestmark = pytest.mark.slurm
 
 
 def submit(rack: Rack, data: Path, *options: str) -> list[str]:

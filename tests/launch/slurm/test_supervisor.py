@@ -31,6 +31,7 @@ class Queue:
         self.state: JobState | None = JobState("RUNNING")
         self.nodes: dict[str, str] = {}
         self.refusal: str | None = None
+        self.hosts = list(HOSTS)
 
     def requeue(self, job: str) -> None:
         if self.refusal:
@@ -57,6 +58,7 @@ class World:
         self.ledger.add("submitted", submission=1)
         self.lives: Iterator[LifeEnd | tuple[int, LifeEnd]] = iter(())
         self.hosts: list[list[str]] = []
+        self.cluster_hosts = queue.hosts
         self.once: list[bool] = []
 
     def supervise(self, *lives: Any, **environ: str) -> int:
@@ -82,7 +84,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
     queue = Queue()
     monkeypatch.setattr(client, "requeue", queue.requeue)
     monkeypatch.setattr(client, "exclude", queue.exclude)
-    monkeypatch.setattr(client, "host_names", lambda nodelist: list(HOSTS))
+    monkeypatch.setattr(client, "host_names", lambda nodelist: list(queue.hosts))
     monkeypatch.setattr(client, "job_state", lambda job, patience=0.0: queue.state)
     monkeypatch.setattr(client, "node_states", lambda hosts: queue.nodes)
     for name in ("_BACK_OFF_SECONDS", "_REQUEUED_SECONDS", "_POLL_SECONDS"):
@@ -196,6 +198,16 @@ def test_a_bad_node_is_excluded_with_those_of_the_person(world: World) -> None:
     assert world.supervise(BAD) == 69
     assert world.queue.requeued == ["40"]
     assert world.queue.excluded == ["gpu[7-9]", "gpu2"]
+
+
+def test_a_job_of_one_node_that_fails_its_check_everywhere_is_a_crash_loop(world: World) -> None:
+    world.wanted = replace(world.wanted, node_counts=[1])
+    codes = []
+    for restart, host in enumerate(HOSTS + ["gpu4"]):
+        bad = LifeEnd(69, "bad nodes", bad={host: "the driver shows 0 GPUs"})
+        world.cluster_hosts[:] = [host]
+        codes.append(world.supervise(bad, SLURM_RESTART_COUNT=str(restart)))
+    assert codes == [69, 69, 69, 93]
 
 
 def test_a_node_that_failed_twice_is_excluded(world: World) -> None:
