@@ -131,8 +131,7 @@ class JobLife:
         if not bad and silent and not self._signals.ended:
             # A step whose start fails on one node ends on all of them before they can answer.
             gone = unreachable(silent, _REACH_SECONDS) if ended_by_itself else silent
-            if len(gone) < len(self.hosts):
-                bad = dict.fromkeys(gone, "does not answer")
+            bad = dict.fromkeys(gone, "does not answer")
         if bad:
             said = "\n".join(f"  {host}: {problem}" for host, problem in sorted(bad.items()))
             # Where all of several fail, it is not the nodes.
