@@ -1,11 +1,13 @@
 """Whether a node can train: asked of every node of a job before its ranks start, `python -m rxt_dist.node_check`.
 
-It leaves its answer in FOLDER/HOST.json: what is wrong by itself, and whether it has computed with the others. A node
-that is slow, full or has lost a GPU costs a run of many nodes hours; this costs seconds.
+It answers by lines of its output: what is wrong by itself, then whether it has computed with the others. Files would be
+seen late on network disks. A node that is slow, full or has lost a GPU costs a run of many nodes hours; this costs
+seconds.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -14,13 +16,15 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from rxt_dist.engine.rendezvous import join_ranks
-from rxt_dist.files import write_json_atomic
 
+# How a line begins that is an answer.
+ANSWER = "rxt-node "
 _SHM_PER_RANK = 16 * 2**20
 _DISK = 100 * 2**20
 _MEMORY_PER_RANK = 2**30
@@ -29,24 +33,30 @@ _SIZE, _CPU_SIZE = 4096, 256
 _TIMEOUT = timedelta(seconds=60)
 
 
-def check(folder: Path, host: str, ranks: int, run: Path) -> bool:
+def check(host: str, ranks: int, run: Path) -> bool:
     """Look at this node, then compute with the others. Returns whether all is well.
 
     Args:
-        folder: of the answers. ranks: of this node. run: the run directory.
+        host: the node's name in answers. ranks: of this node. run: the run directory.
     """
     started = time.monotonic()
     problems = list(problems_of_node(ranks, run))
     answer = {"host": host, "problems": problems, "together": False, "seconds": round(time.monotonic() - started, 2)}
-    write_json_atomic(folder / f"{host}.json", answer)
+    _tell(answer)
     if problems:
         return False
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     problem = _reduce_with_others(device)
     total = round(time.monotonic() - started, 2)
     answer |= {"together": problem is None, "problem_together": problem, "seconds": total}
-    write_json_atomic(folder / f"{host}.json", answer)
+    _tell(answer)
     return problem is None
+
+
+def _tell(answer: dict[str, Any]) -> None:
+    # One write: other nodes' lines come through the same pipe.
+    sys.stdout.write(f"{ANSWER}{json.dumps(answer)}\n")
+    sys.stdout.flush()
 
 
 def problems_of_node(ranks: int, run: Path) -> Iterator[str]:
@@ -127,4 +137,4 @@ def _available_memory() -> int | None:
 
 
 if __name__ == "__main__":
-    sys.exit(not check(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])))
+    sys.exit(not check(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])))

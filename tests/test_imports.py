@@ -72,6 +72,7 @@ LAUNCH_MAY = (
     "rxt_dist.locks",
     "rxt_dist.ranks",
     "rxt_dist.train.events",
+    "rxt_dist.train.run_dir",
 )
 # The rooms of data_prep, in the same way.
 DATA_PREP_ORDER = (

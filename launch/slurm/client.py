@@ -24,12 +24,12 @@ ACTIVE = (*WAITING, "RUNNING", "SUSPENDED", "COMPLETING", "STOPPED", "RESIZING",
 
 @dataclass(frozen=True)
 class JobState:
-    """A job as the queue shows it: its state (RUNNING, PENDING, ...), why it waits, its nodes, when its time ends."""
+    """A job as the queue shows it: its state (RUNNING, PENDING, ...), why it waits, its nodes, when it started or is
+    expected to."""
 
     state: str
     reason: str = ""
     nodes: str = ""
-    end: str = ""
     started: str = ""
 
 
@@ -115,7 +115,7 @@ def would_start(script: str, *options: str) -> str:
 def job_state(job: str, patience: float = 0.0) -> JobState | None:
     """A job that the queue still knows; None: it does not. Of an array, that of its first job."""
     try:
-        answer = call("squeue", "-h", "-a", "-j", job, "-o", "%T|%r|%N|%e|%S", patience=patience)
+        answer = call("squeue", "-h", "-a", "-j", job, "-o", "%T|%r|%N|%S", patience=patience)
     except SlurmError as error:
         if "nvalid job id" in str(error):
             return None

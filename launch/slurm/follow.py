@@ -53,8 +53,8 @@ def status_of(run: Path) -> dict[str, Any]:
 def _job(job: str) -> dict[str, Any]:
     state = client.job_state(job)
     if state is not None:
-        return {"job": job, "state": state.state, "reason": state.reason, "nodes": state.nodes, "end": state.end}
-    return {"job": job, "state": client.last_state(job) or "ENDED", "reason": "", "nodes": "", "end": ""}
+        return {"job": job, "state": state.state, "reason": state.reason, "nodes": state.nodes, "start": state.started}
+    return {"job": job, "state": client.last_state(job) or "ENDED", "reason": "", "nodes": "", "start": ""}
 
 
 def _output(folder: JobFolder, submission: int, jobs: list[str]) -> str | None:
@@ -80,6 +80,7 @@ def headline(state: dict[str, Any]) -> str:
         words.append(f"job {shown['job']} {shown['state']}")
         if shown["state"] in client.WAITING and shown["reason"] not in ("None", ""):
             words.append(f"({shown['reason']})")
+            words.append(f"expected to start at {shown['start']}" if shown["start"] not in ("N/A", "") else "")
         if shown["state"] == "RUNNING":
             words.append(f"on {shown['nodes']}, {own.get('state', 'starting')}")
         elif own.get("why") and shown["state"] not in client.WAITING:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import launch
-from rxt_dist.files import fsync_dir
+from rxt_dist.files import fsync_dir, write_json_atomic
+from rxt_dist.train.run_dir import FROZEN, code_version
 
 PACKAGES = ("rxt_dist", "data_prep", "launch")
 
@@ -33,6 +34,7 @@ def freeze_code(folder: Path) -> Path:
         for file, content in contents.items():
             (temporary / file).parent.mkdir(parents=True, exist_ok=True)
             (temporary / file).write_bytes(content)
+        write_json_atomic(temporary / FROZEN, code_version())
         os.rename(temporary, target)
         fsync_dir(folder)
     except OSError:

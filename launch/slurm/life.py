@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import Popen
@@ -31,7 +33,8 @@ _POLL_SECONDS = 0.1
 _CHECK_SECONDS = 240.0
 # Other nodes that are found bad at the same moment are named too.
 _OTHERS_SECONDS = 3.0
-_GRACE_SECONDS = 5.0
+# How a line of a check begins that is an answer (rxt_dist/node_check.py, which loads torch).
+ANSWER = "rxt-node "
 _LONGEST = 1000
 # SLURM itself gives up on a node's answer after ten seconds or so.
 _REACH_SECONDS = 30.0
@@ -106,24 +109,18 @@ class JobLife:
 
     def check_nodes(self) -> LifeEnd | None:
         """Check all nodes; None: they are sound. A node's own problem is its name and a sentence."""
-        folder = self.folder / "nodes"
-        folder.mkdir(parents=True)
-        step = self._start("check", folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
         answers: dict[str, dict[str, Any]] = {}
+        step = self._start("check", listen=lambda line: _hear(line, answers))
         deadline = time.monotonic() + _CHECK_SECONDS
-        while True:
-            over = step.ended
-            answers |= _answers(folder, self.hosts)
-            if any(answer["problems"] for answer in answers.values()):
+        while not step.ended and time.monotonic() < deadline and self._signals.ended is None:
+            if any(answer["problems"] for answer in list(answers.values())):
                 deadline = min(deadline, time.monotonic() + _OTHERS_SECONDS)
-            over = over or time.monotonic() >= deadline or self._signals.ended is not None
-            if over or (len(answers) == len(self.hosts) and all(answer["together"] for answer in answers.values())):
-                break
             time.sleep(_POLL_SECONDS)
         ended_by_itself = step.ended
-        answers |= _answers(folder, self.hosts)
-        step.end(0.0 if any(answer["problems"] for answer in answers.values()) else _GRACE_SECONDS)
-        return self._verdict(answers, ended_by_itself)
+        step.end()
+        write_json_atomic(self.folder / "nodes.json", dict(answers))
+        return self._verdict(dict(answers), ended_by_itself)
 
     def _verdict(self, answers: dict[str, dict[str, Any]], ended_by_itself: bool) -> LifeEnd | None:
         bad = {host: "; ".join(answer["problems"]) for host, answer in answers.items() if answer["problems"]}
@@ -153,7 +150,7 @@ class JobLife:
         self.folder.mkdir(parents=True, exist_ok=True)
         role = "rank" if self._wanted.launcher == "srun" else "agent"
         self._record()
-        step = self._start(role, self.folder, {"RXT_ONCE": "1"} if once else {})
+        step = self._start(role, {"RXT_ONCE": "1"} if once else {})
         overdue = self._wait(step)
         exits = read_exits(self.folder, self.ranks)
         step.end()
@@ -176,7 +173,9 @@ class JobLife:
             time.sleep(_POLL_SECONDS)
         return False
 
-    def _start(self, role: str, folder: Path, more: dict[str, str] | None = None) -> Step:
+    def _start(
+        self, role: str, more: dict[str, str] | None = None, listen: Callable[[str], None] | None = None
+    ) -> Step:
         port = choose_port(f"{self._label}.{role}", self._here)
         environment = {
             **os.environ,
@@ -185,7 +184,7 @@ class JobLife:
             "MASTER_PORT": str(port),
             **(more or {}),
         }
-        return Step(step_command(self._wanted, role, self.hosts, folder), environment, self.hosts)
+        return Step(step_command(self._wanted, role, self.hosts, self.folder), environment, self.hosts, listen)
 
     def _record(self) -> None:
         """The environment that ranks inherit, without what may be secret."""
@@ -220,14 +219,14 @@ class JobLife:
         return LifeEnd(code, reason, text, {}, tuple(sorted(here)), overdue, bool(events), saved)
 
 
-def _answers(folder: Path, hosts: Sequence[str]) -> dict[str, dict[str, Any]]:
-    found = {}
-    for host in hosts:
-        try:
-            found[host] = json.loads((folder / f"{host}.json").read_bytes())
-        except (OSError, ValueError):
-            continue
-    return found
+def _hear(line: str, answers: dict[str, dict[str, Any]]) -> None:
+    """Take up a line of a check: an answer, or what a library says."""
+    if not line.startswith(ANSWER):
+        print(line, end="", file=sys.stderr, flush=True)
+        return
+    with suppress(ValueError, KeyError):
+        answer = json.loads(line.removeprefix(ANSWER))
+        answers[answer["host"]] = answer
 
 
 def _seen(exits: dict[int, dict[str, Any]]) -> set[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -68,17 +69,39 @@ def unreachable(hosts: Sequence[str], seconds: float) -> list[str]:
 
 
 class Step:
-    """A job step that runs. Signals for the supervisor do not reach srun: it is in a session of its own."""
+    """A job step that runs. Signals for the supervisor do not reach srun: it is in a session of its own.
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], hosts: Sequence[str]) -> None:
+    Args:
+        listen: called with every line that its tasks print, in a thread; None: they print into the job's output.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        hosts: Sequence[str],
+        listen: Callable[[str], None] | None = None,
+    ) -> None:
         self._process = subprocess.Popen(
-            command, env={**environment, HOSTS: ",".join(hosts)}, stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            env={**environment, HOSTS: ",".join(hosts)},
+            stdin=subprocess.DEVNULL,
+            stdout=None if listen is None else subprocess.PIPE,
+            start_new_session=True,
         )
+        self._listen = listen
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self._process.stdout or ():
+            if self._listen is not None:
+                self._listen(line.decode("utf-8", "replace"))
 
     @property
     def ended(self) -> bool:
-        """Whether all its tasks have ended."""
-        return self._process.poll() is not None
+        """Whether all its tasks have ended, and everything that they printed was heard."""
+        return self._process.poll() is not None and not self._reader.is_alive()
 
     def pass_on(self, number: int) -> None:
         """Send a signal to all tasks."""

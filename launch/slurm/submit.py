@@ -86,6 +86,11 @@ def submit(wish: Wish, say: Callable[[str], None]) -> list[str]:
         UserError: whatever refuses it; then nothing is left behind.
     """
     run = wish.run
+    if not client.there():
+        raise ConfigError(
+            "SLURM's commands (sbatch) are not here: log in to the cluster, or load SLURM's module. --dry-run prints "
+            "the script anywhere."
+        )
     _require_no_job(run)
     if held(run / ".lock"):
         raise ConfigError(f"{run} is being trained by another process: wait until it has ended, or stop it.")
@@ -106,6 +111,8 @@ def resubmit(run: Path) -> list[str]:
     if description is None:
         raise ConfigError(f"{run} was never submitted to SLURM: begin with `rxt-dist launch slurm RUN.yaml`.")
     _require_no_job(run)
+    if (run / "finished.json").exists():
+        raise ConfigError(f"{run} is finished, so there is nothing to resume (to go back: `launch slurm --from`).")
     if held(run / ".lock"):
         raise ConfigError(f"{run} is being trained by another process: wait until it has ended, or stop it.")
     with locked(folder.path / ".lock", wait=True):

@@ -43,7 +43,7 @@ def main() -> int:
     host = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
     if role == "check":
         os.environ.update(check_numbers(os.environ))
-        arguments = [str(folder), host, str(description.ranks_per_node), description.run]
+        arguments = [host, str(description.ranks_per_node), description.run]
     else:
         os.environ.update(rank_numbers(os.environ))
         arguments = [*description.command, *(description.once if os.environ.get("RXT_ONCE") else ())]

@@ -11,6 +11,7 @@ ends all others and takes networks and mounts down with them. FOLDER is what the
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import shutil
@@ -73,8 +74,12 @@ class Rack:
     def conf(self) -> Path:
         return self.folder / "slurm.conf"
 
-    def up(self) -> None:
-        """Start it and wait until all nodes are idle."""
+    def up(self, lingers: bool = False) -> None:
+        """Start it and wait until all nodes are idle.
+
+        Args:
+            lingers: it stays when this process ends; else it ends with it, however that ends.
+        """
         for name in ("log", "run", "state", "dev", "pids"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         (self.folder / "shape.json").write_text(json.dumps(asdict(self.shape)))
@@ -83,6 +88,7 @@ class Rack:
             unshare = subprocess.Popen(
                 ["unshare", *_SPACES, "--fork", "--kill-child=KILL", "--mount-proc", *own("login", self.folder)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=clean_environment(self),
+                preexec_fn=None if lingers else _end_with_parent,
             )  # fmt: skip
         (self.folder / "pids/unshare").write_text(str(unshare.pid))
         end = time.monotonic() + _UP_SECONDS
@@ -186,6 +192,10 @@ def clean_environment(rack: Rack) -> dict[str, str]:
 
 def own(role: str, folder: Path, *more: str) -> list[str]:
     return [sys.executable, str(Path(__file__).resolve()), f"_{role}", str(folder), *more]
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
 
 
 def _child(pid: int) -> int | None:
@@ -364,7 +374,7 @@ def main() -> None:
     folder = wanted.folder.resolve()
     rack = Rack(folder, Shape(nodes=wanted.nodes) if wanted.verb == "up" else None)
     if wanted.verb == "up":
-        rack.up()
+        rack.up(lingers=True)
         print(rack.on_login("sinfo").stdout)
     elif wanted.verb == "exec":
         on = wanted.rest.pop(0) if wanted.rest[0] in rack.shape.names() else None

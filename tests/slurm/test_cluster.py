@@ -37,11 +37,14 @@ def test_two_nodes_give_what_two_local_ranks_give(new_run: NewRun, undisturbed: 
     assert run.events("ready")[0]["seconds"] < 60
     folder = run.directory / "job/lives" / life["life"]
     assert json.loads((folder / "environment.json").read_text())["variables"]["SLURM_JOB_ID"] == run.job
-    assert {json.loads((folder / f"nodes/{host}.json").read_text())["together"] for host in life["hosts"]} == {True}
-    # Once more: there is nothing left to do.
-    run.rxt("launch", "resume", str(run.directory))
-    run.wait_for_end()
-    assert run.detail("JobState") == "COMPLETED"
+    answers = json.loads((folder / "nodes.json").read_text())
+    assert {host: answer["together"] for host, answer in answers.items()} == dict.fromkeys(life["hosts"], True)
+    assert "is finished" in run.rxt("launch", "resume", str(run.directory), expected=64)
+    # A job that starts on a finished run ends at once.
+    again = rack.on_login(
+        "sbatch", "--parsable", "--wait", str(run.directory / "job/0001/submit.sbatch")
+    ).stdout.strip()
+    assert "JobState=COMPLETED" in rack.on_login("scontrol", "-o", "show", "job", again).stdout
     assert len(run.ledger("life")) == 1
 
 

@@ -24,6 +24,7 @@ from rxt_dist.config.load import load_run
 from rxt_dist.errors import ConfigError
 from rxt_dist.lives import file_identity
 from rxt_dist.train.events import append_line
+from rxt_dist.train.run_dir import code_version
 
 ROOT = Path(__file__).parents[3]
 
@@ -51,7 +52,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster = Cluster()
     monkeypatch.setattr(client, "submit", cluster.submit)
     monkeypatch.setattr(client, "job_state", cluster.job_state)
-    monkeypatch.setattr(client, "there", lambda: False)
+    monkeypatch.setattr(client, "there", lambda: True)
+    monkeypatch.setattr(submit, "check_script", lambda text, options, nodes, gpus: None)
     monkeypatch.setattr(client, "binds_cpus", lambda: True)
     monkeypatch.setattr(submit, "_node_counts", lambda wish: [wish.options.nodes])
     return cluster
@@ -71,6 +73,15 @@ def make_wish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 def submitted(wish: Wish) -> list[str]:
     return submit.submit(wish, lambda text: None)
+
+
+def test_where_slurm_is_not_nothing_is_submitted(
+    make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "there", lambda: False)
+    with pytest.raises(ConfigError, match=r"sbatch\) are not here.*--dry-run"):
+        submitted(make_wish())
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_dry_run_writes_nothing(make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path) -> None:
@@ -143,6 +154,9 @@ def test_resume_submits_the_same_script_and_forgives_the_stop(
     assert described is not None
     assert (described.submission, described.jobs) == (1, ["101", "102"])
     assert described.old_stop == file_identity(run / "STOP") != ""
+    (run / "finished.json").touch()
+    with pytest.raises(ConfigError, match="is finished"):
+        resubmit(run)
 
 
 def test_a_chain_follows_one_another_and_a_stage_the_one_before(
@@ -226,7 +240,7 @@ def test_what_a_partition_has_is_taken() -> None:
     check_partition(JobOptions(), [], 4, 8)
 
 
-def test_a_script_that_bash_cannot_read_is_refused(cluster: Cluster) -> None:
+def test_a_script_that_bash_cannot_read_is_refused() -> None:
     with pytest.raises(ConfigError, match="bash cannot read the script"):
         check_script("export A='\n", JobOptions(), 1, 1)
 
@@ -263,6 +277,12 @@ def test_code_is_frozen_once_for_each_content(tmp_path: Path) -> None:
     }
     assert {path.relative_to(first) for path in first.rglob("*.py")} == names
     assert [path.name for path in tmp_path.iterdir()] == [first.name]
+    # It knows of which commit it is a copy.
+    asked = "import json; from rxt_dist.train.run_dir import code_version; print(json.dumps(code_version()))"
+    shown = subprocess.run(
+        [sys.executable, "-P", "-c", asked], env={"PYTHONPATH": str(first)}, capture_output=True, check=True
+    )
+    assert json.loads(shown.stdout) == code_version()
 
 
 @pytest.mark.slow
