@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from launch.local import CRASH_LOOP_RESTARTS
 from rxt_dist.errors import ExitCode, may_start_again
-
-# Lives in a row without a new checkpoint, each a restart: then it is no accident.
-CRASH_LOOP_RESTARTS = 3
 
 
 class Action(StrEnum):

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from launch.slurm.decide import CRASH_LOOP_RESTARTS, Action, Facts, decide
+from launch.local import CRASH_LOOP_RESTARTS
+from launch.slurm.decide import Action, Facts, decide
 from rxt_dist.errors import ExitCode
 
 CRASH = Facts(finished=False, code=1, reason="a rank failed")
