@@ -72,6 +72,7 @@ def test_a_product_that_comes_out_wrong(tmp_path: Path, monkeypatch: pytest.Monk
 def test_two_nodes_compute_together_and_answer_line_by_line(tmp_path: Path) -> None:
     port = str(free_port())
     common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    common["GLOO_SOCKET_IFNAME"] = "lo"
     command = [sys.executable, "-m", "rxt_dist.node_check"]
     nodes = [
         subprocess.Popen(

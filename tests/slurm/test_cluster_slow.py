@@ -96,15 +96,8 @@ def test_two_jobs_on_one_node_do_not_meet(new_run: NewRun) -> None:
     for run in runs:
         run.wait_for_end(180)
         assert run.state() == "finished"
-        assert run.nodes() == ["gpu01"]
-    ports = {
-        line.split(": ")[1]
-        for run in runs
-        for path in run.directory.glob("job/lives/*/environment.json")
-        for line in path.read_text().splitlines()
-        if "SLURM_JOB_ID" in line
-    }
-    assert len(ports) == 2
+    assert all(life["hosts"] == ["gpu01"] for run in runs for life in run.ledger("life"))
+    assert [len(run.ledger("life")) for run in runs] == [1, 1], "neither was started again"
 
 
 def test_a_stage_waits_for_the_one_before(new_run: NewRun) -> None:
@@ -138,6 +131,14 @@ def on_two_nodes(rack: Rack, run: ClusterRun, command: Callable[[int], list[str]
     ]
     outputs = [process.communicate(timeout=120)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
+
+
+def test_srun_by_hand(new_run: NewRun, undisturbed: Curve, rack: Rack) -> None:
+    run = new_run("srun")
+    variables = ["env", f"PYTHONPATH={ROOT}", "DS_ACCELERATOR=cpu", "OMP_NUM_THREADS=1"]
+    step = ["srun", "--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", sys.executable, "-m", "rxt_dist"]
+    rack.on_login(*variables, *step, "train", str(run.file), timeout=120)
+    assert run.curve() == undisturbed
 
 
 def test_torchrun_by_hand(new_run: NewRun, undisturbed: Curve, rack: Rack) -> None:
