@@ -3,72 +3,68 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from launch.slurm.arguments import (
+    Account,
+    After,
+    AtOnce,
+    Chain,
+    Conda,
+    Constraint,
+    Container,
+    ContainerRuntime,
+    CpuBind,
+    CpusPerTask,
+    DataFile,
+    DataOverrides,
+    DryRun,
+    Env,
+    Exclude,
+    Exclusive,
+    Follow,
+    FollowJob,
+    FromCheckpoint,
+    GpusPerNode,
+    GpuType,
+    Gres,
+    Launcher,
+    Mem,
+    MinNodes,
+    Modules,
+    Mount,
+    Nodes,
+    NoPreflight,
+    NoRequeue,
+    Now,
+    Partition,
+    Qos,
+    RunDir,
+    Sbatch,
+    Signal,
+    SignalLead,
+    Site,
+    Tasks,
+    Time,
+    Venv,
+    Workers,
+)
 from rxt_dist.commands.arguments import AsJson, Overrides, RunFile, TimeLimited, with_time_limit
-
-RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run directory (runs/NAME).")]
-Site = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="SITE.yaml", help="Settings of the cluster for all launches; the options here count before it."
-    ),
-]
-Partition = Annotated[str | None, typer.Option(help="Partition, or several with commas.", rich_help_panel="Cluster")]
-Account = Annotated[str | None, typer.Option(help="Account that is charged.", rich_help_panel="Cluster")]
-Qos = Annotated[str | None, typer.Option(help="Quality of service.", rich_help_panel="Cluster")]
-Constraint = Annotated[str | None, typer.Option(help="Features that nodes must have.", rich_help_panel="Cluster")]
-Exclude = Annotated[str | None, typer.Option(help="Nodes not to use.", rich_help_panel="Cluster")]
-Time = Annotated[
-    str | None, typer.Option(help="Time limit: 24h, 1d12h, 90m.", show_default="24h", rich_help_panel="Cluster")
-]
-Mem = Annotated[str | None, typer.Option(help="Memory of a node: 480G; 0: all.", rich_help_panel="Cluster")]
-Sbatch = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="LINE", help="A further line for sbatch: --sbatch=--mail-type=FAIL.", rich_help_panel="Cluster"
-    ),
-]
-Modules = Annotated[
-    list[str] | None, typer.Option("--module", help="Module to load.", rich_help_panel="Software of the job")
-]
-Conda = Annotated[
-    str | None, typer.Option(help="conda environment to activate.", rich_help_panel="Software of the job")
-]
-Venv = Annotated[
-    str | None,
-    typer.Option(
-        help="Virtual environment to activate.",
-        show_default="the present python",
-        rich_help_panel="Software of the job",
-    ),
-]
-Env = Annotated[
-    list[str] | None,
-    typer.Option(metavar="A=B", help="Environment variable of the job.", rich_help_panel="Software of the job"),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check, print the script, and stop: nothing is written.")]
 
 
 def slurm(
     run: RunFile,
     overrides: Overrides = None,
-    nodes: Annotated[int | None, typer.Option(help="Nodes.", show_default="cluster.nodes")] = None,
-    gpus_per_node: Annotated[
-        int | None, typer.Option(help="GPUs, and ranks, of a node.", show_default="cluster.gpus_per_node")
-    ] = None,
-    min_nodes: Annotated[int | None, typer.Option(help="Go on with so few nodes where no more are to be had.")] = None,
+    nodes: Nodes = None,
+    gpus_per_node: GpusPerNode = None,
+    min_nodes: MinNodes = None,
     site: Site = None,
     dry_run: DryRun = False,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Show state, step, loss and speed until the job ends.")
-    ] = False,
-    after: Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="Start when that run is finished.")] = None,
-    from_checkpoint: Annotated[
-        str | None, typer.Option("--from", metavar="step-N", help="Begin at this checkpoint (see `train`).")
-    ] = None,
+    follow: Follow = False,
+    after: After = None,
+    from_checkpoint: FromCheckpoint = None,
     time_limit: TimeLimited = None,
     partition: Partition = None,
     account: Account = None,
@@ -77,61 +73,25 @@ def slurm(
     exclude: Exclude = None,
     time: Time = None,
     mem: Mem = None,
-    gpu_type: Annotated[str | None, typer.Option(help="Type of GPU, as in a100.", rich_help_panel="Cluster")] = None,
-    gres: Annotated[
-        str | None, typer.Option(help="Ask by --gres in place of --gpus-per-node.", rich_help_panel="Cluster")
-    ] = None,
-    cpus_per_task: Annotated[
-        int | None, typer.Option(help="CPUs of a rank.", show_default="8", rich_help_panel="Cluster")
-    ] = None,
-    cpu_bind: Annotated[
-        str | None, typer.Option(help="How srun binds ranks.", show_default="cores", rich_help_panel="Cluster")
-    ] = None,
-    exclusive: Annotated[
-        bool, typer.Option("--exclusive", help="Whole nodes, which no other job shares.", rich_help_panel="Cluster")
-    ] = False,
+    gpu_type: GpuType = None,
+    gres: Gres = None,
+    cpus_per_task: CpusPerTask = None,
+    cpu_bind: CpuBind = None,
+    exclusive: Exclusive = False,
     sbatch: Sbatch = None,
-    signal: Annotated[
-        str | None,
-        typer.Option(help="Signal before the time limit.", show_default="USR2", rich_help_panel="Surviving"),
-    ] = None,
-    signal_lead: Annotated[
-        str | None,
-        typer.Option(
-            help="How long before the time limit it comes.",
-            show_default="what the run needs, 5m at first",
-            rich_help_panel="Surviving",
-        ),
-    ] = None,
-    no_requeue: Annotated[
-        bool, typer.Option("--no-requeue", help="The site forbids requeues (see --chain).", rich_help_panel="Surviving")
-    ] = False,
-    chain: Annotated[
-        int | None,
-        typer.Option(help="With --no-requeue: so many jobs, one after the other.", rich_help_panel="Surviving"),
-    ] = None,
-    no_preflight: Annotated[
-        bool, typer.Option("--no-preflight", help="Start ranks on unchecked nodes.", rich_help_panel="Surviving")
-    ] = False,
-    launcher: Annotated[
-        str | None,
-        typer.Option(help="srun: a task for each GPU; torchrun: an agent for each node.", show_default="srun"),
-    ] = None,
+    signal: Signal = None,
+    signal_lead: SignalLead = None,
+    no_requeue: NoRequeue = False,
+    chain: Chain = None,
+    no_preflight: NoPreflight = False,
+    launcher: Launcher = None,
     module: Modules = None,
     conda: Conda = None,
     venv: Venv = None,
     env: Env = None,
-    container: Annotated[
-        str | None, typer.Option(help="Image in which ranks run.", rich_help_panel="Software of the job")
-    ] = None,
-    container_runtime: Annotated[
-        str | None,
-        typer.Option(help="apptainer or pyxis.", show_default="apptainer", rich_help_panel="Software of the job"),
-    ] = None,
-    mount: Annotated[
-        list[str] | None,
-        typer.Option(help="Folder that ranks see in the container.", rich_help_panel="Software of the job"),
-    ] = None,
+    container: Container = None,
+    container_runtime: ContainerRuntime = None,
+    mount: Mount = None,
 ) -> None:
     """Train on a SLURM cluster, in as many jobs' times as it takes.
 
@@ -163,12 +123,10 @@ def slurm(
 
 
 def slurm_data(
-    data: Annotated[Path, typer.Argument(metavar="BUILD.yaml", help="Data file with `build:` (configs/data/*.yaml).")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="a.b=c", help="Overrides such as build.unit_mb=64.")
-    ] = None,
-    tasks: Annotated[int | None, typer.Option(help="Jobs of the array; may differ from try to try.")] = None,
-    at_once: Annotated[int | None, typer.Option(help="So many of them at one time at most.")] = None,
+    data: DataFile,
+    overrides: DataOverrides = None,
+    tasks: Tasks = None,
+    at_once: AtOnce = None,
     site: Site = None,
     dry_run: DryRun = False,
     partition: Partition = None,
@@ -178,10 +136,7 @@ def slurm_data(
     exclude: Exclude = None,
     time: Time = None,
     mem: Mem = None,
-    cpus_per_task: Annotated[
-        int | None,
-        typer.Option(help="CPUs, and worker processes, of a job.", show_default="8", rich_help_panel="Cluster"),
-    ] = None,
+    cpus_per_task: Workers = None,
     sbatch: Sbatch = None,
     module: Modules = None,
     conda: Conda = None,
@@ -194,15 +149,15 @@ def slurm_data(
     units finished. The same command again, with any number of tasks, goes on, and ends in the same bytes.
     """
     from launch.slurm.array import ArrayWish, render_array, submit_array
-    from launch.slurm.options import ArrayOptions
-    from rxt_dist.config.load import load_data, load_settings
+    from launch.slurm.options import array_options
+    from rxt_dist.config.load import load_data
 
     given = {
         "tasks": tasks, "at_once": at_once, "partition": partition, "account": account, "qos": qos,
         "constraint": constraint, "exclude": exclude, "time": time, "mem": mem, "cpus_per_task": cpus_per_task,
         "sbatch": sbatch, "modules": module, "conda": conda, "venv": venv, "env": _variables(env),
     }  # fmt: skip
-    options = load_settings(ArrayOptions, site, _stated(given))
+    options = array_options(site, _stated(given))
     wish = ArrayWish(data, tuple(overrides or ()), load_data(data, overrides or []), options)
     if dry_run:
         typer.echo(render_array(wish), nl=False)
@@ -213,9 +168,7 @@ def slurm_data(
 
 def status(
     run: RunDir,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Until the job has ended, a line when something changes.")
-    ] = False,
+    follow: FollowJob = False,
     as_json: AsJson = False,
 ) -> None:
     """What the job of a run does: state, why it waits, step, loss, tokens/s, what ended its lives, nodes avoided."""
@@ -228,9 +181,7 @@ def status(
 
 def stop(
     run: RunDir,
-    now: Annotated[
-        bool, typer.Option("--now", help="Cancel the job at once: work since its last save is lost.")
-    ] = False,
+    now: Now = False,
 ) -> None:
     """Let a run save and end, for good; a job that waits in the queue is cancelled.
 
@@ -244,9 +195,7 @@ def stop(
 
 def resume(
     run: RunDir,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Show state, step, loss and speed until the job ends.")
-    ] = False,
+    follow: Follow = False,
 ) -> None:
     """Submit a run again as it was: the same code, configuration and options; it goes on from its newest checkpoint.
 

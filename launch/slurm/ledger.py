@@ -4,7 +4,7 @@ One line of `job/ledger.jsonl` for each of
 
     submitted   submission, job
     life        life, job, submission, restart (of the job), hosts, ranks, checkpoint (step)
-    signal      job, life, signal
+    signal      job, life, signal, received (when)
     bad_node    host, problem, life
     end         life, job, submission, code, reason, step, begun, progressed, blamed (hosts), excused, action
 

@@ -47,11 +47,13 @@ _RECORDED = ("SLURM_", "NCCL_", "GLOO_", "CUDA_", "OMP_", "MASTER_", "RXT_", "DS
 class Signals:
     """What the job's process was told; handlers only note it.
 
-    user: the signal that asks for a checkpoint. ended: TERM or INT: the job is to end, and stays ended.
+    user: the signal that asks for a checkpoint; user_at, user_time: when it came, on a clock that only goes forward and
+    in seconds since the epoch. ended: TERM or INT: the job is to end, and stays ended.
     """
 
     user: int | None = None
     user_at: float = 0.0
+    user_time: float = 0.0
     ended: int | None = None
 
     def catch(self, user: int) -> None:
@@ -63,7 +65,7 @@ class Signals:
 
     def _note_user(self, number: int, frame: FrameType | None) -> None:
         if self.user is None:
-            self.user, self.user_at = number, time.monotonic()
+            self.user, self.user_at, self.user_time = number, time.monotonic(), time.time()
 
     def _note_end(self, number: int, frame: FrameType | None) -> None:
         self.ended = number

@@ -7,12 +7,15 @@ break in a partition's name would be another line of the script.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from rxt_dist.config.base import Config, at_most
 from rxt_dist.config.duration import Duration, seconds_of
+from rxt_dist.config.load import load_settings
 
 # What the launcher decides itself, and how a person has a say in it.
 _OWN_LINES = {
@@ -178,3 +181,15 @@ class ArrayOptions(JobOptions):
     tasks: Annotated[PositiveInt, at_most(100_000)] = Field(description="Jobs of the array.")
     at_once: PositiveInt | None = Field(None, description="How many of them run at one time at most; null: all.")
     cpus_per_task: PositiveInt = Field(8, description="CPUs, and worker processes, of a job.")
+
+
+def array_options(site: Path | None, options: Mapping[str, Any]) -> ArrayOptions:
+    """Options of an array: those of the command, and what a site file, which is one for all launches, states for jobs
+    of any kind.
+
+    Raises:
+        ConfigError: as `load_settings`.
+    """
+    stated = load_settings(SlurmOptions, site, {})
+    common = set(JobOptions.model_fields) & stated.model_fields_set
+    return load_settings(ArrayOptions, None, stated.model_dump(mode="json", include=common) | dict(options))

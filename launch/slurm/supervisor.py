@@ -25,7 +25,7 @@ from rxt_dist.errors import ExitCode, UserError
 from rxt_dist.files import write_json_atomic
 from rxt_dist.lives import file_identity
 from rxt_dist.locks import held
-from rxt_dist.train.events import now
+from rxt_dist.train.events import iso_time, now
 
 # SLURM takes a node that does not answer for dead after five minutes, and its ranks notice by themselves after as long.
 _LOCK_SECONDS = 900.0
@@ -87,7 +87,9 @@ class Supervisor:
         end = self._lived(life)
         if self.signals.user is not None:
             name = signal.Signals(self.signals.user).name.removeprefix("SIG")
-            self.ledger.add("signal", job=self.job, life=life.token, signal=name)
+            self.ledger.add(
+                "signal", job=self.job, life=life.token, signal=name, received=iso_time(self.signals.user_time)
+            )
         for host, problem in sorted(end.bad.items()):
             self.ledger.add("bad_node", host=host, problem=problem, life=life.token)
         if end.text:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,10 @@ def test_an_urgent_job_takes_the_nodes_and_gives_them_back(new_run: NewRun, undi
     run.wait("the signal", lambda: run.ledger("end"))
     (end,), (stop,) = run.ledger("end"), run.events("stop")
     assert (end["code"], end["action"], end["step"]) == (75, "requeue", stop["step"])
-    assert run.ledger("signal")[0]["signal"] == "USR2"
+    (told,) = run.ledger("signal")
+    assert told["signal"] == "USR2"
+    committed = datetime.fromisoformat(run.events("save")[-1]["time"])
+    assert (committed - datetime.fromisoformat(told["received"])).total_seconds() < 10
     run.wait("the second life", lambda: len(run.ledger("life")) == 2)
     run.wait_for_end()
     run.require_finished_as(undisturbed)

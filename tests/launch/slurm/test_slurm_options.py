@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launch.slurm.options import ArrayOptions, SlurmOptions
+from launch.slurm.options import SlurmOptions, array_options
 from rxt_dist.config.load import load_settings
 from rxt_dist.errors import ConfigError
 
@@ -90,7 +90,11 @@ def test_a_site_file_states_defaults_and_options_count_before_it(tmp_path: Path)
         load_settings(SlurmOptions, site, {})
 
 
-def test_an_array_has_tasks() -> None:
+def test_an_array_has_tasks_and_what_a_site_states_for_all_jobs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'tasks' is missing"):
-        load_settings(ArrayOptions, None, {})
-    assert load_settings(ArrayOptions, None, {"tasks": 64}).tasks == 64
+        array_options(None, {})
+    site = tmp_path / "site.yaml"
+    site.write_text("account: mine\npartition: gpu\ngpu_type: a100\ncpus_per_task: 16\nmodules: [cuda/12]\n")
+    options = array_options(site, {"tasks": 64, "partition": "cpu"})
+    assert (options.tasks, options.account, options.partition, options.modules) == (64, "mine", "cpu", ("cuda/12",))
+    assert options.cpus_per_task == 8, "those of ranks are no workers"
