@@ -76,9 +76,10 @@ def set_surroundings(environ: MutableMapping[str, str], host: str, cpus: int) ->
     What the site or the person has set stays.
     """
     interface = interface_towards(host, environ.get(HOSTS, "").split(","))
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        if interface is not None:
-            environ.setdefault(name, interface)
+    if interface is not None:
+        environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        # NCCL takes a name for the beginning of one, unless told not to.
+        environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
     environ.setdefault("OMP_NUM_THREADS", str(cpus))
     temporary = environ.get("TMPDIR", "/tmp")
     caches = f"{temporary}/rxt-{os.getuid()}-{environ.get('SLURM_JOB_ID', '0')}"

@@ -70,6 +70,9 @@ def test_what_the_site_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environ["GLOO_SOCKET_IFNAME"] == "eth7"
     assert environ["NCCL_SOCKET_IFNAME"] == "ib0"
     assert environ["OMP_NUM_THREADS"] == "4"
+    del environ["NCCL_SOCKET_IFNAME"]
+    set_surroundings(environ, "a", 4)
+    assert environ["NCCL_SOCKET_IFNAME"] == "=eth7"
     assert environ["TRITON_CACHE_DIR"] == f"/scratch/rxt-{os.getuid()}-9/triton"
 
 
