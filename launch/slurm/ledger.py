@@ -16,9 +16,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rxt_dist.errors import DiskError
 from rxt_dist.train.events import append_line, now, read_lines
 
 # A node at which a life failed so often is avoided.
@@ -28,18 +30,23 @@ Line = Mapping[str, Any]
 
 
 class Ledger:
-    """The account of one run."""
+    """The account of one run. What a full disk has no room for is kept until there is some."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._held: list[dict[str, Any]] = []
 
     def add(self, kind: str, **fields: Any) -> None:
         """Add one line."""
-        append_line(self.path, {"time": now(), "kind": kind, **fields})
+        self._held.append({"time": now(), "kind": kind, **fields})
+        with suppress(OSError, DiskError):
+            while self._held:
+                append_line(self.path, self._held[0])
+                del self._held[0]
 
     def read(self) -> list[dict[str, Any]]:
         """All lines."""
-        return [line for line in read_lines(self.path) if isinstance(line.get("kind"), str)]
+        return [line for line in read_lines(self.path) if isinstance(line.get("kind"), str)] + self._held
 
 
 def lines_of(lines: Sequence[Line], submission: int) -> list[Line]:

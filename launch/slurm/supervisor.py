@@ -70,6 +70,10 @@ class Supervisor:
 
     def _life(self, hosts: list[str]) -> Decision:
         """One life and what follows on it."""
+        if self.signals.ended is not None:
+            return Decision(
+                Action.CANCELLED, 128 + self.signals.ended, "the job was ended before its ranks were started"
+            )
         if self.signals.user is not None:
             return Decision(Action.REQUEUE, ExitCode.PREEMPTED, "asked to stop before the ranks were started")
         if self._stop_is_asked():
@@ -108,7 +112,7 @@ class Supervisor:
             # Of another launch nobody knows when it ends; what is left of this one ends with its machine.
             code = ExitCode.UNAVAILABLE if self._holder_is_ours() else ExitCode.CONFIG
             return LifeEnd(code, text, f"error: {text}")
-        if self.signals.user is not None:
+        if self.signals.user is not None or self.signals.ended is not None:
             return LifeEnd(ExitCode.PREEMPTED, "asked to stop before the ranks were started")
         self._state("running", life)
         return life.run(once=self._goes_back())
@@ -154,7 +158,7 @@ class Supervisor:
 
     def _requeue(self, decision: Decision) -> int:
         if not self.wanted.requeue:
-            self._state("ended", code=decision.code, why="the next job of the chain goes on")
+            self._state("ended", code=decision.code, why="the next job of its chain goes on, or `launch resume`")
             return int(decision.code)
         bad = excluded_nodes(self._lines())
         self._state("requeued", why=decision.why)

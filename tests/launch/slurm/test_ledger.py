@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from launch.slurm import ledger as account
 from launch.slurm.ledger import Ledger, barren_lives, excluded_nodes, is_over, lines_of, unended
+from rxt_dist.errors import DiskError
 
 
 def end(**fields: Any) -> dict[str, Any]:
@@ -19,6 +23,22 @@ def test_lines_are_kept_and_torn_ones_left_out(tmp_path: Path) -> None:
         file.write('{"kind": "en')
     ledger.add("job", job="7")
     assert [line["kind"] for line in ledger.read()] == ["submitted", "job"]
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+
+    def full(path: Path, value: Any) -> None:
+        raise DiskError("full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(account, "append_line", full)
+        ledger.add("life", life="a")
+        ledger.add("end", life="a")
+    assert [line["kind"] for line in ledger.read()] == ["life", "end"]
+    assert not ledger.path.exists()
+    ledger.add("life", life="b")
+    assert [line["kind"] for line in Ledger(ledger.path).read()] == ["life", "end", "life"]
 
 
 def test_what_happened_before_the_last_submission_is_over() -> None:

@@ -60,6 +60,7 @@ class World:
         self.hosts: list[list[str]] = []
         self.cluster_hosts = queue.hosts
         self.once: list[bool] = []
+        self.cancelled = False
 
     def supervise(self, *lives: Any, **environ: str) -> int:
         """Of each life: how it ends, or the step of a checkpoint that it makes, and how it ends."""
@@ -110,6 +111,8 @@ def world(tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> Worl
 
         def run(self, once: bool) -> LifeEnd:
             world.once.append(once)
+            if world.cancelled:
+                world.signals.ended = 15
             if self.step is not None:
                 world.save(self.step)
             if self.end.code == 0:
@@ -187,10 +190,16 @@ def test_a_job_that_was_ended_is_not_requeued(world: World) -> None:
     world.queue.state = None
     assert world.supervise(KILLED) == 137
     world.queue.state = JobState("RUNNING")
-    world.signals.ended = 15
+    world.cancelled = True
     assert world.supervise((7, PREEMPTED)) == 75
     assert world.queue.requeued == []
     assert {end["action"] for end in world.ends()} == {"cancelled"}
+
+
+def test_a_job_that_is_ended_between_two_lives_starts_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Supervisor, "_pause", lambda self: setattr(world.signals, "ended", 15))
+    assert world.supervise(CRASH, DONE) == 143
+    assert (len(world.hosts), world.queue.requeued, world.status()["state"]) == (1, [], "cancelled")
 
 
 def test_a_bad_node_is_excluded_with_those_of_the_person(world: World) -> None:
