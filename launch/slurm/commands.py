@@ -112,7 +112,7 @@ def slurm(
     }  # fmt: skip
     wish = _wish(run, with_time_limit(overrides, time_limit), site, given, after, from_checkpoint)
     if dry_run:
-        typer.echo(render(wish), nl=False)
+        typer.echo(render(wish, lambda text: typer.echo(text, err=True)), nl=False)
         return
     jobs = submit(wish, lambda text: typer.echo(text))
     _tell_of_submission(jobs, wish.run)

@@ -61,8 +61,11 @@ class Wish:
         return f"{self.config.name}-{zlib.crc32(str(self.run).encode()):08x}"[-120:]
 
 
-def render(wish: Wish) -> str:
+def render(wish: Wish, warn: Callable[[str], None]) -> str:
     """The script, as a submission would write it, without writing anything.
+
+    Args:
+        warn: told that the cluster could not be asked, where it does not answer.
 
     Raises:
         UserError: whatever refuses the run, the options or the script.
@@ -72,7 +75,10 @@ def render(wish: Wish) -> str:
     place = _place(wish, folder, number, folder.path / "code-...")
     text = run_script(wish.name, wish.options, signal_lead(wish), place)
     _node_counts(wish)
-    check_script(text, wish.options, nodes=wish.options.nodes, gpus=wish.options.gpus_per_node)
+    try:
+        check_script(text, wish.options, nodes=wish.options.nodes, gpus=wish.options.gpus_per_node)
+    except client.SlurmError as error:
+        warn(f"warning: not held against what the cluster has: {error}")
     return text
 
 

@@ -85,10 +85,23 @@ def test_where_slurm_is_not_nothing_is_submitted(
 
 
 def test_a_dry_run_writes_nothing(make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path) -> None:
-    text = render(make_wish())
+    text = render(make_wish(), print)
     assert "#SBATCH --nodes=2\n" in text
     assert "--signal=B:USR2@300" in text
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_needs_no_cluster(
+    make_wish: Callable[..., Wish], cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away() -> list[NodeKind]:
+        raise SlurmError("sinfo: Unable to contact slurm controller")
+
+    monkeypatch.setattr(submit, "check_script", check_script)
+    monkeypatch.setattr(client, "node_kinds", away)
+    told: list[str] = []
+    assert "#SBATCH" in render(make_wish(), told.append)
+    assert "Unable to contact" in told[0]
 
 
 def test_a_submission_holds_all_that_its_job_needs(
@@ -210,7 +223,7 @@ def test_a_path_that_no_script_can_hold_is_refused(
     monkeypatch.chdir(odd)
     monkeypatch.setattr(submit, "_node_counts", lambda wish: [2])
     with pytest.raises(ConfigError, match="a b cannot stand in a job's script"):
-        render(wish)
+        render(wish, print)
 
 
 KINDS = [
