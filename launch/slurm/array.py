@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from launch.slurm import client
 from launch.slurm.freeze import freeze_code
 from launch.slurm.options import ArrayOptions
 from launch.slurm.script import array_script, closing_script
-from launch.slurm.submit import check_script, place_of
+from launch.slurm.submit import check_script, check_where_possible, place_of, require_slurm
 from rxt_dist.config.load import resolved_yaml
 from rxt_dist.config.run import DataConfig
 from rxt_dist.errors import ConfigError
@@ -28,10 +28,9 @@ _NUMBER = re.compile(r"\d{4,}")
 
 @dataclass(frozen=True)
 class ArrayWish:
-    """What a person wants to have built. file: the data file; config: what it holds, with the overrides."""
+    """What a person wants to have built. file: the data file; config: what it holds, with overrides applied."""
 
     file: Path
-    overrides: tuple[str, ...]
     config: DataConfig
     options: ArrayOptions
 
@@ -49,15 +48,20 @@ class ArrayWish:
         return f"data-{plain}-{zlib.crc32(str(path).encode()):08x}"[-120:]
 
 
-def render_array(wish: ArrayWish) -> str:
+def render_array(wish: ArrayWish, warn: Callable[[str], None]) -> str:
     """Both scripts, as a submission would write them; nothing is written.
+
+    Args:
+        warn: told that the cluster could not be asked, where it does not answer.
 
     Raises:
         UserError: whatever refuses them.
     """
     _require_build(wish)
-    array, closing = _scripts(wish, wish.folder / f"{_number(wish):04d}", wish.folder / "code-...")
-    return f"{array}\n{closing}"
+    scripts = _scripts(wish, wish.folder / f"{_number(wish):04d}", wish.folder / "code-...")
+    for text in scripts:
+        check_where_possible(text, wish.options, 1, 0, warn)
+    return "\n".join(scripts)
 
 
 def submit_array(wish: ArrayWish) -> Iterator[str]:
@@ -69,11 +73,14 @@ def submit_array(wish: ArrayWish) -> Iterator[str]:
         UserError: whatever refuses it.
     """
     _require_build(wish)
+    require_slurm()
     require_folder(wish.folder)
     wish.folder.mkdir(parents=True, exist_ok=True)
     target = wish.folder / f"{_number(wish):04d}"
     with access_errors(wish.folder):
         array, closing = _scripts(wish, target, freeze_code(wish.folder))
+        for text in (array, closing):
+            check_script(text, wish.options, nodes=1, gpus=0)
         target.mkdir()
         try:
             write_atomic(target / "data.yaml", resolved_yaml(wish.config))
@@ -108,10 +115,7 @@ def _scripts(wish: ArrayWish, target: Path, code: Path) -> tuple[str, str]:
     place = place_of(options, target, code)
     common = [str(target), str(options.cpus_per_task)]
     array = array_script(wish.name, options, place, ["build", *common, str(options.tasks)])
-    closing = closing_script(wish.name, options, place, ["close", *common, str(wish.config.path)])
-    for text in (array, closing):
-        check_script(text, options, nodes=1, gpus=0)
-    return array, closing
+    return array, closing_script(wish.name, options, place, ["close", *common, str(wish.config.path)])
 
 
 def _number(wish: ArrayWish) -> int:

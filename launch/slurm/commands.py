@@ -158,9 +158,9 @@ def slurm_data(
         "sbatch": sbatch, "modules": module, "conda": conda, "venv": venv, "env": _variables(env),
     }  # fmt: skip
     options = array_options(site, _stated(given))
-    wish = ArrayWish(data, tuple(overrides or ()), load_data(data, overrides or []), options)
+    wish = ArrayWish(data, load_data(data, overrides or []), options)
     if dry_run:
-        typer.echo(render_array(wish), nl=False)
+        typer.echo(render_array(wish, lambda text: typer.echo(text, err=True)), nl=False)
         return
     for text in submit_array(wish):
         typer.echo(text)

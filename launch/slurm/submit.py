@@ -75,10 +75,7 @@ def render(wish: Wish, warn: Callable[[str], None]) -> str:
     place = _place(wish, folder, number, folder.path / "code-...")
     text = run_script(wish.name, wish.options, signal_lead(wish), place)
     _node_counts(wish)
-    try:
-        check_script(text, wish.options, nodes=wish.options.nodes, gpus=wish.options.gpus_per_node)
-    except client.SlurmError as error:
-        warn(f"warning: not held against what the cluster has: {error}")
+    check_where_possible(text, wish.options, wish.options.nodes, wish.options.gpus_per_node, warn)
     return text
 
 
@@ -92,11 +89,7 @@ def submit(wish: Wish, say: Callable[[str], None]) -> list[str]:
         UserError: whatever refuses it; then nothing is left behind.
     """
     run = wish.run
-    if not client.there():
-        raise ConfigError(
-            "SLURM's commands (sbatch) are not here: log in to the cluster, or load SLURM's module. --dry-run prints "
-            "the script anywhere."
-        )
+    require_slurm()
     _require_no_job(run)
     if held(run / ".lock"):
         raise ConfigError(f"{run} is being trained by another process: wait until it has ended, or stop it.")
@@ -316,6 +309,27 @@ def _as_error(code: int, text: str) -> UserError:
         if kind is not None and kind.exit_code == code:
             return kind(text)
     return UserError(text)
+
+
+def require_slurm() -> None:
+    """Refuse to submit where SLURM is not.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if not client.there():
+        raise ConfigError(
+            "SLURM's commands (sbatch) are not here: log in to the cluster, or load SLURM's module. --dry-run prints "
+            "the script anywhere."
+        )
+
+
+def check_where_possible(text: str, options: JobOptions, nodes: int, gpus: int, warn: Callable[[str], None]) -> None:
+    """`check_script`, for a look at a script: where the cluster does not answer, that is said."""
+    try:
+        check_script(text, options, nodes, gpus)
+    except client.SlurmError as error:
+        warn(f"warning: not held against what the cluster has: {error}")
 
 
 def check_script(text: str, options: JobOptions, nodes: int, gpus: int) -> None:
