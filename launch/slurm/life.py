@@ -166,7 +166,8 @@ class JobLife:
             wished = self._signals.user or self._signals.ended
             if wished is not None and not asked:
                 asked = True
-                self._request.touch()
+                with suppress(OSError):  # there is the signal, too
+                    self._request.touch()
                 # torchrun and containers do not pass it on but end by it: for them there is the file.
                 if self._signals.user and self._wanted.launcher == "srun" and not self._wanted.prefix:
                     step.pass_on(self._signals.user)
@@ -184,6 +185,8 @@ class JobLife:
             **self._life.environment(),
             "MASTER_ADDR": self.hosts[0],
             "MASTER_PORT": str(port),
+            # The output of a job is read while it grows.
+            "PYTHONUNBUFFERED": "1",
             **(more or {}),
         }
         return Step(step_command(self._wanted, role, self.hosts, self.folder), environment, self.hosts, listen)

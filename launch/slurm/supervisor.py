@@ -22,7 +22,7 @@ from launch.slurm.job import Description
 from launch.slurm.ledger import Ledger, Line, barren_lives, excluded_nodes, is_over, lines_of, unended
 from launch.slurm.life import JobLife, LifeEnd, Signals
 from rxt_dist.errors import ExitCode, UserError
-from rxt_dist.files import write_json_atomic
+from rxt_dist.files import lasting_errors, write_json_atomic
 from rxt_dist.lives import file_identity
 from rxt_dist.locks import held
 from rxt_dist.train.events import iso_time, now
@@ -54,7 +54,7 @@ class Supervisor:
         """All lives in this job; the exit code of the job."""
         self._state("starting")
         if self.is_finished() and not self._goes_back():
-            return self._end(Decision(Action.FINISHED, ExitCode.DONE, "the run is finished"), None)
+            return self._end(Decision(Action.FINISHED, ExitCode.DONE, "the run is finished"))
         over = is_over(self._lines(), self.job)
         if over is not None:
             ended = f"job {over.get('job')} of this run ended with '{over.get('action')}'"
@@ -65,7 +65,7 @@ class Supervisor:
         while True:
             decision = self._life(hosts)
             if decision.action is not Action.RESTART:
-                return self._end(decision, hosts)
+                return self._end(decision)
             self._pause()
 
     def _life(self, hosts: list[str]) -> Decision:
@@ -143,7 +143,7 @@ class Supervisor:
         self.ledger.add("end", **line, action=decision.action.value, why=decision.why)
         return decision
 
-    def _end(self, decision: Decision, hosts: list[str] | None) -> int:
+    def _end(self, decision: Decision) -> int:
         """Do what was decided for the job; its exit code."""
         say(f"{decision.action}: {decision.why}")
         if decision.action is Action.REQUEUE:
@@ -165,9 +165,7 @@ class Supervisor:
         try:
             client.requeue(self.job)
             if bad:
-                client.exclude(
-                    self.job, [*(self.wanted.exclude or "").split(","), *bad] if self.wanted.exclude else bad
-                )
+                client.exclude(self.job, [*filter(None, [self.wanted.exclude]), *bad])
         except client.SlurmError as error:
             if self.signals.ended is None:
                 self._state("failed", code=decision.code, why=str(error))
@@ -249,8 +247,8 @@ class Supervisor:
         return state is not None and state.state == "RUNNING"
 
     def _lock_is_free(self, life: JobLife) -> bool:
-        """Wait until no other process trains the run: after a network failure the ranks of an earlier life may still
-        run on a machine that SLURM does not reach."""
+        """Wait until no other process trains the run, or this job is to stop: after a network failure the ranks of an
+        earlier life may still run on a machine that SLURM does not reach."""
         end = time.monotonic() + _LOCK_SECONDS
         told = False
         while held(self.run / ".lock"):
@@ -258,7 +256,9 @@ class Supervisor:
                 self._state("waiting", life, why=f"another process still trains the run: {self._holder()}")
                 say(f"waiting: another process still trains {self.run} ({self._holder()})")
                 told = True
-            if not self._holder_is_ours() or time.monotonic() >= end or self.signals.ended is not None:
+            if self.signals.user is not None or self.signals.ended is not None:
+                return True
+            if not self._holder_is_ours() or time.monotonic() >= end:
                 return False
             time.sleep(_POLL_SECONDS)
         return True
@@ -305,7 +305,8 @@ def main() -> int:
     signals.catch(signal.Signals[f"SIG{wanted.signal}"])
     supervisor = Supervisor(wanted, dict(os.environ), signals)
     try:
-        return supervisor.supervise()
+        with lasting_errors(supervisor.run):
+            return supervisor.supervise()
     except UserError as error:
         say(f"error: {error}")
         return int(error.exit_code)
