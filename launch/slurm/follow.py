@@ -42,6 +42,7 @@ def status_of(run: Path) -> dict[str, Any]:
         "supervisor": _json(folder.status),
         "newest": {name: figures[-1].get(name) for name in known} if figures else {},
         "finished": bool(_json(run / "finished.json")),
+        "trains": held(run / ".lock"),
         "lives": [
             {name: line.get(name) for name in ("life", "job", "code", "reason", "step", "action")} for line in ends
         ],
@@ -85,6 +86,8 @@ def headline(state: dict[str, Any]) -> str:
             words.append(f"on {shown['nodes']}, {own.get('state', 'starting')}")
         elif own.get("why") and shown["state"] not in client.WAITING:
             words.append(f"({own.get('state')}: {own['why']})")
+    elif not state["finished"]:
+        words.append("training, without SLURM" if state["trains"] else "not running")
     if state["finished"]:
         words.append("finished")
     newest = state["newest"]
@@ -92,7 +95,7 @@ def headline(state: dict[str, Any]) -> str:
         loss = newest.get("ar_loss")
         words.append(f"| step {newest['step']:,}" + (f", loss {loss:.4f}" if isinstance(loss, float) else ""))
         words.append(f"{newest['tokens_per_s']:,.0f} tokens/s" if newest.get("tokens_per_s") else "")
-    return " ".join(word for word in words if word) or "not launched"
+    return " ".join(word for word in words if word)
 
 
 def print_status(run: Path, as_json: bool) -> None:

@@ -103,8 +103,11 @@ def test_a_waiting_job_is_cancelled_and_a_running_one_saves(run: Path, queue: di
 def test_a_run_without_slurm_is_stopped_too(tmp_path: Path, queue: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="nothing to stop"):
         list(stop_run(tmp_path, now=False))
+    append_line(tmp_path / "events.jsonl", {"kind": "start"})
+    assert headline(status_of(tmp_path)) == "not running"
     with open(tmp_path / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        assert headline(status_of(tmp_path)) == "training, without SLURM"
         list(stop_run(tmp_path, now=False))
     assert (tmp_path / "STOP").exists()
 
