@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import threading
@@ -15,6 +16,10 @@ from launch.slurm.task import HOSTS
 
 # In a shell of two words, because whatever else stands before a rank would be ended by a signal while it starts.
 _DEAF = ["/bin/sh", "-c", 'trap "" TERM USR1 USR2 HUP; exec "$@"', "sh"]
+_NUMBERS = {
+    f"SLURM_{name}"
+    for name in ("NTASKS", "NPROCS", "NTASKS_PER_NODE", "CPUS_PER_TASK", "TRES_PER_TASK", "DISTRIBUTION")
+}
 # After the first rank has ended well, the others follow within seconds.
 _WAIT_SECONDS = 300
 _INTERRUPT_SECONDS, _END_SECONDS = 0.9, 10.0
@@ -44,6 +49,12 @@ def step_command(wanted: Description, role: str, hosts: Sequence[str], life: Pat
     ]  # fmt: skip
 
 
+def step_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without the job's numbers: they are said by options, and versions of SLURM differ in whether a
+    variable that says another one is passed over or fatal."""
+    return {name: value for name, value in environ.items() if name not in _NUMBERS}
+
+
 def unreachable(hosts: Sequence[str], seconds: float) -> list[str]:
     """Hosts on which SLURM cannot start anything now. Each is asked by itself, all at one time."""
     asked = {
@@ -52,6 +63,7 @@ def unreachable(hosts: Sequence[str], seconds: float) -> list[str]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env=step_environment(os.environ),
             start_new_session=True,
         )
         for host in hosts
@@ -84,7 +96,7 @@ class Step:
     ) -> None:
         self._process = subprocess.Popen(
             command,
-            env={**environment, HOSTS: ",".join(hosts)},
+            env={**step_environment(environment), HOSTS: ",".join(hosts)},
             stdin=subprocess.DEVNULL,
             stdout=None if listen is None else subprocess.PIPE,
             start_new_session=True,

@@ -12,7 +12,7 @@ import pytest
 from launch.slurm import life
 from launch.slurm.job import Description
 from launch.slurm.life import JobLife, Signals
-from launch.slurm.steps import step_command
+from launch.slurm.steps import step_command, step_environment
 from rxt_dist.train.events import append_line
 
 HOSTS = ["gpu1", "gpu2"]
@@ -147,6 +147,11 @@ def test_steps_say_all_that_they_would_inherit(tmp_path: Path, role: str, tasks:
     options = command[: command.index("/bin/sh")]
     assert {"--nodes=2", "--nodelist=gpu1,gpu2", tasks, f"--cpus-per-task={cpus}", "--export=ALL"} <= set(options)
     assert command[-9:-3] == ["apptainer", "exec", "image", "/env/python", "-m", "launch.slurm.task"]
+
+
+def test_numbers_of_the_job_do_not_contradict_those_of_a_step() -> None:
+    job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16", "SLURM_TRES_PER_TASK": "cpu=8", "PATH": "/bin"}
+    assert step_environment(job) == {"SLURM_JOB_ID": "7", "PATH": "/bin"}
 
 
 def test_a_second_signal_changes_nothing() -> None:
