@@ -16,10 +16,7 @@ from launch.slurm.task import HOSTS
 
 # In a shell of two words, because whatever else stands before a rank would be ended by a signal while it starts.
 _DEAF = ["/bin/sh", "-c", 'trap "" TERM USR1 USR2 HUP; exec "$@"', "sh"]
-_NUMBERS = {
-    f"SLURM_{name}"
-    for name in ("NTASKS", "NPROCS", "NTASKS_PER_NODE", "CPUS_PER_TASK", "TRES_PER_TASK", "DISTRIBUTION")
-}
+_NUMBERS = tuple(f"SLURM_{name}" for name in ("NTASKS", "NPROCS", "NTASKS_PER_NODE", "CPUS_PER_TASK", "TRES_PER_TASK"))
 # After the first rank has ended well, the others follow within seconds.
 _WAIT_SECONDS = 300
 _INTERRUPT_SECONDS, _END_SECONDS = 0.9, 10.0
