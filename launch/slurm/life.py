@@ -76,8 +76,7 @@ class LifeEnd:
     """How a life ended.
 
     code, reason: of the ranks. text: what to say of it. bad: nodes that failed their check, and why. blamed: nodes at
-    which it failed. overdue: ranks did not end in time after the user signal. begun: it had taken the run; saved: it
-    made a checkpoint.
+    which it failed. overdue: ranks did not end in time after the user signal. begun: it had taken the run.
     """
 
     code: int
@@ -87,7 +86,6 @@ class LifeEnd:
     blamed: tuple[str, ...] = ()
     overdue: bool = False
     begun: bool = False
-    saved: bool = False
 
 
 class JobLife:
@@ -220,8 +218,7 @@ class JobLife:
         blamed = {str(how["host"]) for how in exits.values() if how["code"] in _MACHINE} | _hung_hosts(events)
         # The run knows machines by the names that they have for themselves.
         here = [host for host in self.hosts if host.split(".")[0] in {name.split(".")[0] for name in blamed}]
-        saved = any(event["kind"] == "save" for event in events)
-        return LifeEnd(code, reason, text, {}, tuple(sorted(here)), overdue, bool(events), saved)
+        return LifeEnd(code, reason, text, {}, tuple(sorted(here)), overdue, bool(events))
 
 
 def _hear(line: str, answers: dict[str, dict[str, Any]]) -> None:

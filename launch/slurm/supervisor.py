@@ -33,6 +33,8 @@ _BACK_OFF_SECONDS, _BACK_OFF_MOST = 1.0, 60.0
 _REQUEUED_SECONDS = 150.0
 _POLL_SECONDS = 0.2
 _DOWN = ("down", "fail", "drain", "reboot", "unknown", "not_responding")
+# As `Record.committed` gives them: name and inode.
+Checkpoints = frozenset[tuple[str, int]]
 
 
 class Supervisor:
@@ -81,14 +83,17 @@ class Supervisor:
         usable = self._usable(hosts)
         if usable is None:
             return Decision(Action.REQUEUE, ExitCode.UNAVAILABLE, "nodes are to be avoided, and too few are left")
-        before, label = self.record.newest_step(), f"{self.job}.{self.restart}.{self.attempt}"
+        before, label = self.record.committed(), f"{self.job}.{self.restart}.{self.attempt}"
         life = JobLife(self.wanted, usable, label, self.restart + self.attempt, usable[0] == self.own, self.signals)
         self.attempt += 1
         self.ledger.add(
             "life", life=life.token, job=self.job, submission=self.wanted.submission, restart=self.restart,
-            hosts=usable, ranks=life.ranks, checkpoint=before,
+            hosts=usable, ranks=life.ranks, checkpoint=newest_step(before),
         )  # fmt: skip
+        self.record.new_life(life.token)
         end = self._lived(life)
+        # Of a life that was killed the run itself has said nothing.
+        self.record.ended(end.code, end.reason)
         if self.signals.user is not None:
             name = signal.Signals(self.signals.user).name.removeprefix("SIG")
             self.ledger.add(
@@ -117,15 +122,16 @@ class Supervisor:
         self._state("running", life)
         return life.run(once=self._goes_back())
 
-    def _decided(self, life: JobLife, end: LifeEnd, before: int, hosts: list[str]) -> Decision:
-        step = self.record.newest_step()
+    def _decided(self, life: JobLife, end: LifeEnd, before: Checkpoints, hosts: list[str]) -> Decision:
+        committed = self.record.committed()
         blamed = dict.fromkeys([*end.blamed, *(self._down(life.hosts) if self.signals.ended is not None else ())])
-        progressed = end.saved or step > before
+        progressed = bool(committed - before)
         # A job of one node that fails on one after the other is what is wrong itself.
         excused = end.code == ExitCode.PREEMPTED or (bool(end.bad) and len(life.hosts) > 1)
         line = {
             "life": life.token, "job": self.job, "submission": self.wanted.submission, "code": end.code,
-            "reason": end.reason, "step": step, "begun": end.begun, "progressed": progressed, "blamed": list(blamed),
+            "reason": end.reason, "step": newest_step(committed), "begun": end.begun, "progressed": progressed,
+            "blamed": list(blamed),
             "excused": excused or self.signals.user is not None,
         }  # fmt: skip
         barren = 0 if progressed else len(barren_lives([*self._lines(), {"kind": "end", **line}]))
@@ -183,7 +189,7 @@ class Supervisor:
         """Whether the run is trained and evaluated up to its newest checkpoint."""
         try:
             fact = json.loads((self.run / "finished.json").read_bytes())
-            return bool(fact["step"] == self.record.newest_step())
+            return bool(fact["step"] == newest_step(self.record.committed()))
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -221,7 +227,7 @@ class Supervisor:
             return
         hosts = [str(host) for host in last.get("hosts", ())]
         down = self._down(hosts)
-        step = self.record.newest_step()
+        step = newest_step(self.record.committed())
         reason = f"{', '.join(down)} failed" if down else "the job was ended from outside"
         self.ledger.add(
             "end", life=last["life"], job=last.get("job"), submission=self.wanted.submission, code=None, reason=reason,
@@ -283,6 +289,11 @@ class Supervisor:
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.signals.ended is None and self.signals.user is None:
             time.sleep(_POLL_SECONDS)
+
+
+def newest_step(committed: Checkpoints) -> int:
+    """The step of the newest of these checkpoints; -1 where there is none."""
+    return max((int(name.removeprefix("step-")) for name, _ in committed), default=-1)
 
 
 def job_name(environ: dict[str, str]) -> str:

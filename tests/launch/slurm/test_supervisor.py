@@ -17,6 +17,7 @@ from launch.slurm.job import Description
 from launch.slurm.ledger import Ledger
 from launch.slurm.life import LifeEnd, Signals
 from launch.slurm.supervisor import Supervisor
+from rxt_dist.train.events import read_lines
 
 HOSTS = ["gpu1", "gpu2", "gpu3"]
 ENVIRON = {"SLURM_JOB_ID": "40", "SLURMD_NODENAME": "gpu1", "SLURM_JOB_NODELIST": "gpu[1-3]"}
@@ -111,6 +112,8 @@ def world(tmp_path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> Worl
 
         def run(self, once: bool) -> LifeEnd:
             world.once.append(once)
+            (world.run / "logs").mkdir(exist_ok=True)
+            (world.run / "life.json").write_text(json.dumps({"life": self.token}))
             if world.cancelled:
                 world.signals.ended = 15
             if self.step is not None:
@@ -155,6 +158,9 @@ def test_a_crash_is_started_again_on_the_spot(world: World) -> None:
     assert world.supervise(CRASH, (5, CRASH), (10, DONE)) == 0
     assert [end["action"] for end in world.ends()] == ["restart", "restart", "finished"]
     assert world.queue.requeued == []
+    exits = [(event["life"], event["code"]) for event in read_lines(world.run / "events.jsonl")]
+    assert exits == [("life0", 1), ("life1", 1), ("life2", 0)], "ranks that were killed say nothing"
+    assert "life life1 ended with exit code 1" in (world.run / "logs/launcher.log").read_text()
 
 
 def test_a_crash_loop_ends_over_restarts_and_requeues(world: World) -> None:
@@ -164,6 +170,7 @@ def test_a_crash_loop_ends_over_restarts_and_requeues(world: World) -> None:
         assert world.queue.requeued == ["40"]
     assert world.supervise(CRASH, CRASH, SLURM_RESTART_COUNT="2") == 93
     assert world.status()["code"] == 93
+    assert read_lines(world.run / "events.jsonl")[-1]["kind"] == "crash_loop"
     world.ledger.add("submitted", submission=1, again=True)
     assert world.supervise(CRASH, (5, DONE)) == 0, "a person has taken it up again"
 
