@@ -100,6 +100,17 @@ def test_two_jobs_on_one_node_do_not_meet(new_run: NewRun) -> None:
     assert [len(run.ledger("life")) for run in runs] == [1, 1], "neither was started again"
 
 
+def test_agents_of_torchrun_are_asked_to_stop_by_a_file(new_run: NewRun) -> None:
+    """A signal would end them."""
+    run = new_run("agents-stop", 8)
+    run.launch("--no-preflight", "--launcher=torchrun")
+    run.wait_for_step(3)
+    run.signal("USR2")
+    run.wait("a requeue", lambda: len(run.ledger("life")) == 2)
+    run.wait_for_end()
+    assert [(end["code"], end["action"]) for end in run.ledger("end")] == [(75, "requeue"), (0, "finished")]
+
+
 def test_a_stage_waits_for_the_one_before(new_run: NewRun) -> None:
     first, second = new_run("stage-1", 6), new_run("stage-2", 6)
     first.launch("--no-preflight")
