@@ -100,6 +100,7 @@ def test_only_running_out_of_memory_is_taken_for_that() -> None:
         raise RuntimeError("an illegal memory access was encountered")
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_tried_with_fewer_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole model, and an engine beside which the plain one fits."""
 
