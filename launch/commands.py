@@ -34,7 +34,7 @@ def local(
     time_limit: TimeLimited = None,
     from_checkpoint: Annotated[
         str | None,
-        typer.Option("--from", metavar="step-N", help="Begin at this checkpoint, in the first life (see `train`)."),
+        typer.Option("--from", metavar="step-N", help="Begin at this checkpoint, once (see `train`)."),
     ] = None,
 ) -> None:
     """Start all ranks on this machine, pass signals on to them, and return what they return.
@@ -43,6 +43,7 @@ def local(
     signal and Ctrl-C end all ranks at once. After a signal to this process or a STOP nothing is started again.
     """
     from launch.local import Launch, launch
+    from launch.watching import Patience
     from rxt_dist.config.duration import seconds_of
     from rxt_dist.config.load import load_run
     from rxt_dist.config.validate import settle_topology, validate_run
@@ -58,4 +59,6 @@ def local(
     # One that was made while this process read its configuration is meant for this launch.
     old_stop = old_file(config.directory / "STOP", Life.of_process({}).launched)
     once = ["--from", from_checkpoint] if from_checkpoint is not None else []
-    raise typer.Exit(launch(Launch(command, number, resume_attempts, config.directory, seconds, old_stop, once)))
+    patience = Patience.of(config.health.deadlines)
+    wanted = Launch(command, number, resume_attempts, config.directory, seconds, old_stop, once, patience)
+    raise typer.Exit(launch(wanted))

@@ -43,7 +43,7 @@ def ending_of(ends: Sequence[RankEnd], logs: Path | None) -> Ending:
     codes = [_exit_code(end.returncode) for end in ends]
     for code in (ExitCode.STOPPED, ExitCode.PREEMPTED):
         if code in codes:
-            return Ending(code, "a stop was asked for, and a checkpoint is committed")
+            return Ending(code, "a stop was asked for")
     bad = [end for end in ends if end.returncode]
     if not bad:
         return Ending(ExitCode.DONE, "all ranks ended")

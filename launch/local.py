@@ -41,7 +41,7 @@ class Launch:
     resume_attempts: how often to start all ranks again after a preemption or a crash; progress restores them. run: the
     run directory; None: nothing is kept, and no life is known to make progress. seconds: time limit of all lives
     together. old_stop: identity of the STOP file that was there when the launch began; None: look now. once: further
-    arguments of the command in the first life, which those after it must not repeat.
+    arguments of the command until a life has taken the run with them; those after it must not repeat them.
     """
 
     command: Sequence[str]
@@ -82,14 +82,14 @@ def launch(wanted: Launch) -> int:
     left, barren, attempt = wanted.resume_attempts, list[tuple[int, str]](), 0
     with signals_noted() as received:
         while True:
-            before = record.newest_step()
+            before = record.committed()
             ending = _life(wanted, record, received, attempt)
             if ending.text:
                 _say(ending.text)
             over = wanted.time_is_over or ending.reason.startswith(TIME_LIMIT)
             if not may_start_again(ending.code) or received.anything or over:
                 return ending.code
-            progressed = record.newest_step() > before
+            progressed = bool(record.committed() - before)
             if progressed:
                 left, barren = wanted.resume_attempts, []
             if ending.code != ExitCode.PREEMPTED and not progressed:
@@ -103,7 +103,7 @@ def launch(wanted: Launch) -> int:
             text = f"ranks ended with exit code {ending.code}; starting again in {seconds:g} s (restart {attempt}"
             _note(record, f"{text}; {left} more, unless there is a new checkpoint)")
             if not _wait(seconds, wanted, received):
-                return _not_started_again(wanted, record, ending)
+                return _not_started_again(wanted, record, received, ending)
 
 
 def _life(wanted: Launch, record: Record, received: Received, attempt: int) -> Ending:
@@ -119,7 +119,7 @@ def _life(wanted: Launch, record: Record, received: Received, attempt: int) -> E
 def _one_life(wanted: Launch, record: Record, received: Received, attempt: int) -> Ending:
     token, port, ranks = uuid.uuid4().hex[:12], free_port(), list[Rank]()
     record.new_life(token)
-    command = [*wanted.command, *(wanted.once if attempt == 0 else ())]
+    command = [*wanted.command, *(() if record.has_started else wanted.once)]
     record.line(f"life {token}, restart {attempt}: {wanted.ranks} ranks on port {port}: {' '.join(command)}")
     launched = time.time()
     with tempfile.TemporaryDirectory(prefix="rxt-launch-", ignore_cleanup_errors=True) as name:
@@ -170,9 +170,18 @@ def _wait(seconds: float, wanted: Launch, received: Received) -> bool:
     return False
 
 
-def _not_started_again(wanted: Launch, record: Record, ending: Ending) -> int:
-    _note(record, "not started again: a stop was asked for, or the time limit is over")
-    return ExitCode.STOPPED if wanted.stop_asked else ending.code
+def _not_started_again(wanted: Launch, record: Record, received: Received, ending: Ending) -> int:
+    """The exit code of a launch that was asked to end while no rank was there. What is committed is safe, as after a
+    preemption; without anything committed the end of the last life stays what it was."""
+    if wanted.stop_asked:
+        why, code = "a STOP file asks for it", int(ExitCode.STOPPED)
+    elif received.at_once is not None:
+        why, code = f"ended by {signal.Signals(received.at_once).name}", 128 + received.at_once
+    else:
+        why = signal.Signals(received.stop).name if received.stop is not None else TIME_LIMIT
+        code = int(ExitCode.PREEMPTED) if record.committed() else ending.code
+    _note(record, f"not started again: {why}")
+    return code
 
 
 def _note(record: Record, text: str) -> None:

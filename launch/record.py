@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from rxt_dist.errors import UserError
 from rxt_dist.train.events import EventLog, now, parse_line, read_lines
 
-_COMMITTED = re.compile(r"step-(\d{8,})")
+_COMMITTED = re.compile(r"step-\d{8,}")
 
 
 class Record:
@@ -22,7 +23,10 @@ class Record:
         self.run = run
         self._held: list[str] = []
         self._life = ""
-        self.begun = False
+        # Whether the present life has taken the run, and whether any has.
+        self.begun = self.has_begun = False
+        # Whether a life has taken the run and done what comes before all training.
+        self.has_started = False
 
     @property
     def logs(self) -> Path | None:
@@ -46,7 +50,8 @@ class Record:
             if not self.begun:
                 described = parse_line((self.run / "life.json").read_bytes()) or {}
                 self.begun = described.get("life") == self._life
-            if self.begun and self._held:
+                self.has_begun |= self.begun
+            if self.has_begun and self._held:
                 with open(self.run / "logs/launcher.log", "a", encoding="utf-8") as file:
                     file.write("".join(self._held))
                 self._held.clear()
@@ -56,6 +61,7 @@ class Record:
         run gave, else `reason`."""
         self.flush()
         told = self._told() if self.begun else None
+        self.has_started |= self.run is None or bool(self._events("start"))
         reason = told or reason
         self.line(f"life {self._life} ended with exit code {code}: {reason}")
         if self.begun and self.run is not None and told is None:
@@ -67,11 +73,15 @@ class Record:
 
     def _told(self) -> str | None:
         """Why this life ended, if the run has said so."""
+        exits = self._events("exit")
+        return str(exits[-1].get("reason")) if exits else None
+
+    def _events(self, kind: str) -> list[dict[str, Any]]:
+        """Those of one kind of this life; none where they cannot be read."""
         with suppress(OSError):
             events = EventLog(self.run / "events.jsonl").read() if self.run else []
-            exits = [event for event in events if event["kind"] == "exit" and event.get("life") == self._life]
-            return str(exits[-1].get("reason")) if exits else None
-        return None
+            return [event for event in events if event["kind"] == kind and event.get("life") == self._life]
+        return []
 
     def gave_up(self, reasons: list[str]) -> None:
         """The event of a crash loop."""
@@ -79,10 +89,10 @@ class Record:
             with suppress(OSError, UserError):
                 EventLog(self.run / "events.jsonl").append("crash_loop", lives=reasons)
 
-    def newest_step(self) -> int:
-        """The step of the newest committed checkpoint; -1 where there is none."""
+    def committed(self) -> frozenset[tuple[str, int]]:
+        """The committed checkpoints, each as name and inode: one of a step that was gone back from is another one."""
         try:
-            names = [path.name for path in (self.run / "checkpoints").iterdir()] if self.run else []
+            paths = list((self.run / "checkpoints").iterdir()) if self.run else []
+            return frozenset((path.name, path.stat().st_ino) for path in paths if _COMMITTED.fullmatch(path.name))
         except OSError:
-            return -1
-        return max((int(found[1]) for name in names if (found := _COMMITTED.fullmatch(name))), default=-1)
+            return frozenset()

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Self
 
-from launch.ranks import STOP_SIGNALS, Rank, send
+from launch.ranks import Rank, send
+from rxt_dist.config.run import DeadlinesConfig
+from rxt_dist.lives import ONE_REQUEST_SECONDS, STOP_SIGNALS
 
 _POLL_SECONDS = 0.05
 _SLOW_SECONDS = 1.0
-# Schedulers and terminals send some signals twice at the same moment, to a process and to its group.
-_ONE_REQUEST_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,13 @@ class Patience:
     suspended: float = 60.0
     back_off: float = 1.0
     back_off_most: float = 60.0
+
+    @classmethod
+    def of(cls, deadlines: DeadlinesConfig) -> Self:
+        """That with a run whose watchdogs have these deadlines: a stop is answered after the phase that a rank is in,
+        and a rank that is late there ends itself, which says more than an end by the launcher."""
+        limits = list(deadlines.model_dump().values())
+        return cls(answer=math.inf if 0 in limits else sum(limits) + cls.grace)
 
 
 @dataclass
@@ -58,7 +66,7 @@ class Received:
             self.at_once = self.at_once or number
         elif self.stop is None:
             self.stop, self.stop_at = number, now
-        elif now - self.stop_at > _ONE_REQUEST_SECONDS:
+        elif now - self.stop_at > ONE_REQUEST_SECONDS:
             self.interrupts += 1
             self.at_once = self.at_once or number
 

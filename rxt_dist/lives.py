@@ -6,6 +6,7 @@ A life is the time from one start of all ranks to their end. A run has as many a
 from __future__ import annotations
 
 import os
+import signal
 import time
 import uuid
 from collections.abc import Mapping
@@ -16,6 +17,11 @@ from typing import Self
 
 _TOKEN, _LAUNCHED, _ATTEMPT = "RXT_LIFE", "RXT_LAUNCHED", "RXT_ATTEMPT"
 _DEADLINE, _OLD_STOP, _LAST_WORDS = "RXT_DEADLINE", "RXT_OLD_STOP", "RXT_LAST_WORDS"
+
+# What asks a run to save and stop.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+# Schedulers and terminals send some signals twice at the same moment, to a process and to its group.
+ONE_REQUEST_SECONDS = 1.0
 
 # How the reason of a life begins that ended because its time was over.
 TIME_LIMIT = "time limit"

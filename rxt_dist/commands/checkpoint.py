@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from rxt_dist.commands.arguments import AsJson
 
 if TYPE_CHECKING:
+    from rxt_dist.checkpoint.retention import Retention
     from rxt_dist.checkpoint.store import CheckpointInfo, CheckpointStore
 
 app = typer.Typer(no_args_is_help=True, help="List, verify, prune and export the checkpoints of a run.")
@@ -96,8 +98,10 @@ def prune(
     from rxt_dist.errors import ConfigError
     from rxt_dist.locks import Lock, locked
 
-    store = _store(run_dir, keep)
+    store = _store(run_dir, lambda: _retention(run_dir, keep))
     with locked(run_dir / ".lock") as lock:
+        if lock is Lock.UNSUPPORTED:
+            typer.echo(f"warning: the file system of {run_dir} knows no locks; see that nobody trains it.", err=True)
         if lock is Lock.BUSY:
             raise ConfigError(f"{run_dir} is being trained, and prunes its checkpoints itself. Stop it first.")
         verified: set[int] = set()
@@ -138,11 +142,13 @@ def export_weights(
         typer.echo(f"{out / record.name}  {record.bytes / 1e6:,.1f} MB")
 
 
-def _store(run_dir: Path, keep: int | None = None) -> CheckpointStore:
-    """The checkpoints of a run, with the retention that it is configured with."""
-    import yaml
+def _store(run_dir: Path, retention: Callable[[], Retention] | None = None) -> CheckpointStore:
+    """The checkpoints of a run; with what it keeps, for who removes some.
 
-    from rxt_dist.checkpoint.retention import MIN_KEEP
+    Raises:
+        CheckpointError: there are none.
+    """
+    from rxt_dist.checkpoint.retention import MIN_KEEP, Retention
     from rxt_dist.checkpoint.store import CheckpointStore
     from rxt_dist.errors import CheckpointError
 
@@ -152,14 +158,31 @@ def _store(run_dir: Path, keep: int | None = None) -> CheckpointStore:
             f"{directory} does not exist, so {run_dir} is not a run directory with checkpoints. "
             f"Give the folder that contains config.resolved.yaml, for example runs/demo."
         )
-    config = run_dir / "config.resolved.yaml"
-    found = yaml.safe_load(config.read_text(encoding="utf-8"))["checkpoint"] if config.is_file() else {}
-    return CheckpointStore(
-        directory,
-        keep or found.get("keep", MIN_KEEP),
-        milestone_tokens=found.get("milestone_tokens", 0),
-        keep_best=found.get("keep_best", False),
-    )
+    kept = retention() if retention else Retention(MIN_KEEP)
+    return CheckpointStore(directory, kept.keep, milestone_tokens=kept.milestone_tokens, keep_best=kept.keep_best)
+
+
+def _retention(run_dir: Path, keep: int | None) -> Retention:
+    """What a run is configured to keep.
+
+    Raises:
+        CheckpointError: that cannot be known, and to guess would remove milestones.
+    """
+    import yaml
+
+    from rxt_dist.checkpoint.retention import Retention
+    from rxt_dist.config.run import CheckpointConfig
+    from rxt_dist.errors import CheckpointError
+
+    path = run_dir / "config.resolved.yaml"
+    try:
+        kept = CheckpointConfig(**yaml.safe_load(path.read_text(encoding="utf-8"))["checkpoint"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+        raise CheckpointError(
+            f"{path} does not say which checkpoints stay ({type(error).__name__}), so that nothing is removed. Start "
+            f"the run once, which writes it anew."
+        ) from error
+    return Retention(keep or kept.keep, kept.milestone_tokens, kept.keep_best)
 
 
 def _status(info: CheckpointInfo) -> str:

@@ -131,7 +131,9 @@ def measure(files: RunFiles, now: float) -> Goodput:
     _hear_figures(lives, stated, files.training, now_ms)
     _hear_evaluations(lives, files.evaluations, now_ms)
     _hear_events(lives, stated, files.events, files.training, now_ms)
-    finished = files.finished is not None or any(event["kind"] == "finish" for event in files.events)
+    # A life that began again at an earlier checkpoint has to finish once more.
+    turns = [event["kind"] for event in files.events if event["kind"] in ("start", "finish")]
+    finished = files.finished is not None or turns[-1:] == ["finish"]
     lives = _without_idle_ends(lives, finished)
     stated = stated[: len(lives)]
     state = _settle_last(lives[-1], finished, now_ms)

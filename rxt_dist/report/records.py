@@ -6,10 +6,9 @@ a last line without its end is read when it has one. Files are read on from wher
 
 from __future__ import annotations
 
-import json
 import math
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +18,8 @@ import yaml
 
 from rxt_dist.errors import ConfigError
 from rxt_dist.files import access_errors
+from rxt_dist.train.events import parse_line
+from rxt_dist.train.run_dir import leaves
 
 _EVALUATION = "eval/"
 # Of a list in a line, a value per layer; more would be no run of ours.
@@ -59,7 +60,7 @@ class JsonLines:
         whole = content[: content.rfind(b"\n") + 1]
         self._offset += len(whole)
         self._end = (self._end + whole[-_COMPARED_BYTES:])[-_COMPARED_BYTES:]
-        return replaced, [value for line in whole.splitlines() if (value := _object(line)) is not None]
+        return replaced, [value for line in whole.splitlines() if (value := parse_line(line)) is not None]
 
 
 class Figures:
@@ -153,7 +154,7 @@ class RunFiles:
         self.events += [event for event in events if isinstance(event.get("kind"), str)]
         if not self.settings:
             with suppress(RecursionError):
-                self.settings = dict(_leaves(_mapping(self.path / "config.resolved.yaml")))
+                self.settings = dict(leaves(_mapping(self.path / "config.resolved.yaml")))
         self.finished = _mapping(self.path / "finished.json") or None
 
 
@@ -176,14 +177,6 @@ def seconds_of(time: Any) -> float:
         return math.nan
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def _mapping(path: Path) -> Mapping[str, Any]:
     """Content of a YAML or JSON file; empty where it is absent or damaged."""
     try:
@@ -191,12 +184,3 @@ def _mapping(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return content if isinstance(content, Mapping) else {}
-
-
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything that is not a mapping; lists are values."""
-    if not isinstance(value, Mapping):
-        yield key, value
-        return
-    for name, inner in value.items():
-        yield from _leaves(inner, f"{key}.{name}" if key else str(name))

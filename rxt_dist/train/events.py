@@ -68,7 +68,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
     """The object in one line, or None where it is torn or no object."""
     try:
         value = json.loads(line)
-    except ValueError:  # also of bytes that are no UTF-8
+    except (ValueError, RecursionError):  # also of bytes that are no UTF-8
         return None
     return value if isinstance(value, dict) else None
 

@@ -15,12 +15,8 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from rxt_dist.errors import ExitCode
-from rxt_dist.lives import TIME_LIMIT, file_identity, launched_by_us
+from rxt_dist.lives import ONE_REQUEST_SECONDS, STOP_SIGNALS, TIME_LIMIT, file_identity, launched_by_us
 from rxt_dist.train.time_limit import TimeLimit
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-# Schedulers and terminals send some signals twice at the same moment, to a process and to its group.
-_ONE_REQUEST_SECONDS = 1.0
 
 
 class StopRequest:
@@ -63,7 +59,7 @@ class StopRequest:
         now = time.monotonic()
         if self._signal is None:
             self._signal, self._signalled_at = signal.Signals(number).name, now
-        elif now - self._signalled_at > _ONE_REQUEST_SECONDS and not _watched():
+        elif now - self._signalled_at > ONE_REQUEST_SECONDS and not _watched():
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 

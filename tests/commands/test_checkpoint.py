@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.commands.checkpoint import app
 from rxt_dist.errors import CheckpointError, ConfigError
-from rxt_dist.locks import locked
+from rxt_dist.locks import Lock, locked
 
 
 @pytest.fixture
@@ -111,9 +112,11 @@ def test_prune_removes_what_does_not_have_to_stay(run_dir: Path) -> None:
         path.write_bytes(b"weights")
         store.commit(step, [store.record(path)], {"tokens": step * 1000})
     (store.folder(5) / "model.safetensors").write_bytes(b"Weights")
-    (run_dir / "config.resolved.yaml").write_text("checkpoint: {keep: 3, milestone_tokens: 1000, keep_best: false}")
+    (run_dir / "config.resolved.yaml").write_text(
+        "checkpoint: {every_tokens: 1000, keep: 3, milestone_tokens: 1000, keep_best: false}"
+    )
     assert "would go" not in invoke("prune", run_dir, "--dry-run")[1], "every one of them is a milestone"
-    (run_dir / "config.resolved.yaml").write_text("checkpoint: {keep: 3}")
+    (run_dir / "config.resolved.yaml").write_text("checkpoint: {every_tokens: 1000, keep: 3}")
     code, out = invoke("prune", run_dir, "--keep", "2", "--dry-run")
     assert code == 0
     assert [line for line in out.splitlines() if "would go" in line] == [
@@ -132,8 +135,31 @@ def test_prune_removes_what_does_not_have_to_stay(run_dir: Path) -> None:
 
 
 def test_prune_leaves_a_run_alone_that_is_being_trained(run_dir: Path) -> None:
+    (run_dir / "config.resolved.yaml").write_text("checkpoint: {every_tokens: 1000, keep: 3}")
     with locked(run_dir / ".lock"), pytest.raises(ConfigError, match="is being trained"):
         invoke("prune", run_dir)
+
+
+@pytest.mark.parametrize(
+    "config", [None, "checkpoint: {keep", "name: a", "checkpoint: 3", "checkpoint: {keep: x}", "[" * 9999]
+)
+def test_a_configuration_that_says_nothing_costs_no_checkpoint(run_dir: Path, config: str | None) -> None:
+    if config is not None:
+        (run_dir / "config.resolved.yaml").write_text(config)
+    with pytest.raises(CheckpointError, match=r"does not say which checkpoints stay"):
+        invoke("prune", run_dir, "--keep", "2")
+    assert len(invoke("list", run_dir)[1].splitlines()) == 3
+    assert invoke("verify", run_dir)[0] == 0
+
+
+def test_prune_says_where_nothing_keeps_a_training_out(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_dir / "config.resolved.yaml").write_text("checkpoint: {every_tokens: 1000, keep: 3}")
+    monkeypatch.setattr("rxt_dist.locks.locked", lambda _: nullcontext(Lock.UNSUPPORTED))
+    result = CliRunner().invoke(app, ["prune", str(run_dir)])
+    assert "knows no locks" in result.output
+    assert result.exit_code == 0
 
 
 def test_list_shows_what_is_suspect_or_set_aside(run_dir: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from launch import local
 from launch.local import Launch, launch
 from launch.ranks import rank_environment
 from launch.watching import Patience
+from rxt_dist.config.run import DeadlinesConfig
 from rxt_dist.errors import ExitCode
 from rxt_dist.lives import file_identity
 from rxt_dist.train.events import EventLog
@@ -183,6 +186,12 @@ def test_nothing_starts_again_after_ctrl_c(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def test_a_stop_may_take_as_long_as_the_phases_of_a_run() -> None:
+    deadlines = DeadlinesConfig(set_up=1, load=2, data=3, step=4, save=7200, evaluate=6)
+    assert Patience.of(deadlines).answer == 7216 + Patience.grace
+    assert Patience.of(DeadlinesConfig(save=0)).answer == math.inf
+
+
 def test_a_rank_that_is_suspended_is_killed_and_named(capfd: pytest.CaptureFixture[str]) -> None:
     code = """
 import os, signal, time
@@ -284,6 +293,15 @@ sys.exit(1)
     assert (event["code"], event["reason"], event["step"]) == (137, "rank 1 was killed by signal 9 (out of memory?)", 7)
     assert event["life"] == json.loads((tmp_path / "life.json").read_text())["life"]
     assert "rank 1 was killed by signal 9" in (tmp_path / "logs/launcher.log").read_text()
+
+
+def test_lives_that_die_before_they_begin_are_logged_once_one_has_begun(tmp_path: Path) -> None:
+    code = "import os, sys; os.environ['RXT_ATTEMPT'] == '1' and sys.exit(1)\n" + TAKING + "sys.exit(1)"
+    assert launched(script(code, tmp_path), 1, attempts=2, run=tmp_path) == 1
+    log = (tmp_path / "logs/launcher.log").read_text()
+    assert [f"restart {attempt}: 1 ranks" in log for attempt in range(3)] == [True] * 3
+    assert len(re.findall(r"life \w+ ended with exit code 1:", log)) == 3
+    assert len(events(tmp_path, "exit")) == 2, "of a life that the run knows nothing of it is told nothing"
 
 
 def test_an_exit_that_the_run_has_told_is_not_told_again(tmp_path: Path) -> None:
@@ -394,6 +412,37 @@ sys.exit(1)
     assert lives(tmp_path) == 6
 
 
+def test_a_checkpoint_of_an_earlier_step_is_progress_too(tmp_path: Path) -> None:
+    """A run that went back has set the later ones aside."""
+    code = (
+        TAKING
+        + """
+old, new = run / f"checkpoints/step-{90 - attempt:08d}", run / f"checkpoints/step-{89 - attempt:08d}"
+if old.exists():
+    old.rename(run / f"set-aside-{attempt}")
+if attempt < 6:
+    new.mkdir(parents=True)
+sys.exit(1)
+"""
+    )
+    assert launched(script(code, tmp_path), 1, attempts=1, run=tmp_path) == 1
+    assert lives(tmp_path) == 7
+
+
+@pytest.mark.parametrize(("committed", "code"), [(True, ExitCode.PREEMPTED), (False, 1)])
+def test_a_stop_between_two_lives_leaves_what_is_committed(tmp_path: Path, committed: bool, code: int) -> None:
+    if committed:
+        (tmp_path / "checkpoints/step-00000005").mkdir(parents=True)
+    launcher = start(5, script(TAKING + "sys.exit(1)", tmp_path), tmp_path, back_off=60.0)
+    wait_for(log := tmp_path / "logs/launcher.log")
+    while "starting again in 60 s" not in log.read_text():
+        time.sleep(0.01)
+    launcher.send_signal(signal.SIGTERM)
+    assert "not started again: SIGTERM" in launcher.communicate(timeout=30)[1]
+    assert launcher.returncode == code
+    assert lives(tmp_path) == 1
+
+
 def test_waits_grow_and_are_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     waits: list[float] = []
     monkeypatch.setattr(local, "_wait", lambda seconds, *_: (waits.append(seconds), True)[1])
@@ -449,6 +498,25 @@ def test_some_arguments_are_of_the_first_life_alone(tmp_path: Path) -> None:
     patience = Patience(back_off=0.01)
     assert launch(Launch(script(code, tmp_path), 1, 1, once=["--from", "step-5"], patience=patience)) == 1
     assert (tmp_path / "said").read_text() == "--from step-5;;"
+
+
+def test_a_life_that_never_took_the_run_is_followed_by_one_with_the_same_arguments(tmp_path: Path) -> None:
+    """Else the run would go on from its newest checkpoint, and nobody would know."""
+    code = """
+import json, os, pathlib, sys
+run, attempt, life = pathlib.Path(sys.argv[1]), int(os.environ["RXT_ATTEMPT"]), os.environ["RXT_LIFE"]
+(run / "said").open("a").write(" ".join(sys.argv[2:]) + ";")
+if attempt == 1:  # Dies between its taking the run and the event that says that all is done.
+    (run / "life.json").write_text(json.dumps({"life": life}))
+if attempt == 2:
+    (run / "events.jsonl").write_text(json.dumps({"kind": "start", "life": life}) + "\\n")
+sys.exit(1)
+"""
+    (tmp_path / "logs").mkdir()
+    patience = Patience(back_off=0.01)
+    wanted = Launch(script(code, tmp_path), 1, 3, tmp_path, once=["--from", "step-5"], patience=patience)
+    assert launch(wanted) == ExitCode.CRASH_LOOP
+    assert (tmp_path / "said").read_text() == "--from step-5;--from step-5;--from step-5;;"
 
 
 def test_a_taken_port_costs_no_attempt(tmp_path: Path) -> None:

@@ -128,6 +128,13 @@ def test_logs_of_older_versions(log: Log) -> None:
     assert [life.steps for life in goodput(log.path, moment(999)).lives] == [20, 10]
 
 
+def test_a_finished_run_that_began_again_at_an_older_checkpoint_is_not_finished(log: Log) -> None:
+    first_life(log).event(99, "finish", step=40).event(100, "exit", code=0, life="a")
+    log.event(200, "start", life="b", launched=at(190)).event(210, "ready", step=20, seconds=20)
+    log.event(220, "exit", code=137, reason="rank 0 was killed", life="b")
+    assert goodput(log.path, moment(999)).state == "137: rank 0 was killed"
+
+
 def test_a_finished_run_that_is_started_again_has_no_more_wall_time(log: Log) -> None:
     first_life(log).event(99, "finish", step=40).event(100, "exit", code=0, life="a")
     (log.path / "finished.json").write_text('{"step": 40}')
