@@ -52,7 +52,7 @@ def test_a_topology_changes_nothing(kind: str, ranks: Ranks) -> None:
     own = {"stage": kind, **SETTINGS.get(kind, {})}
     expected = ranks.run(train, 1, topologies=[{"engine": "plain", "zero": 0, **own}])[0][0]
     wanted = topologies(kind)
-    results = ranks.run(train, 2, topologies=[{**each, **own} for each in wanted], deadline=90)[0]
+    results = ranks.run(train, 2, topologies=[{**each, **own} for each in wanted])[0]
     for topology, actual in zip(wanted, results, strict=True):
         assert actual["agreed"], topology
         assert actual["fragments"] == [], topology
