@@ -26,9 +26,6 @@ from rxt_dist.train.events import EventLog
 
 _FLOAT32_BYTES = 4
 _SECONDS_PER_DAY = 86400
-# Of a GPU's state into pinned host memory (PCIe 4 x16 moves 25), and of a node onto a shared disk: assumed until a run
-# has saved.
-_COPY_BYTES_S, _DISK_BYTES_S = 10e9, 1e9
 # Python and its libraries, measured on CPU; a CUDA context, which is not measured here, takes its place on a GPU.
 _PROCESS_BYTES = 400_000_000
 # Where no data says how long rows are, steps are counted in tokens: a batch of whole rows has as many of either.
@@ -263,8 +260,11 @@ def _checkpoint(config: RunConfig, seq_len: int) -> dict[str, Any]:
     size = _FLOAT32_BYTES * (3 * trained + frozen)
     found = measured_cost(EventLog(config.directory / "events.jsonl").read())
     copied = _FLOAT32_BYTES * 3 * trained / config.cluster.ranks
-    cost = found or SaveCost(copied / _COPY_BYTES_S, size / (config.cluster.nodes * _DISK_BYTES_S))
-    between = config.cluster.hours_between_failures * 3600 / config.cluster.nodes
+    cluster = config.cluster
+    cost = found or SaveCost(
+        copied / (cluster.host_copy_gb_s * 1e9), size / (cluster.nodes * cluster.disk_write_gb_s * 1e9)
+    )
+    between = cluster.hours_between_failures * 3600 / cluster.nodes
     best = best_interval(cost, between)
     tokens_s = _time(config, seq_len)["tokens_per_second_estimate"]
     own = config.checkpoint.every_tokens / tokens_s
