@@ -32,7 +32,6 @@ ORDER = (
     "report",
     "inference",
     "plan",
-    "limits",
     "doctor",
     "commands",
     "cli",
