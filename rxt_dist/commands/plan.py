@@ -34,7 +34,9 @@ def plan(
 
     if is_model_file(file):
         if cluster is not None:
-            raise ConfigError(f"{file} describes a model, which has no cluster: leave --cluster out, or give a run file.")
+            raise ConfigError(
+                f"{file} describes a model, which has no cluster: leave --cluster out, or give a run file."
+            )
         result = plan_model(load_model(file, overrides or []))
     else:
         # First, so that an override may change a value of the cluster.

@@ -12,7 +12,6 @@ from collections.abc import Collection
 from rxt_dist.config.model import AttentionConfig, ModelConfig, PartName
 from rxt_dist.model.names import parameter_sizes
 
-
 # What operations are told apart by, in the order in which they are computed.
 COMPUTED = ("encoder", "mlm_head", "self_attention", "cross_attention", "feed_forward", "lm_head")
 

@@ -12,7 +12,6 @@ place, a layer after the other. The step is gone through layer by layer for the 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from rxt_dist.model.count import local_moe_parameters
 from rxt_dist.plan.activations import Layer, layers, logit_bytes, memory_bytes
@@ -123,9 +122,7 @@ def _moments(setting: Setting) -> list[_Moment]:
 def _gradients(setting: Setting) -> tuple[int, float]:
     """(bytes kept from one micro-batch to the next, bytes for each element that has been through the backward pass)."""
     divided = setting.zero >= 2
-    whole = sum(
-        parameters * FLOAT32_BYTES / (copies if divided else 1) for parameters, _, copies in setting.held
-    )
+    whole = sum(parameters * FLOAT32_BYTES / (copies if divided else 1) for parameters, _, copies in setting.held)
     if divided or setting.accumulation > 1 or (setting.zero == 1 and setting.element_bytes != FLOAT32_BYTES):
         return round(whole), 0
     return 0, FLOAT32_BYTES

@@ -33,9 +33,7 @@ encoder:
 ALL: tuple[PartName, ...] = ("embedding", "decoder", "lm_head", "encoder", "mlm_head")
 
 
-def training_flops(
-    model: ModelConfig, tokens: int, pairs: int, targets: int, parts: tuple[PartName, ...] = ALL
-) -> int:
+def training_flops(model: ModelConfig, tokens: int, pairs: int, targets: int, parts: tuple[PartName, ...] = ALL) -> int:
     return sum(flops_by_part(model, tokens, pairs, targets, parts).values())
 
 

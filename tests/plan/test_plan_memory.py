@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-import torch
 from tiny import make_stage
 from training_work import peak_of_a_step, saved_bytes
 
@@ -88,11 +87,11 @@ def test_a_tenth_of_a_gpu_is_left() -> None:
     assert not found.fits(found.total / 1e9 / 0.9 * 0.999)
 
 
-SMALL = ("model.seq_len=512", "data.seq_len=512", "parallel={engine: plain, zero: 0}", "train.global_batch_tokens=2048")
+SMALL = ("model.seq_len=512", "data.seq_len=512", "parallel={engine: plain, zero: 0}", "train.global_batch_tokens=1024")
 CASES = {
     "as it is": (),
     "recomputed": ("train.recompute=true",),
-    "many layers": ("model.layers=8", "model.memory_attention=null"),
+    "many layers": ("model.layers=6", "model.memory_attention=null"),
     "no gates, no shared experts": (
         *("model.decoder.self_attention.gated=false", "model.encoder.attention.gated=false"),
         *("model.decoder.moe.shared_experts=0", "model.decoder.moe.shared_hidden=0"),
@@ -103,7 +102,7 @@ CASES = {
 
 
 def small(*overrides: str) -> Setting:
-    fixed = ("cluster.gpus_per_node=1", "train.micro_batch_rows=4", *SMALL, *overrides)
+    fixed = ("cluster.gpus_per_node=1", "train.micro_batch_rows=2", *SMALL, *overrides)
     return Setting.of(load_run(RUNS / "demo.yaml", fixed))
 
 
@@ -111,8 +110,7 @@ def small(*overrides: str) -> Setting:
 def test_what_a_micro_batch_stores_is_what_autograd_keeps(name: str) -> None:
     """Within two percent: the tables of positions and the bounds of documents are in no plan."""
     own = small(*CASES[name])
-    with torch.device("cpu"):
-        stage = make_stage(own.config)
+    stage = make_stage(own.config)
     planned = sum(layer.stored for layer in layers(own))
     assert saved_bytes(stage, own) == pytest.approx(planned, rel=0.02)
 
@@ -127,4 +125,4 @@ def test_the_peak_of_a_step_is_as_planned(name: str) -> None:
 
 
 def test_the_memory_of_the_decoder_is_counted_where_there_is_one() -> None:
-    assert memory_bytes(small()) == 4 * 4 * 512 * 128 * 4
+    assert memory_bytes(small()) == 4 * 2 * 512 * 128 * 4
