@@ -161,8 +161,8 @@ def _settings(settings: dict[str, Any]) -> Table:
             *(f"{setting[time]:.2g}" for time in times),
         )
     table.caption = (
-        "* the run's own; NO: does not fit. Rows: of a micro-batch. Kept: no layer is recomputed. Links: inside a node. "
-        "At least: all overlaps. In all: nothing does."
+        "* the run's own; NO: does not fit. Rows: of a micro-batch. Kept: no layer is recomputed. Links: inside a node."
+        " At least: all overlaps. In all: nothing does."
     )
     return table
 

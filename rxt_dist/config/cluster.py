@@ -21,9 +21,7 @@ class ClusterConfig(Config):
     name: str = Field("local", description="Name of the cluster, for reports.")
     nodes: Annotated[PositiveInt, at_most(16_384)] = Field(1, description="Nodes of one job.")
     gpus_per_node: Annotated[PositiveInt, at_most(256)] = Field(1, description="Ranks per node.")
-    device: Literal["gpu", "cpu"] = Field(
-        "gpu", description="What a rank computes on; cpu stands in for GPUs in tests."
-    )
+    device: Literal["gpu", "cpu"] = Field("gpu", description="What a rank computes on; cpu: for tests and the demo.")
     gpu_memory_gb: PositiveFloat = Field(80.0, description="Memory of one GPU in 10^9 bytes.")
     peak_tflops: PositiveFloat = Field(312.0, description="Dense bfloat16 peak of one GPU (A100: 312, H100: 989).")
     mfu: Probability = Field(0.25, description="Model FLOPs utilisation that plans assume.")

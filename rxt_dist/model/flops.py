@@ -52,7 +52,7 @@ def flops_by_part(
 
 
 def _computed_in(parameter: str) -> str | None:
-    """The part of `COMPUTED` that a parameter belongs to; None where it only looks something up or has no convention."""
+    """The part of `COMPUTED` that a parameter belongs to; None where it only looks up or has no convention."""
     part, _, inner = parameter.partition(".")
     if part in ("encoder", "mlm_head", "lm_head"):
         return part

@@ -1,9 +1,9 @@
 """Memory of one GPU, by item, at the moment of a step at which it is largest.
 
-A parameter takes its weight (2 bytes in bfloat16, else 4), a float32 gradient (4), and two moments (8) with, in bfloat16,
-a float32 master weight (4). ZeRO stage 1 divides the last over the ranks that hold copies, stage 2 also the gradient,
-stage 3 also the weight; a frozen parameter takes its weight alone. Dense parameters have a copy on every rank; of the
-routed experts a rank holds 1 / expert_parallel, with ranks / expert_parallel copies of it.
+A parameter takes its weight (2 bytes in bfloat16, else 4), a float32 gradient (4), and two moments (8) with, in
+bfloat16, a float32 master weight (4). ZeRO stage 1 divides the last over the ranks that hold copies, stage 2 also the
+gradient, stage 3 also the weight; a frozen parameter takes its weight alone. Dense parameters have a copy on every
+rank; of the routed experts a rank holds 1 / expert_parallel, with ranks / expert_parallel copies of it.
 
 The rest comes and goes: activations pile up until the forward pass ends, and in the backward pass gradients take their
 place, a layer after the other. The step is gone through layer by layer for the moment at which the sum is largest.

@@ -67,11 +67,8 @@ def estimate(setting: Setting, arithmetic_s: float) -> Estimate:
     """
     cluster, memory = setting.config.cluster, memory_per_gpu(setting)
     gpu_bytes, node_bytes = step_traffic(setting)
-    times = {
-        "arithmetic_s": arithmetic_s,
-        "gpu_links_s": gpu_bytes / (cluster.gpu_link_gb_s * 1e9),
-        "network_s": node_bytes / (cluster.node_link_gb_s * 1e9),
-    }
+    gpu_links_s, network_s = gpu_bytes / (cluster.gpu_link_gb_s * 1e9), node_bytes / (cluster.node_link_gb_s * 1e9)
+    times = {"arithmetic_s": arithmetic_s, "gpu_links_s": gpu_links_s, "network_s": network_s}
     longest = max(times, key=times.__getitem__)
     return Estimate(
         *setting.key,
@@ -80,10 +77,12 @@ def estimate(setting: Setting, arithmetic_s: float) -> Estimate:
         refused=_refusal(memory, cluster.gpu_memory_gb),
         gpu_link_bytes=round(gpu_bytes),
         network_bytes=round(node_bytes),
+        arithmetic_s=arithmetic_s,
+        gpu_links_s=gpu_links_s,
+        network_s=network_s,
         lower_bound_s=times[longest],
         without_overlap_s=sum(times.values()),
         limited_by=_RESOURCES[longest],
-        **times,
     )
 
 

@@ -146,9 +146,9 @@ def test_the_order_of_settings() -> None:
         (
             made(1, 1, 0.1, 3.0),
             [made(3, 8, 2.0, 0.1)],
-            "ZeRO 3, EP 8, 4 rows, kept should be faster than ZeRO 1, EP 1, 4 rows, kept: 2 s on the links inside nodes "
-            "in place of 0.1 and 0.1 s on the network between nodes in place of 3. The one is limited by links inside "
-            "nodes, the other by network",
+            "ZeRO 3, EP 8, 4 rows, kept should be faster than ZeRO 1, EP 1, 4 rows, kept: 2 s on the links inside "
+            "nodes in place of 0.1 and 0.1 s on the network between nodes in place of 3. The one is limited by links "
+            "inside nodes, the other by network",
         ),
         (made(0, 1, 0.1, 0.1, refused="takes 90 GB"), [made(3, 8, 0.4, 0.1)], "kept takes 90 GB; of the settings that"),
         (made(0, 1, 0, 0, refused="takes 90 GB"), [], "No setting fits"),
