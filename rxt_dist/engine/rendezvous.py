@@ -53,15 +53,15 @@ def side_channel(purpose: str) -> dist.Store | None:
     """
     if not dist.is_initialized():
         return None
-    return dist.PrefixStore(f"rxt/{purpose}", _connect(dist.get_rank(), serve=False))
+    return dist.PrefixStore(purpose, _connect(dist.get_rank(), serve=False))
 
 
-def _connect(rank: int, serve: bool) -> dist.TCPStore:
+def _connect(rank: int, serve: bool) -> dist.Store:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     # torchrun's agent serves a store on this port already.
     listener = _listen(host, port) if serve and not _agent_serves(os.environ) else None
     try:
-        return dist.TCPStore(
+        store = dist.TCPStore(
             host,
             port,
             is_master=listener is not None,
@@ -75,6 +75,14 @@ def _connect(rank: int, serve: bool) -> dist.TCPStore:
             f"Rank {rank} does not reach rank 0 at {host}:{port} ({_first_line(error)}). Look at what rank 0 says, and "
             f"whether MASTER_ADDR and MASTER_PORT are those of its machine."
         ) from error
+    return dist.PrefixStore(_life(os.environ), store)
+
+
+def _life(environ: Mapping[str, str]) -> str:
+    """What keeps the keys of this life apart: torchrun's agent serves one store to all lives that it starts, also to
+    those that it starts with fewer ranks after a node has left, which it does not count."""
+    names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "WORLD_SIZE")
+    return "/".join(["rxt", *(environ.get(name, "0") for name in names)])
 
 
 def _agent_serves(environ: Mapping[str, str]) -> bool:

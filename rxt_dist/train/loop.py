@@ -82,7 +82,7 @@ class _Life:
                 step, batch = read
                 before = self.position
                 self.interval.add_step(time.monotonic() - began)
-                with training.watchdog.phase(self._phase("step"), before.step + 1):
+                with training.watchdog.phase(self._phase("boundary" if batch is None else "step"), before.step + 1):
                     if batch is None:
                         self._pass_over(step)
                     else:
@@ -91,7 +91,7 @@ class _Life:
                     stopping, reason, back = training.agreed(bool(verdict))
                 if back:
                     return verdict
-                self._has_stepped = True
+                self._has_stepped |= batch is not None
                 with training.watchdog.phase(self._phase("boundary")):
                     self._log(before, step)
                     with self.interval.paused():
@@ -106,7 +106,10 @@ class _Life:
     def _phase(self, name: str) -> str:
         """A first step compiles, and what is recorded takes as long as it takes."""
         profile = self.training.profile
-        return name if self._has_stepped and (profile is None or not profile.active) else "set-up"
+        records = profile is not None and profile.active
+        if name == "step":
+            return "first-step" if records or not self._has_stepped else name
+        return "set-up" if records else name
 
     def _verdict(self, step: Step) -> str:
         """Why the run has to go back; empty while it need not. It does not end on weights that may be spoilt."""

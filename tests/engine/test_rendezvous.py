@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+import torch.distributed as dist
 
 from rxt_dist.engine import rendezvous
 from rxt_dist.engine.rendezvous import listening_address
@@ -52,3 +53,21 @@ def test_a_taken_port_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MASTER_PORT", str(port))
         with pytest.raises(UnavailableError, match=rf"127\.0\.0\.1:{port} \(another process does\).*MASTER_PORT"):
             rendezvous._connect(0, serve=True)
+
+
+def test_a_life_that_torchrun_starts_again_does_not_hear_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its agent serves one store to all of them."""
+    agent = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(agent.port))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+
+    def life(restarts: int, ranks: int = 2) -> dist.Store:
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restarts))
+        monkeypatch.setenv("WORLD_SIZE", str(ranks))
+        return rendezvous._connect(0, serve=True)
+
+    assert life(0).compare_set("verdict", "", "first") == b"first"
+    assert life(0).compare_set("verdict", "", "second") == b"first"
+    assert not life(1).check(["verdict"])
+    assert not life(0, ranks=1).check(["verdict"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ from rxt_dist.stages.base import Term, build_network, stage_class
 from rxt_dist.stages.joint import JointBatch
 from rxt_dist.train import interval, loop
 from rxt_dist.train.evaluate import evaluate
-from rxt_dist.train.loop import run_loop
+from rxt_dist.train.loop import _Life, run_loop
 from rxt_dist.train.pace import Pace
 from rxt_dist.train.preflight import preflight
 from rxt_dist.train.resume import Position
@@ -391,3 +391,30 @@ def test_a_rank_that_waits_for_others_is_never_in_the_phase_of_the_start(
     after_the_first = [phase for name, phase in phases if name == "exchange"][1:]
     assert after_the_first == ["boundary"] * (STEPS - 1)
     assert {phase for name, phase in phases if name == "due"} == {"boundary"}
+
+
+def test_steps_that_are_passed_over_leave_the_first_one_its_time_to_compile(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Recorder()
+    training = training_of(tmp_path, shards, engine)
+    phases: list[str] = []
+    monkeypatch.setattr(
+        engine,
+        "train_step",
+        lambda micros, rates: (
+            phases.append(training.watchdog._state.phase) or Recorder.train_step(engine, micros, rates)  # type: ignore[func-returns-value]
+        ),
+    )
+    run_loop(training, Position(jumps=((0, 2 * ROWS),)))
+    assert phases == ["first-step", *["step"] * (STEPS - 3)]
+    assert len(training.watchdog._steps) == STEPS - 2
+
+
+def test_a_step_under_the_profiler_has_the_time_of_a_first_one(tmp_path: Path, shards: Path) -> None:
+    life = _Life(training_of(tmp_path, shards, Recorder()), Position(), {})
+    life._has_stepped = True
+    assert (life._phase("step"), life._phase("boundary")) == ("step", "boundary")
+    profiled = SimpleNamespace(active=True)
+    life.training = replace(life.training, profile=profiled)  # type: ignore[arg-type]
+    assert (life._phase("step"), life._phase("boundary")) == ("first-step", "set-up")
