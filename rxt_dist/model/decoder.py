@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rxt_dist.config.model import DecoderConfig, ModelConfig
+from rxt_dist.config.model import ModelConfig
 from rxt_dist.model.attention import Documents, SparseQueryAttention
 from rxt_dist.model.feedforward import DenseFeedForward
 from rxt_dist.model.moe import MoEFeedForward, RoutingInputs, RoutingTerms
+from rxt_dist.model.names import decoder_layer_kinds
 from rxt_dist.model.norm_rope import Rotary, rms_norm, rotary
 
 
@@ -73,7 +74,7 @@ class Decoder(nn.Module):
         self.config = config
         self.recompute = recompute
         self.layers = nn.ModuleList(
-            DecoderLayer(config, stateful=stateful, moe=moe) for stateful, moe in layer_kinds(config.decoder, config)
+            DecoderLayer(config, stateful=stateful, moe=moe) for stateful, moe in decoder_layer_kinds(config)
         )
         norms = {"rms": lambda: rms_norm(config), "layer": lambda: nn.LayerNorm(config.dim), "none": nn.Identity}
         self.head_norm = norms[config.decoder.head_norm]()
@@ -117,13 +118,6 @@ class Decoder(nn.Module):
             if term is not None:
                 terms.append(term)
         return DecoderOutput(self.head_norm(x_BTD), _stack(terms))
-
-
-def layer_kinds(decoder: DecoderConfig, config: ModelConfig) -> list[tuple[bool, bool]]:
-    """(stateful, mixture-of-experts) of every decoder layer, in order."""
-    before = [(False, kind == "moe") for kind in decoder.stateless_before]
-    after = [(False, kind == "moe") for kind in decoder.stateless_after]
-    return [*before, *[(True, True)] * config.layers, *after]
 
 
 def _stack(terms: list[RoutingTerms]) -> RoutingTerms | None:

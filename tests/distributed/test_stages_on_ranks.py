@@ -15,7 +15,7 @@ from resume_scenarios import SAVED_AT, load_and_go_on, save_and_go_on
 from scenarios import train
 from tiny import ROWS, TOKENS, relative, run_config
 
-from rxt_dist.config.run import ClusterConfig
+from rxt_dist.config.cluster import ClusterConfig
 from rxt_dist.config.stages import DEFAULT_STAGE, STAGES
 from rxt_dist.config.validate import settle_topology
 
