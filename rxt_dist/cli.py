@@ -27,6 +27,8 @@ VERBS = {
     "diff": "rxt_dist.commands.diff:diff",
     "report": "rxt_dist.commands.report:report",
     "checkpoint": "rxt_dist.commands.checkpoint:app",
+    "export": "rxt_dist.commands.exchange:export",
+    "import": "rxt_dist.commands.exchange:import_weights",
     "config": "rxt_dist.commands.config:app",
     "launch": "launch.commands:app",
 }

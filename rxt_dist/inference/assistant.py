@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rxt_dist.data.text import Text
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.inference.events import Answer, Event, Reading, WriteStarted, Written
 from rxt_dist.inference.generate import Row, answer, write
+from rxt_dist.inference.load import load_network
 from rxt_dist.inference.prompts import MODES, Prompt, system_instruction, told
 from rxt_dist.inference.sampling import Sampling
 from rxt_dist.inference.session import Identity, Session
-from rxt_dist.inference.text import Text
 from rxt_dist.model.reactive import ReactiveTransformer
 
 PARTS = ("embedding", "decoder", "lm_head", "encoder", "memory_attention")
@@ -34,7 +35,7 @@ class Assistant:
         network: with float32 weights, in evaluation; it is the assistant's from here on.
 
     Raises:
-        DataError: the network has no memory to write, so that it cannot answer turn by turn.
+        DataError: the network lacks a part, so that it cannot answer turn by turn.
     """
 
     def __init__(
@@ -44,16 +45,34 @@ class Assistant:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if network.memory_attention is None:
+        missing = [part for part in PARTS if getattr(network, part) is None]
+        if missing:
             raise DataError(
-                f"Model '{network.config.name}' has no memory attention, so nothing writes its memory and it cannot "
-                "answer turn by turn. Name a run or export of a stage that trains it."
+                f"Model '{network.config.name}' has no {', '.join(missing)} here, and without it cannot answer turn by "
+                "turn. Name a run or export of a stage that trains the whole system."
             )
         self.config, self.text, self.device = network.config, text, torch.device(device)
         shape = (self.config.layers, 1, self.config.stm_slots, self.config.dim)
         self.identity = Identity(weights_digest(network), text.fingerprint, shape)
         self.network = network.eval().requires_grad_(False).to(self.device, dtype)
+        assert network.memory_attention is not None
         network.memory_attention.float()
+
+    @staticmethod
+    def load(
+        place: Path | str,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        tokenizer: Path | str | None = None,
+    ) -> Assistant:
+        """The assistant of a run's newest valid checkpoint, or of an export; see `load_network` for what is refused.
+
+        Args:
+            device: None: a GPU if there is one.
+        """
+        network, text = load_network(Path(place), None if tokenizer is None else Path(tokenizer))
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return Assistant(network, text, chosen, dtype)
 
     def session(self, seed: int = 0, system: str | None = None) -> Session:
         """A new conversation. system: instructions that are written into its first memory."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 from rxt_dist.data.interactions import ANSWER_ID, CALL_ID, THINK_ID
 from rxt_dist.data.rows import EOS_ID
-from rxt_dist.inference.text import Pieces, Text
+from rxt_dist.data.text import Pieces, Text
 
 PartName = Literal["think", "answer", "call"]
 PARTS: dict[int, PartName] = {THINK_ID: "think", ANSWER_ID: "answer", CALL_ID: "call"}

@@ -7,8 +7,8 @@ from typing import Literal
 
 from rxt_dist.data.interactions import ANSWER_ID, INTERNAL_ID, QUERY_ID, RESULT_ID, THINK_ID
 from rxt_dist.data.rows import BOS_ID, EOS_ID
+from rxt_dist.data.text import Text
 from rxt_dist.errors import ConfigError, DataError
-from rxt_dist.inference.text import Text
 
 Mode = Literal["answer", "think", "auto"]
 # The token after the query. In `auto` the model chooses, once, what it thinks more of.

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from answering import byte_tokenizer
+from byte_tokenizer import byte_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from rxt_dist.data.rows import SPECIAL_COUNT, SPECIAL_TOKENS
+from rxt_dist.data.text import Pieces, Text
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.inference.events import Answer, Reading
 from rxt_dist.inference.prompts import Prompt, system_instruction, told
-from rxt_dist.inference.text import Pieces, Text
 
 
 @pytest.fixture

@@ -6,20 +6,19 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from byte_tokenizer import byte_tokenizer
 from safetensors.torch import load_file
 from tiny import model_config
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from rxt_dist.config.model import ModelConfig
-from rxt_dist.data.rows import SPECIAL_TOKENS
+from rxt_dist.data.text import Text
 from rxt_dist.inference.assistant import Assistant
-from rxt_dist.inference.text import Text
 from rxt_dist.model.init import initialise
 from rxt_dist.model.reactive import ReactiveTransformer
 from rxt_dist.model.reference_names import to_ours
 
-DATA = Path(__file__).parents[1] / "data/conformance/stages"
+DATA = Path(__file__).parent / "data/conformance/stages"
 CONFIG = ModelConfig.model_validate(
     {
         "name": "stages",
@@ -86,19 +85,6 @@ def network_of(*overrides: str, seed: int = 0) -> ReactiveTransformer:
             elif parameter.dim() > 1 and not name.startswith("embedding"):
                 parameter.mul_(3)
     return network.eval()
-
-
-def byte_tokenizer(path: Path, vocabulary: dict[str, int] | None = None) -> Path:
-    """Control tokens, printable bytes and nothing else, as a tokenizer.json."""
-    if vocabulary is None:
-        bytes_of_text = [chr(code) for code in range(33, 127)] + ["Ġ", "Ċ"]
-        vocabulary = SPECIAL_TOKENS | {token: 11 + number for number, token in enumerate(bytes_of_text)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([name for name in SPECIAL_TOKENS if name in vocabulary])
-    tokenizer.save(str(path))
-    return path
 
 
 def assistant_of(folder: Path, *overrides: str, seed: int = 0) -> Assistant:
