@@ -29,6 +29,9 @@ VERBS = {
     "checkpoint": "rxt_dist.commands.checkpoint:app",
     "export": "rxt_dist.commands.exchange:export",
     "import": "rxt_dist.commands.exchange:import_weights",
+    "chat": "rxt_dist.commands.answer:chat",
+    "generate": "rxt_dist.commands.answer:generate",
+    "evaluate": "rxt_dist.commands.answer:evaluate",
     "config": "rxt_dist.commands.config:app",
     "launch": "launch.commands:app",
 }

@@ -28,7 +28,8 @@ from rxt_dist.checkpoint.tensor_file import Described, write_blocks
 from rxt_dist.config.load import load_run, resolved_yaml
 from rxt_dist.config.model import ModelConfig
 from rxt_dist.config.run import RunConfig
-from rxt_dist.data.manifest import DATASET_FILE, TOKENIZER_FILE, load_manifest
+from rxt_dist.data.dialogues import load_any_manifest
+from rxt_dist.data.manifest import DATASET_FILE, TOKENIZER_FILE
 from rxt_dist.data.text import Text
 from rxt_dist.engine.interface import WEIGHT
 from rxt_dist.errors import CheckpointError, ConfigError, DataError
@@ -231,7 +232,7 @@ def _tokenizer(wanted: Wanted, config: RunConfig) -> Text:
         )
     text = Text(path, config.model.vocab_size)
     if (config.data.path / DATASET_FILE).is_file():
-        made_with = load_manifest(config.data.path).tokenizer_sha256
+        made_with = load_any_manifest(config.data.path).tokenizer_sha256
         if made_with != text.fingerprint:
             raise DataError(
                 f"{path} is not the tokenizer that the run's data was made with ({config.data.path / TOKENIZER_FILE}): "
