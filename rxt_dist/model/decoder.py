@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rxt_dist.config.model import ModelConfig
-from rxt_dist.model.attention import Documents, SparseQueryAttention
+from rxt_dist.model.attention import Documents, KeyValues, SparseQueryAttention
+from rxt_dist.model.cache import OwnKeys
 from rxt_dist.model.feedforward import DenseFeedForward
 from rxt_dist.model.moe import MoEFeedForward, RoutingInputs, RoutingTerms
 from rxt_dist.model.names import decoder_layer_kinds
@@ -59,6 +60,29 @@ class DecoderLayer(nn.Module):
             x_BTD = x_BTD + self.cross_attention(
                 self.cross_norm(x_BTD), self.memory_norm(memory_BSD), rotate_q=rotate, documents=memory_documents
             )
+        return self._fed_forward(x_BTD, valid_N, load_E)
+
+    def continued(self, x_BTD: Tensor, rotate: Rotary, own: OwnKeys, memory: KeyValues | None) -> Tensor:
+        """`forward` for tokens that follow those whose keys and values `own` holds; theirs are added to it.
+
+        Args:
+            memory: keys and values of this layer's memory, as `memory_keys` gives them.
+        """
+        normed_BTD = self.attention_norm(x_BTD)
+        keys, seen_BS = own.extended(self.attention.keys_values(normed_BTD, rotate))
+        causal = seen_BS is None
+        x_BTD = x_BTD + self.attention.read(normed_BTD, keys, rotate_q=rotate, causal=causal, keys_BS=seen_BS)
+        if memory is not None:
+            x_BTD = x_BTD + self.cross_attention.read(self.cross_norm(x_BTD), memory, rotate_q=rotate)
+        return self._fed_forward(x_BTD, None, None)[0]
+
+    def memory_keys(self, memory_BSD: Tensor) -> KeyValues:
+        """What the cross-attention of a stateful layer reads of its memory [B, S, D]."""
+        return self.cross_attention.keys_values(self.memory_norm(memory_BSD))
+
+    def _fed_forward(
+        self, x_BTD: Tensor, valid_N: Tensor | None, load_E: Tensor | None
+    ) -> tuple[Tensor, RoutingTerms | None]:
         normed_BTD = self.feed_forward_norm(x_BTD)
         if not self.is_moe:
             return x_BTD + self.feed_forward(normed_BTD), None
