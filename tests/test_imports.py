@@ -32,7 +32,6 @@ ORDER = (
     "report",
     "inference",
     "plan",
-    "limits",
     "doctor",
     "node_check",
     "commands",
@@ -149,9 +148,10 @@ def test_the_package_imports_nothing_around_it() -> None:
     assert wrong == []
 
 
-def test_data_preparation_and_launchers_load_no_torch() -> None:
+def test_data_preparation_launchers_and_plans_load_no_torch() -> None:
     """Not by what they import either. A verb may, when it runs: `show --mlm` masks as training does."""
-    modules = [module_of(path) for path in sources("data_prep", "launch")]
+    plans = ["rxt_dist.stages.joint_work"]
+    modules = [*plans, *(module_of(path) for path in sources("data_prep", "launch", "rxt_dist/plan"))]
     code = f"import sys, {', '.join(modules)}; assert not {{'torch', 'deepspeed'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

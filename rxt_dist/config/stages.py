@@ -114,13 +114,18 @@ class JointConfig(StageConfig):
 
 
 class StageEntry(NamedTuple):
-    """A stage's configuration class, and `module:class` of its code."""
+    """A stage's configuration class, and `module:class` of its code.
+
+    work: the same of what says how much it computes (`Arithmetic`), where that stands apart and needs no torch, so that
+        plans are quick; else the code is asked.
+    """
 
     config: type[StageConfig]
     code: str
+    work: str | None = None
 
 
 STAGES: dict[str, StageEntry] = {
-    "joint": StageEntry(JointConfig, "rxt_dist.stages.joint:JointStage"),
+    "joint": StageEntry(JointConfig, "rxt_dist.stages.joint:JointStage", "rxt_dist.stages.joint_work:JointWork"),
 }
 DEFAULT_STAGE = next(iter(STAGES))
