@@ -165,4 +165,5 @@ def test_the_deepspeed_launcher_by_hand(new_run: NewRun, undisturbed: Curve, rac
     hosts.write_text("gpu01 slots=1\ngpu02 slots=1\n")
     meeting = [f"--hostfile={hosts}", "--no_ssh", "--master_addr=gpu01", "--master_port=29501", "--no_local_rank"]
     on_two_nodes(rack, run, lambda node: ["deepspeed", *meeting, f"--node_rank={node}", "--module", "rxt_dist"])
-    assert run.curve() == undisturbed
+    # It gives ranks other numbers of threads.
+    assert run.curve() == [pytest.approx(line, rel=1e-6) for line in undisturbed]
