@@ -84,7 +84,9 @@ def test_fewer_nodes_where_one_is_bad(new_run: NewRun, rack: Rack) -> None:
         run.wait_for_end()
     finally:
         rack.on("gpu01", "mount", "-o", "remount,size=1g", "/dev/shm")
-    assert [life["hosts"] for life in run.ledger("life")] == [["gpu01", "gpu02"], ["gpu02"]]
+    assert [life["hosts"] for life in run.ledger("life")] == [["gpu01", "gpu02"], ["gpu02"]], (
+        "first as many as are free"
+    )
     assert run.detail("Restarts") == "0"
     assert run.state() == "finished"
 
