@@ -15,7 +15,7 @@ import extended  # noqa: F401  (adds the stage of docs/extending.md)
 import pytest
 import torch
 from tiny import ROWS, TOKENS, batch_for, make_stage, relative, run_config
-from training_run import STEP_TOKENS, TinyRun, build_shards
+from training_run import STEP_TOKENS, TinyRun, build_interaction_shards, build_shards
 
 from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.pieces import SavedPieces
@@ -25,6 +25,7 @@ from rxt_dist.config.load import load_run
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.stages import STAGES
 from rxt_dist.config.validate import settle_topology, validate_run
+from rxt_dist.data.rows import BOUNDARY_POLICY, INTERACTION_BOUNDARIES
 from rxt_dist.engine.interface import KINDS
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.errors import ConfigError, ExitCode
@@ -264,8 +265,17 @@ def test_operations_grow_with_the_work(kind: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_shards(tmp_path_factory.mktemp("data"))
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A dataset of each kind, by the boundaries in its rows."""
+    documents = build_shards(tmp_path_factory.mktemp("documents"))
+    interactions = build_interaction_shards(tmp_path_factory.mktemp("interactions"), documents / "tokenizer.json")
+    return {BOUNDARY_POLICY: documents, INTERACTION_BOUNDARIES: interactions}
+
+
+@pytest.fixture
+def shards(kind: str, datasets: dict[str, Path]) -> Path:
+    """What the stage reads."""
+    return datasets[INTERACTION_BOUNDARIES if kind in ("sft", "decoder-sft") else BOUNDARY_POLICY]
 
 
 def trained(tiny: TinyRun, kind: str, *overrides: str) -> ExitCode:
