@@ -1,4 +1,4 @@
-"""Rows of documents or interactions, of one dataset or of several that phases name, as the source of a run's batches."""
+"""Rows of documents or interactions, of one or several datasets that phases name, as the source of a run's batches."""
 
 from __future__ import annotations
 
