@@ -14,6 +14,7 @@ from rxt_dist.config.load import load_model
 from rxt_dist.config.model import ModelConfig
 from rxt_dist.config.run import OptimizerConfig, ParallelConfig, RunConfig, TrainConfig
 from rxt_dist.config.stages import DEFAULT_STAGE, STAGES
+from rxt_dist.data.dialogue_source import TurnBatch
 from rxt_dist.data.interactions import ANSWER_ID, QUERY_ID, THINK_ID
 from rxt_dist.data.loader import TokenBatch, token_batch
 from rxt_dist.data.rows import BOS_ID, EOS_ID, SPECIAL_COUNT
@@ -125,6 +126,25 @@ def interaction_batch(step: int = 0) -> TokenBatch:
     return batch
 
 
+# Lengths of the turns of eight dialogues, of one to three turns; a turn is at most TOKENS long.
+DIALOGUES = ((20, 9, 12), (32,), (6, 7), (8, 24, 5), (11, 11), (7,), (31, 8, 9), (16, 16))
+
+
+def dialogue_batch(step: int = 0) -> TurnBatch:
+    """Batch number `step`: dialogues of unequal numbers of turns; every turn is an interaction."""
+    turns = max(map(len, DIALOGUES))
+    random = np.random.default_rng(step)
+    tokens = np.zeros((len(DIALOGUES), turns, TOKENS), dtype=np.int64)
+    lengths = np.zeros((len(DIALOGUES), turns), dtype=np.int64)
+    for b, dialogue in enumerate(DIALOGUES):
+        for u, length in enumerate(dialogue):
+            text = random.integers(SPECIAL_COUNT, 128, length)
+            text[[0, 1, length // 2 + 1, length - 1]] = BOS_ID, QUERY_ID, ANSWER_ID, EOS_ID
+            tokens[b, u, :length], lengths[b, u] = text, length
+    samples = np.arange(len(DIALOGUES), dtype=np.int64) + step * len(DIALOGUES)
+    return TurnBatch(torch.from_numpy(tokens), torch.from_numpy(lengths), torch.from_numpy(samples))
+
+
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """max |a - b| / max |b|."""
     worst = (actual.double() - expected.double()).abs().max().item()
@@ -138,6 +158,7 @@ BATCHES: dict[str, Callable[[int], Any]] = {
     "decoder": packed_batch,
     "sft": interaction_batch,
     "decoder-sft": interaction_batch,
+    "memory": dialogue_batch,
     "lm": packed_batch,
     "frozen-experts": packed_batch,
     "encoder": packed_batch,

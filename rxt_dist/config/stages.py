@@ -10,9 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from rxt_dist.config.base import Config
+from rxt_dist.config.base import Config, at_most
 from rxt_dist.config.model import ModelConfig, PartName
 from rxt_dist.errors import ConfigError
 
@@ -175,6 +175,33 @@ class DecoderSftConfig(DecoderStageConfig):
     train_mode: bool = _TRAIN_MODE
 
 
+class MemoryStageConfig(StageConfig):
+    """Pre-training of memory attention on dialogues, with encoder and embedding as they are (docs/curriculum.md)."""
+
+    kind: Literal["memory"] = Field("memory", description="Which stage.")
+    turns: Annotated[PositiveInt, at_most(1024)] = Field(
+        6, description="Turns of a dialogue that are read; later ones are left out."
+    )
+    input_noise: NonNegativeFloat = Field(
+        0.1, description="Noise on the encoded turn that is written, as a share of its rms."
+    )
+    label_noise: NonNegativeFloat = Field(0.05, description="Noise on the label, as a share of its rms.")
+    label_scale: Literal["unit", "raw"] = Field(
+        "unit", description="Whether old memory and encoded turn have the rms 1 before they are mixed, or their own."
+    )
+    change_weight: NonNegativeFloat = Field(
+        0.0, description="Weight of the mean squared change of the memory, which grows with the root of the turn."
+    )
+
+    def parts(self) -> tuple[PartName, ...]:
+        """See `StageConfig.parts`."""
+        return ("embedding", "encoder", "memory_attention")
+
+    def rate_group(self, parameter: str) -> str | None:
+        """Only memory attention trains."""
+        return ALL if parameter.startswith("memory_attention.") else None
+
+
 class StageEntry(NamedTuple):
     """A stage's configuration class, and `module:class` of its code."""
 
@@ -188,5 +215,6 @@ STAGES: dict[str, StageEntry] = {
     "decoder": StageEntry(DecoderStageConfig, "rxt_dist.stages.decoder:DecoderStage"),
     "sft": StageEntry(SftConfig, "rxt_dist.stages.sft:SftStage"),
     "decoder-sft": StageEntry(DecoderSftConfig, "rxt_dist.stages.sft:DecoderSftStage"),
+    "memory": StageEntry(MemoryStageConfig, "rxt_dist.stages.memory:MemoryStage"),
 }
 DEFAULT_STAGE = next(iter(STAGES))

@@ -31,7 +31,7 @@ class RowSource:
 
     def __init__(self, run: RunConfig, boundaries: str = BOUNDARY_POLICY) -> None:
         self._run = run
-        wanted = _fingerprint(run.data.tokenizer) if run.data.tokenizer else None
+        wanted = tokenizer_of_run(run)
         opened: dict[str, TokenDataset] = {}
 
         def look(path: Path) -> PhaseDataset:
@@ -104,7 +104,15 @@ def _require(dataset: TokenDataset, boundaries: str, kind: str) -> None:
     )
 
 
-def _fingerprint(tokenizer: Path) -> str:
+def tokenizer_of_run(run: RunConfig) -> str | None:
+    """Fingerprint of the tokenizer that the run names; None where it takes the data's own.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    tokenizer = run.data.tokenizer
+    if tokenizer is None:
+        return None
     try:
         return tokenizer_fingerprint(tokenizer.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as error:

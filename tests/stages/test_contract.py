@@ -25,7 +25,6 @@ from rxt_dist.config.load import load_run
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.stages import STAGES
 from rxt_dist.config.validate import settle_topology, validate_run
-from rxt_dist.data.rows import BOUNDARY_POLICY, INTERACTION_BOUNDARIES
 from rxt_dist.engine.interface import KINDS
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.errors import ConfigError, ExitCode
@@ -264,22 +263,35 @@ def test_operations_grow_with_the_work(kind: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+READS = {"sft": "single", "decoder-sft": "single", "memory": "dialogues"}
+# A step of the tiny run is then a whole number of dialogues.
+SETTINGS = {"memory": "turns: 2, "}
+
+
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A dataset of each kind, by the boundaries in its rows."""
+    """A dataset of each kind."""
     documents = build_shards(tmp_path_factory.mktemp("documents"))
-    interactions = build_interaction_shards(tmp_path_factory.mktemp("interactions"), documents / "tokenizer.json")
-    return {BOUNDARY_POLICY: documents, INTERACTION_BOUNDARIES: interactions}
+    tokenizer = documents / "tokenizer.json"
+    chats = {
+        kind: build_interaction_shards(tmp_path_factory.mktemp(kind), tokenizer, kind)
+        for kind in ("single", "dialogues")
+    }
+    return {"documents": documents, **chats}
 
 
 @pytest.fixture
 def shards(kind: str, datasets: dict[str, Path]) -> Path:
     """What the stage reads."""
-    return datasets[INTERACTION_BOUNDARIES if kind in ("sft", "decoder-sft") else BOUNDARY_POLICY]
+    return datasets[READS.get(kind, "documents")]
+
+
+def stage_override(kind: str) -> str:
+    return f"stage={{{SETTINGS.get(kind, '')}kind: {kind}}}"
 
 
 def trained(tiny: TinyRun, kind: str, *overrides: str) -> ExitCode:
-    config = load_run(tiny.file, [f"stage={{kind: {kind}}}", "eval.every_tokens=2560", *overrides])
+    config = load_run(tiny.file, [stage_override(kind), "eval.every_tokens=2560", *overrides])
     with StopRequest(tiny.directory / "STOP") as stop:
         return train(config, Ranks(0, 1, 0), stop)
 
@@ -305,7 +317,7 @@ def test_a_run_reports_its_terms_and_goes_on_after_a_stop(kind: str, tmp_path: P
     assert [event["step"] for event in stopped.events("resume")] == [5]
     assert lines_of(stopped) == lines_of(whole)
 
-    stage = stage_class(load_run(whole.file, [f"stage={{kind: {kind}}}"]))
+    stage = stage_class(load_run(whole.file, [stage_override(kind)]))
     line = whole.lines()[0]
     for term in stage.terms:
         assert math.isfinite(line[f"{term.name}_loss"])
@@ -322,7 +334,7 @@ def test_a_run_reports_its_terms_and_goes_on_after_a_stop(kind: str, tmp_path: P
 
 @EACH_STAGE
 def test_experts_that_do_not_train_are_not_split(kind: str, tmp_path: Path, shards: Path) -> None:
-    wanted = [f"stage={{kind: {kind}}}", "parallel={engine: deepspeed, zero: 1, expert_parallel: 2}"]
+    wanted = [stage_override(kind), "parallel={engine: deepspeed, zero: 1, expert_parallel: 2}"]
     config = load_run(TinyRun(tmp_path, shards).file, [*wanted, "cluster.gpus_per_node=2"])
     model = make_stage(config_of(kind)).model
     if any(parameter.requires_grad and ".experts." in name for name, parameter in model.named_parameters()):
@@ -336,7 +348,7 @@ def test_experts_that_do_not_train_are_not_split(kind: str, tmp_path: Path, shar
 
 @EACH_STAGE
 def test_a_plan_counts_what_the_stage_builds(kind: str, tmp_path: Path, shards: Path) -> None:
-    config = load_run(TinyRun(tmp_path, shards).file, [f"stage={{kind: {kind}}}"])
+    config = load_run(TinyRun(tmp_path, shards).file, [stage_override(kind)])
     plan = plan_run(config)
     stage = make_stage(config)
     trained_ = sum(p.numel() for p in stage.model.parameters() if p.requires_grad)
