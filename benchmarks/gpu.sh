@@ -43,9 +43,8 @@ options=()
 if [ -n "$dry" ]; then
     export RXT_CUDA_TESTS="${RXT_CUDA_TESTS:-cpu}" DS_ACCELERATOR=cpu OMP_NUM_THREADS=1
     options=(--dry-run)
-    # One process for all; those that start processes of their own are left to the suite.
+    # One process for all.
     files=(tests/cuda)
-    tests="${RXT_TESTS:-not test_a_run and not test_experts_on_two_devices}"
 else
     site="${RXT_SITE:-/tmp/rxt-site}"
     rm -rf "$site" "$site-reference"
@@ -53,8 +52,8 @@ else
     part install 60 "$python" benchmarks/gpu_wheels.py install "${RXT_WHEELS:-.wheels}" --into "$site"
     # A process a file, so that an error that breaks the device ends no other file.
     files=(tests/cuda/test_*.py)
-    tests="${RXT_TESTS:-}"
 fi
+tests="${RXT_TESTS:-}"
 part torch 60 "$python" -c \
     'import sys, torch; print(sys.version, torch.__version__); print("GPUs:", torch.cuda.device_count())'
 part doctor 90 "$python" -m rxt_dist doctor

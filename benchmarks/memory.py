@@ -44,6 +44,8 @@ def configuration(topology: str, experts: int) -> Any:
         f"model.decoder.moe.experts={experts}",
         f"parallel={{engine: {'plain' if plain else 'deepspeed'}, zero: {zero}, expert_parallel: {expert_parallel}}}",
         f"cluster.gpus_per_node={ranks}",
+        f"data.seq_len={LENGTH}",
+        f"train.global_batch_tokens={ROWS * LENGTH}",
         f"train.micro_batch_rows={ROWS // 2}",
     ]
     return load_run(ROOT / "configs/run/demo.yaml", [*MODEL, *changes])
@@ -98,7 +100,8 @@ def measure_rank(topology: str, experts: int, folder: Path) -> None:
 
 def measure(topology: str, experts: int) -> dict[str, Any]:
     """The largest peak of any rank in each phase, the plan's figure, and their ratio."""
-    from rxt_dist.plan import memory_per_gpu
+    from rxt_dist.plan.memory import memory_per_gpu
+    from rxt_dist.plan.setting import Setting
 
     config = configuration(topology, experts)
     ranks = config.cluster.ranks
@@ -117,7 +120,7 @@ def measure(topology: str, experts: int) -> dict[str, Any]:
     if any(process.returncode for process in running):
         raise SystemExit(f"{topology}: exit codes {[process.returncode for process in running]}")
     peaks = [json.loads(output.splitlines()[-1]) for output in outputs]
-    planned = memory_per_gpu(config, config.parallel.zero, LENGTH)["total_estimate"]
+    planned = memory_per_gpu(Setting.of(config)).total
     result: dict[str, Any] = {"topology": topology, "planned": planned}
     result |= {phase: max(of_rank[index] for of_rank in peaks) for index, phase in enumerate(PHASES)}
     result["ratio"] = max(result[phase] for phase in PHASES) / planned

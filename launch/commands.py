@@ -7,14 +7,10 @@ from typing import Annotated
 
 import typer
 
+import launch.slurm.commands as slurm
 from rxt_dist.commands.arguments import Overrides, Profiled, RunFile, TimeLimited, with_time_limit
 
 app = typer.Typer(help="Start the ranks of a run.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Keep `local` a verb of its own: typer runs the only verb of a group without its name."""
 
 
 @app.command()
@@ -62,3 +58,10 @@ def local(
     patience = Patience.of(config.health.deadlines)
     wanted = Launch(command, number, resume_attempts, config.directory, seconds, old_stop, once, patience)
     raise typer.Exit(launch(wanted))
+
+
+app.command("slurm")(slurm.slurm)
+app.command("slurm-data")(slurm.slurm_data)
+app.command("status")(slurm.status)
+app.command("stop")(slurm.stop)
+app.command("resume")(slurm.resume)

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from launch.ranks import Rank, send
-from rxt_dist.config.run import DeadlinesConfig
 from rxt_dist.lives import ONE_REQUEST_SECONDS, STOP_SIGNALS
+
+if TYPE_CHECKING:
+    from rxt_dist.config.run import DeadlinesConfig
 
 _POLL_SECONDS = 0.05
 _SLOW_SECONDS = 1.0

@@ -27,6 +27,11 @@ VERBS = {
     "diff": "rxt_dist.commands.diff:diff",
     "report": "rxt_dist.commands.report:report",
     "checkpoint": "rxt_dist.commands.checkpoint:app",
+    "export": "rxt_dist.commands.exchange:export",
+    "import": "rxt_dist.commands.exchange:import_weights",
+    "chat": "rxt_dist.commands.answer:chat",
+    "generate": "rxt_dist.commands.answer:generate",
+    "evaluate": "rxt_dist.commands.answer:evaluate",
     "config": "rxt_dist.commands.config:app",
     "launch": "launch.commands:app",
 }

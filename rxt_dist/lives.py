@@ -17,6 +17,7 @@ from typing import Self
 
 _TOKEN, _LAUNCHED, _ATTEMPT = "RXT_LIFE", "RXT_LAUNCHED", "RXT_ATTEMPT"
 _DEADLINE, _OLD_STOP, _LAST_WORDS = "RXT_DEADLINE", "RXT_OLD_STOP", "RXT_LAST_WORDS"
+_STOP_REQUEST = "RXT_STOP_REQUEST"
 
 # What asks a run to save and stop.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
@@ -34,7 +35,8 @@ class Life:
     token: its name. launched: when its launcher began it, or this process began (seconds since the epoch). attempt: 0
     for the first of a launcher. deadline: when the launcher's time is over; None: it has no limit, or none is known
     yet. old_stop: identity of the STOP file that was there before; None: look now. last_words: where a rank writes the
-    error that ends it, for the launcher to say once; None: on the terminal.
+    error that ends it, for the launcher to say once; None: on the terminal. stop_request: a file by which the launcher
+    asks this life to save and stop, whose signals may be lost on ranks that still import; None: it sends signals alone.
     """
 
     token: str
@@ -43,13 +45,14 @@ class Life:
     deadline: float | None = None
     old_stop: str | None = None
     last_words: Path | None = None
+    stop_request: Path | None = None
 
     @classmethod
     def of_process(cls, environ: Mapping[str, str]) -> Self:
         """The life that this process is part of."""
         if _TOKEN not in environ:
             return cls(uuid.uuid4().hex[:12], _process_start(), int(environ.get("SLURM_RESTART_COUNT", "0")))
-        deadline, words = environ.get(_DEADLINE), environ.get(_LAST_WORDS)
+        deadline, words, request = (environ.get(name) for name in (_DEADLINE, _LAST_WORDS, _STOP_REQUEST))
         return cls(
             environ[_TOKEN],
             float(environ[_LAUNCHED]),
@@ -57,6 +60,7 @@ class Life:
             float(deadline) if deadline else None,
             environ[_OLD_STOP],
             Path(words) if words else None,
+            Path(request) if request else None,
         )
 
     def environment(self) -> dict[str, str]:
@@ -71,6 +75,8 @@ class Life:
             variables[_DEADLINE] = repr(self.deadline)
         if self.last_words is not None:
             variables[_LAST_WORDS] = str(self.last_words)
+        if self.stop_request is not None:
+            variables[_STOP_REQUEST] = str(self.stop_request)
         return variables
 
 

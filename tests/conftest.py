@@ -1,9 +1,16 @@
 """Shared test set-up; the tiny model of most tests is in tiny.py."""
 
+import gc
 import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
 
 # Tensors of tests are tiny: more threads gain nothing, and on busy cores they wait for each other (100 times slower).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests of these folders share a process that is warm, and wait in between: a queue each, beside all others.
+_QUEUES = ("tests/distributed/", "tests/faults/")
 
 
 def _written(file: int) -> None:
@@ -16,3 +23,47 @@ def _written(file: int) -> None:
 
 
 os.fsync = _written
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, the long ones come first: none is left alone with one at the end."""
+    if hasattr(config, "workerinput"):
+        long = {item.path for item in items if any(map(item.get_closest_marker, ("distributed", "faults", "slow")))}
+        items.sort(key=lambda item: (_scope(item.nodeid) not in _QUEUES, item.path not in long))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist=loadfile` a queue goes to one process, and so does each other file."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _scope(nodeid)
+
+    return ByFile(config, log)
+
+
+def _scope(nodeid: str) -> str:
+    return next((queue for queue in _QUEUES if nodeid.startswith(queue)), nodeid.split("::", 1)[0])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    _keep_what_is_there()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, bool, bool]:
+    done = yield
+    if nextitem is None or nextitem.path != item.path:
+        _keep_what_is_there()
+    return done
+
+
+def _keep_what_is_there() -> None:
+    """What was imported stays: every collection of garbage would walk through all of it, a fifth of a second a time."""
+    gc.collect()
+    gc.freeze()

@@ -32,8 +32,8 @@ ORDER = (
     "report",
     "inference",
     "plan",
-    "limits",
     "doctor",
+    "node_check",
     "commands",
     "cli",
     "__main__",
@@ -68,8 +68,10 @@ LAUNCH_MAY = (
     "rxt_dist.errors",
     "rxt_dist.files",
     "rxt_dist.lives",
+    "rxt_dist.locks",
     "rxt_dist.ranks",
     "rxt_dist.train.events",
+    "rxt_dist.train.run_dir",
 )
 # The rooms of data_prep, in the same way.
 DATA_PREP_ORDER = (
@@ -88,7 +90,7 @@ DATA_PREP_ORDER = (
     "megatron",
     "commands",
 )
-COLLECTIVE_ROOMS = ("rxt_dist/engine", "rxt_dist/checkpoint", "rxt_dist/doctor.py")
+COLLECTIVE_ROOMS = ("rxt_dist/engine", "rxt_dist/checkpoint", "rxt_dist/doctor.py", "rxt_dist/node_check.py")
 
 
 def sources(*folders: str) -> list[Path]:
@@ -146,9 +148,10 @@ def test_the_package_imports_nothing_around_it() -> None:
     assert wrong == []
 
 
-def test_data_preparation_and_launchers_load_no_torch() -> None:
+def test_data_preparation_launchers_and_plans_load_no_torch() -> None:
     """Not by what they import either. A verb may, when it runs: `show --mlm` masks as training does."""
-    modules = [module_of(path) for path in sources("data_prep", "launch")]
+    plans = ["rxt_dist.stages.joint_work"]
+    modules = [*plans, *(module_of(path) for path in sources("data_prep", "launch", "rxt_dist/plan"))]
     code = f"import sys, {', '.join(modules)}; assert not {{'torch', 'deepspeed'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
@@ -252,15 +255,19 @@ def test_only_engine_and_checkpoint_call_collectives() -> None:
     assert [name for name in importers if not name.startswith(COLLECTIVE_ROOMS)] == []
 
 
-VERBS = [*sources("rxt_dist/commands", "data_prep/commands"), ROOT / "launch/commands.py", ROOT / "rxt_dist/cli.py"]
+VERBS = [
+    *sources("rxt_dist/commands", "data_prep/commands"),
+    *(ROOT / file for file in ("launch/commands.py", "launch/slurm/commands.py", "rxt_dist/cli.py")),
+]
 
 
 @pytest.mark.parametrize("path", VERBS, ids=name_of)
 def test_verbs_import_nothing_heavy_at_the_top(path: Path) -> None:
-    light = sys.stdlib_module_names | {"typer", "rxt_dist", "data_prep"}
+    light = sys.stdlib_module_names | {"typer", "rxt_dist", "data_prep", "launch"}
     tree = ast.parse(path.read_text(encoding="utf-8"))
     top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     top |= {str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in top} <= light
-    rooms = {name: room(name) for name in top if name.startswith(("rxt_dist.", "data_prep."))}
-    assert [name for name, own in rooms.items() if own not in ("commands", "errors", "lives")] == []
+    rooms = {name: room(name) for name in top if name.startswith(("rxt_dist.", "data_prep.", "launch."))}
+    wrong = [name for name, own in rooms.items() if own not in ("commands", "errors", "lives")]
+    assert [name for name in wrong if name not in ("launch.slurm.commands", "launch.slurm.arguments")] == []

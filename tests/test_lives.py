@@ -10,7 +10,7 @@ from rxt_dist.lives import Life, file_identity, launched_by_us, old_file
 
 
 def test_what_a_launcher_says_arrives(tmp_path: Path) -> None:
-    full = Life("abc", 1234.5678, 2, 99.25, "7:8", tmp_path / "words")
+    full = Life("abc", 1234.5678, 2, 99.25, "7:8", tmp_path / "words", tmp_path / "stop")
     assert Life.of_process(full.environment()) == full
     assert launched_by_us(full.environment())
     bare = Life("abc", 1.0, old_stop="")

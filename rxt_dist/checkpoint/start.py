@@ -148,7 +148,7 @@ def fill_from(start: StartConfig, checkpoint: Checkpoint | None, runs: Iterable[
         raise CheckpointError(
             f"{place} was removed while its weights were taken ({error}); a run that is being trained removes its old "
             f"checkpoints. Start again: the newest one is taken then. To begin from this one, copy it, or export it "
-            f"with `rxt-dist checkpoint`."
+            f"with `rxt-dist export`."
         ) from error
 
 

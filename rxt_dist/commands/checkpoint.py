@@ -1,4 +1,4 @@
-"""`rxt-dist checkpoint`: look at the checkpoints of a run, prove that they are whole, prune and export them."""
+"""`rxt-dist checkpoint`: look at the checkpoints of a run, prove that they are whole, and prune them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rxt_dist.commands.arguments import AsJson
+from rxt_dist.commands.exchange import export
 
 if TYPE_CHECKING:
     from rxt_dist.checkpoint.retention import Retention
     from rxt_dist.checkpoint.store import CheckpointInfo, CheckpointStore
 
 app = typer.Typer(no_args_is_help=True, help="List, verify, prune and export the checkpoints of a run.")
+# The same verb, where somebody looks for it beside the others.
+app.command("export-weights")(export)
 
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Run directory, for example runs/demo.")]
 
@@ -114,32 +117,6 @@ def prune(
             typer.echo(f"{path.name}  {'would go' if dry_run else 'removed'}")
     for step in store.steps():
         typer.echo(f"{store.folder(step).name}  {reasons.get(step, 'does not have to stay')}")
-
-
-@app.command("export-weights")
-def export_weights(
-    run_dir: RunDir,
-    out: Annotated[Path, typer.Option(help="Folder to make; what is there already is refused.")],
-    step: Annotated[int | None, typer.Option(help="Step to export; default: the newest valid one.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, as the weights are learnt, or bfloat16.")] = "float32",
-) -> None:
-    """Write the weights of a checkpoint of RUN_DIR as .safetensors files with whole parameters under their names.
-
-    Another run can begin with them: start={export: OUT, parts: [...]}.
-
-    Example: rxt-dist checkpoint export-weights runs/demo --out exports/demo --dtype bfloat16
-    """
-    import torch
-
-    from rxt_dist.checkpoint.export import export_weights as export
-    from rxt_dist.errors import ConfigError
-
-    types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if dtype not in types:
-        raise ConfigError(f"--dtype is '{dtype}', but weights are exported as {' or '.join(types)}.")
-    _store(run_dir)
-    for record in export(run_dir, step, out, types[dtype], typer.echo):
-        typer.echo(f"{out / record.name}  {record.bytes / 1e6:,.1f} MB")
 
 
 def _store(run_dir: Path, retention: Callable[[], Retention] | None = None) -> CheckpointStore:

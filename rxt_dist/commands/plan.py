@@ -13,26 +13,38 @@ from rxt_dist.commands.arguments import AsJson, Overrides
 if TYPE_CHECKING:
     from rich.table import Table
 
+# Of all settings so many are shown; --json has all.
+_SHOWN = 8
+
 
 def plan(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A run file or a model file.")],
     overrides: Overrides = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Plan for this cluster (configs/cluster/*.yaml) instead of the run's own."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print parameters; for a run also memory per GPU, traffic, days, and what limits it in which topology."""
+    """Print parameters; for a run also memory per GPU, traffic, days, cost, and all settings that it could have."""
     from rxt_dist.config.load import is_model_file, load_model, load_run
     from rxt_dist.config.validate import settle_topology, validate_run
-    from rxt_dist.limits import plan_topologies
-    from rxt_dist.plan import plan_model, plan_run
+    from rxt_dist.errors import ConfigError
+    from rxt_dist.plan.run import plan_model, plan_run
 
     if is_model_file(file):
+        if cluster is not None:
+            raise ConfigError(
+                f"{file} describes a model, which has no cluster: leave --cluster out, or give a run file."
+            )
         result = plan_model(load_model(file, overrides or []))
     else:
-        config = load_run(file, overrides or [])
+        # First, so that an override may change a value of the cluster.
+        joined = [] if cluster is None else [f"cluster={json.dumps(str(cluster))}"]
+        config = load_run(file, [*joined, *(overrides or [])])
         config = settle_topology(config, config.cluster.ranks)
         validate_run(config, config.cluster.ranks, None)
         result = plan_run(config)
-        result["topologies"] = plan_topologies(config, result)
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
@@ -47,24 +59,37 @@ def _print(result: dict[str, Any]) -> None:
     if "run" not in result:
         return
     console.print(_per_stage(result))
-    time, batch = result["time"], result["batch"]
-    per_step = f"{batch['global_rows']:,} rows in {batch['micro_batches_per_step']} micro-batches per rank"
+    console.print(_work(result), highlight=False)
+    settings = result["settings"]
+    console.print(_settings(settings))
+    if settings["refused_estimate"]:
+        console.print(_refused(settings["refused_estimate"]), highlight=False)
+    own = settings["own_estimate"]
     console.print(
-        f"{batch['steps']:,} steps of {per_step}; {time['flops_per_token']:.3g} FLOP per token.\n"
-        f"Estimate: {time['step_seconds_estimate']:.3g} s per step, {time['tokens_per_second_estimate']:,.0f} "
-        f"tokens/s, {_duration(time['days_estimate'])}.",
-        highlight=False,
-    )
-    console.print(_topologies(result["topologies"]))
-    own, memory = result["topologies"]["own_estimate"], result["topologies"]["gpu_memory_gb"]
-    console.print(
-        f"The run takes {own['memory_bytes'] / 1e9:.3g} GB of a GPU's {memory:g}, and its steps are limited by "
-        f"{own['limited_by']}. {result['topologies']['verdict']}",
+        f"The run takes {own['memory_bytes'] / 1e9:.3g} GB of a GPU's {settings['gpu_memory_gb']:g}, and its steps are "
+        f"limited by {own['limited_by']}. {settings['verdict']}",
         highlight=False,
     )
     console.print(_saves(result["checkpoint"]), highlight=False)
-    for assumption in [*result["assumptions"], *result["topologies"]["assumptions"]]:
+    for assumption in [*result["assumptions"], *settings["assumptions"]]:
         console.print(f"  - {assumption}", highlight=False, style="dim")
+
+
+def _work(result: dict[str, Any]) -> str:
+    """Steps, operations, time and cost."""
+    time, batch, cost = result["time"], result["batch"], result["cost"]
+    per_step = f"{batch['global_rows']:,} rows in {batch['micro_batches_per_step']} micro-batches per rank"
+    whole = time["flops_per_token"]
+    shares = ", ".join(
+        f"{part.replace('_', ' ')} {count / whole:.0%}" for part, count in result["flops_per_token"].items() if count
+    )
+    price = "" if cost["usd_estimate"] is None else f", {cost['usd_estimate']:,.0f} dollars"
+    return (
+        f"{batch['steps']:,} steps of {per_step}; {whole:.3g} FLOP per token: {shares}.\n"
+        f"Estimate: {time['step_seconds_estimate']:.3g} s per step, {time['tokens_per_second_estimate']:,.0f} "
+        f"tokens/s, {_duration(time['days_estimate'])}; with saves and failures "
+        f"{_duration(cost['days_with_losses_estimate'])}, {cost['gpu_hours_estimate']:,.0f} GPU-hours{price}."
+    )
 
 
 def _saves(plan: dict[str, Any]) -> str:
@@ -101,7 +126,8 @@ def _per_stage(result: dict[str, Any]) -> Table:
     memory, traffic = result["memory_per_gpu_bytes"], result["traffic_per_gpu_per_step_bytes"]
     small = max(stage["total_estimate"] for stage in memory.values()) < 1e9
     unit, bytes_per_unit = ("MB", 1e6) if small else ("GB", 1e9)
-    table = Table(f"{unit} per GPU", title=f"{result['run']}: memory, and traffic per step", title_justify="left")
+    title = f"{result['run']} on {result['cluster']}: memory, and traffic per step"
+    table = Table(f"{unit} per GPU", title=title, title_justify="left")
     for stage in memory:
         table.add_column(stage.replace("_", " ").replace("zero", "ZeRO"), justify="right")
     for title, stages in (("", memory), ("sent: ", traffic)):
@@ -111,21 +137,46 @@ def _per_stage(result: dict[str, Any]) -> Table:
     return table
 
 
-def _topologies(topologies: dict[str, Any]) -> Table:
+def _settings(settings: dict[str, Any]) -> Table:
+    """The best settings, and the run's own wherever it stands."""
+    from rich import box
     from rich.table import Table
 
-    table = Table(title="What limits a step, in seconds (estimates)", title_justify="left")
-    table.add_column("topology", no_wrap=True)
-    for heading in ("GB", "arithmetic", "links", "network", "at least", "in all"):
+    ordered, own = settings["ranked_estimate"], settings["own_estimate"]
+    number = len(ordered) + len(settings["refused_estimate"])
+    title = f"Best of {number} settings; times of a step in seconds (estimates)"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for heading in ("", "ZeRO", "EP", "rows", "kept", "GB", "arithmetic", "links", "network", "at least", "in all"):
         table.add_column(heading, justify="right", no_wrap=True)
-    own = topologies["own_estimate"]
-    for topology in (own, *topologies["others_estimate"]):
-        memory = _shown(topology["memory_bytes"], 1e9) + ("" if topology["fits"] else " NO")
+    shown = list(enumerate(ordered[:_SHOWN], start=1))
+    if settings["own_rank"] is None or settings["own_rank"] > _SHOWN:
+        shown.append((settings["own_rank"], own))
+    for place, setting in shown:
         times = ("arithmetic_s", "gpu_links_s", "network_s", "lower_bound_s", "without_overlap_s")
-        name = f"ZeRO {topology['zero']}, EP {topology['expert_parallel']}{' *' if topology is own else ''}"
-        table.add_row(name, memory, *(f"{topology[time]:.2g}" for time in times))
-    table.caption = "* the run's own. Links: inside a node. At least: all overlaps. In all: nothing does."
+        table.add_row(
+            f"{'*' if setting == own else ''}{place or 'NO'}",
+            *(str(setting[name]) for name in ("zero", "expert_parallel", "micro_rows")),
+            "no" if setting["recompute"] else "yes",
+            f"{setting['memory_bytes'] / 1e9:.1f}",
+            *(f"{setting[time]:.2g}" for time in times),
+        )
+    table.caption = (
+        "* the run's own; NO: does not fit. Rows: of a micro-batch. Kept: no layer is recomputed. Links: inside a node."
+        " At least: all overlaps. In all: nothing does."
+    )
     return table
+
+
+def _refused(refused: list[dict[str, Any]]) -> str:
+    """How many do not fit, and the reason of the one that is nearest to fitting and of the farthest."""
+    ordered = sorted(refused, key=lambda setting: setting["memory_bytes"])
+    examples = [ordered[0]] if len(ordered) == 1 else [ordered[0], ordered[-1]]
+    lines = [
+        f"  ZeRO {each['zero']}, EP {each['expert_parallel']}, {each['micro_rows']} rows, "
+        f"{'recomputed' if each['recompute'] else 'kept'}: {each['refused']}"
+        for each in examples
+    ]
+    return "\n".join([f"{len(refused)} do not fit (--json lists all), from the smallest to the largest:", *lines])
 
 
 def _label(name: str) -> str:

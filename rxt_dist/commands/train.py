@@ -52,7 +52,7 @@ def train(
     old_stop = old_file(stop_file, life.launched) if life.old_stop is None else life.old_stop
     limit = TimeLimit.of(config.train.time_limit, life) if config.train.time_limit else None
     # Signals are caught before torch is imported: that takes seconds, in which a stop would otherwise kill the rank.
-    with StopRequest(stop_file, ranks.rank == 0, old_stop, limit) as stop:
+    with StopRequest(stop_file, ranks.rank == 0, old_stop, limit, life.stop_request) as stop:
         from rxt_dist.train.run import train as run_training
 
         raise typer.Exit(int(run_training(config, ranks, stop, profile or 0, life, from_step)))

@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -117,6 +117,23 @@ def load_data(path: Path, overrides: Sequence[str] = ()) -> DataConfig:
     for override in overrides:
         tree.override(override, joined=())
     return _validated(DataConfig, tree)
+
+
+def load_settings(kind: type[ConfigT], path: Path | None, options: Mapping[str, Any]) -> ConfigT:
+    """Read settings of one class: of a file, where there is one, and of options of a command, which count before it.
+
+    Args:
+        options: by the names of the fields; an option is called as its field, with hyphens.
+
+    Raises:
+        ConfigError: as `load_run`.
+    """
+    tree = Tree.read(path) if path is not None else Tree("command line", {})
+    if isinstance(tree.values, dict):
+        for name, value in options.items():
+            tree.values[name] = value
+            tree.places[name,] = f"option --{name.replace('_', '-')}"
+    return _validated(kind, tree)
 
 
 def is_model_file(path: Path) -> bool:

@@ -23,12 +23,12 @@ from pydantic import (
 )
 
 from rxt_dist.config.base import Config, at_most
+from rxt_dist.config.cluster import ClusterConfig
 from rxt_dist.config.corpus import BuildConfig
 from rxt_dist.config.duration import Duration
 from rxt_dist.config.model import ModelConfig, PartName
 from rxt_dist.config.stages import DEFAULT_STAGE, STAGES, Probability, StageConfig
 
-_MOST_RANKS = 131_072
 Rows = Annotated[PositiveInt, at_most(65_536)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -250,42 +250,6 @@ class HealthConfig(Config):
     replica_steps: NonNegativeInt = Field(
         100, description="Steps between comparisons of the weights that ranks hold in common; 0: never."
     )
-
-
-class ClusterConfig(Config):
-    """The machine a run is planned for and launched on."""
-
-    name: str = Field("local", description="Name of the cluster, for reports.")
-    nodes: Annotated[PositiveInt, at_most(16_384)] = Field(1, description="Nodes of one job.")
-    gpus_per_node: Annotated[PositiveInt, at_most(256)] = Field(1, description="Ranks per node.")
-    gpu_memory_gb: PositiveFloat = Field(80.0, description="Memory of one GPU in 10^9 bytes.")
-    peak_tflops: PositiveFloat = Field(312.0, description="Dense bfloat16 peak of one GPU (A100: 312, H100: 989).")
-    mfu: Probability = Field(0.25, description="Model FLOPs utilisation that plans assume.")
-    gpu_link_gb_s: PositiveFloat = Field(
-        300.0, description="Speed of a GPU's links inside its node, each way, in 10^9 bytes/s (A100 SXM: 300)."
-    )
-    node_link_gb_s: PositiveFloat = Field(
-        200.0, description="Speed of a node's network, each way, in 10^9 bytes/s (eight adapters of 200 Gbit/s: 200)."
-    )
-    # 419 unexpected interruptions of 2,048 nodes of 8 H100 in 54 days ("The Llama 3 Herd of Models", 2024, section
-    # 3.3.4): one in 54 * 24 * 2048 / 419 hours of a node.
-    hours_between_failures: PositiveFloat = Field(
-        6300, description="Mean hours between failures of one node, for the interval of checkpoints that plans advise."
-    )
-
-    @model_validator(mode="after")
-    def _ranks_that_there_are(self) -> Self:
-        if self.ranks > _MOST_RANKS:
-            raise ValueError(
-                f"nodes ({self.nodes:,}) times gpus_per_node ({self.gpus_per_node:,}) is {self.ranks:,} ranks, more "
-                f"than any machine has: at most {_MOST_RANKS:,} are taken"
-            )
-        return self
-
-    @property
-    def ranks(self) -> int:
-        """World size."""
-        return self.nodes * self.gpus_per_node
 
 
 class RunConfig(Config):

@@ -203,17 +203,22 @@ class MemoryStageConfig(StageConfig):
 
 
 class StageEntry(NamedTuple):
-    """A stage's configuration class, and `module:class` of its code."""
+    """A stage's configuration class, and `module:class` of its code.
+
+    work: the same of what says how much it computes (`Arithmetic`), where that stands apart and needs no torch, so that
+        plans are quick; else the code is asked.
+    """
 
     config: type[StageConfig]
     code: str
+    work: str | None = None
 
 
 STAGES: dict[str, StageEntry] = {
-    "joint": StageEntry(JointConfig, "rxt_dist.stages.joint:JointStage"),
+    "joint": StageEntry(JointConfig, "rxt_dist.stages.joint:JointStage", "rxt_dist.stages.joint_work:JointWork"),
     "mlm": StageEntry(MlmConfig, "rxt_dist.stages.mlm:MlmStage"),
     "decoder": StageEntry(DecoderStageConfig, "rxt_dist.stages.decoder:DecoderStage"),
-    "sft": StageEntry(SftConfig, "rxt_dist.stages.sft:SftStage"),
+    "sft": StageEntry(SftConfig, "rxt_dist.stages.sft:SftStage", "rxt_dist.stages.joint_work:JointWork"),
     "decoder-sft": StageEntry(DecoderSftConfig, "rxt_dist.stages.sft:DecoderSftStage"),
     "memory": StageEntry(MemoryStageConfig, "rxt_dist.stages.memory:MemoryStage"),
 }

@@ -41,12 +41,16 @@ def settle_topology(config: RunConfig, world_size: int) -> RunConfig:
     """
     if config.parallel.expert_parallel:
         return config
-    moe, ranks = config.model.decoder.moe, min(world_size, config.cluster.gpus_per_node)
-    sizes = [size for size in divisors(moe.experts) if size <= ranks and world_size % size == 0]
+    largest = max(expert_parallel_sizes(config, world_size))
+    return config.model_copy(update={"parallel": config.parallel.model_copy(update={"expert_parallel": largest})})
+
+
+def expert_parallel_sizes(config: RunConfig, world_size: int) -> list[int]:
+    """The degrees of expert parallelism that stay inside a node, ascending."""
     if config.parallel.engine == "plain" or not _trains_experts(config):
-        sizes = [1]
-    parallel = config.parallel.model_copy(update={"expert_parallel": max(sizes)})
-    return config.model_copy(update={"parallel": parallel})
+        return [1]
+    ranks = min(world_size, config.cluster.gpus_per_node)
+    return [size for size in divisors(config.model.decoder.moe.experts) if size <= ranks and world_size % size == 0]
 
 
 def validate_run(config: RunConfig, world_size: int, facts: DataFacts | None) -> None:

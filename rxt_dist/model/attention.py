@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -143,6 +143,13 @@ def _varlen(q_BTHd: Tensor, k_BTGd: Tensor, v_BTGd: Tensor, documents: Documents
     return output.view(q_BTHd.shape)
 
 
+class KeyValues(NamedTuple):
+    """Projected keys (rotated, where they are) and values of one attention: [B, S, G, d] each."""
+
+    k_BSGd: Tensor
+    v_BSGd: Tensor
+
+
 _gated = Chain(lambda heads, gate: heads * torch.sigmoid(gate))
 
 
@@ -171,15 +178,30 @@ class SparseQueryAttention(nn.Module):
         keys_BS: Tensor | None = None,
     ) -> Tensor:
         """Attend from `x_BTD` to `source_BSD` (default: itself) and return [B, T, D]; masks as in `attend`."""
-        source_BSD = x_BTD if source_BSD is None else source_BSD
-        q = self.q_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
+        keys = self.keys_values(x_BTD if source_BSD is None else source_BSD, rotate_k)
+        return self.read(x_BTD, keys, rotate_q=rotate_q, causal=causal, documents=documents, keys_BS=keys_BS)
+
+    def keys_values(self, source_BSD: Tensor, rotate_k: Rotary | None = None) -> KeyValues:
+        """What `read` reads of a source [B, S, D]."""
         k = self.k_proj(source_BSD).unflatten(-1, (-1, self.head_dim))
         v = self.v_proj(source_BSD).unflatten(-1, (-1, self.head_dim))
+        return KeyValues(k if rotate_k is None else rotate_k(k), v)
+
+    def read(
+        self,
+        x_BTD: Tensor,
+        keys: KeyValues,
+        *,
+        rotate_q: Rotary | None = None,
+        causal: bool = False,
+        documents: Documents | None = None,
+        keys_BS: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from `x_BTD` to keys and values that are there already: [B, T, D]; masks as in `attend`."""
+        q = self.q_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
         if rotate_q is not None:
             q = rotate_q(q)
-        if rotate_k is not None:
-            k = rotate_k(k)
-        heads = attend(q, k, v, causal=causal, documents=documents, keys_BS=keys_BS).flatten(2)
+        heads = attend(q, *keys, causal=causal, documents=documents, keys_BS=keys_BS).flatten(2)
         if self.gate_proj is not None:
             heads = _gated(heads, self.gate_proj(x_BTD))
         return self.out_proj(heads)

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rxt_dist.config.model import DecoderConfig, ModelConfig
-from rxt_dist.model.attention import Documents, SparseQueryAttention
+from rxt_dist.config.model import ModelConfig
+from rxt_dist.model.attention import Documents, KeyValues, SparseQueryAttention
+from rxt_dist.model.cache import OwnKeys
 from rxt_dist.model.feedforward import DenseFeedForward
 from rxt_dist.model.moe import MoEFeedForward, RoutingInputs, RoutingTerms
+from rxt_dist.model.names import decoder_layer_kinds
 from rxt_dist.model.norm_rope import Rotary, rms_norm, rotary
 
 
@@ -58,6 +60,29 @@ class DecoderLayer(nn.Module):
             x_BTD = x_BTD + self.cross_attention(
                 self.cross_norm(x_BTD), self.memory_norm(memory_BSD), rotate_q=rotate, documents=memory_documents
             )
+        return self._fed_forward(x_BTD, valid_N, load_E)
+
+    def continued(self, x_BTD: Tensor, rotate: Rotary, own: OwnKeys, memory: KeyValues | None) -> Tensor:
+        """`forward` for tokens that follow those whose keys and values `own` holds; theirs are added to it.
+
+        Args:
+            memory: keys and values of this layer's memory, as `memory_keys` gives them.
+        """
+        normed_BTD = self.attention_norm(x_BTD)
+        keys, seen_BS = own.extended(self.attention.keys_values(normed_BTD, rotate))
+        causal = seen_BS is None
+        x_BTD = x_BTD + self.attention.read(normed_BTD, keys, rotate_q=rotate, causal=causal, keys_BS=seen_BS)
+        if memory is not None:
+            x_BTD = x_BTD + self.cross_attention.read(self.cross_norm(x_BTD), memory, rotate_q=rotate)
+        return self._fed_forward(x_BTD, None, None)[0]
+
+    def memory_keys(self, memory_BSD: Tensor) -> KeyValues:
+        """What the cross-attention of a stateful layer reads of its memory [B, S, D]."""
+        return self.cross_attention.keys_values(self.memory_norm(memory_BSD))
+
+    def _fed_forward(
+        self, x_BTD: Tensor, valid_N: Tensor | None, load_E: Tensor | None
+    ) -> tuple[Tensor, RoutingTerms | None]:
         normed_BTD = self.feed_forward_norm(x_BTD)
         if not self.is_moe:
             return x_BTD + self.feed_forward(normed_BTD), None
@@ -73,7 +98,7 @@ class Decoder(nn.Module):
         self.config = config
         self.recompute = recompute
         self.layers = nn.ModuleList(
-            DecoderLayer(config, stateful=stateful, moe=moe) for stateful, moe in layer_kinds(config.decoder, config)
+            DecoderLayer(config, stateful=stateful, moe=moe) for stateful, moe in decoder_layer_kinds(config)
         )
         norms = {"rms": lambda: rms_norm(config), "layer": lambda: nn.LayerNorm(config.dim), "none": nn.Identity}
         self.head_norm = norms[config.decoder.head_norm]()
@@ -117,13 +142,6 @@ class Decoder(nn.Module):
             if term is not None:
                 terms.append(term)
         return DecoderOutput(self.head_norm(x_BTD), _stack(terms))
-
-
-def layer_kinds(decoder: DecoderConfig, config: ModelConfig) -> list[tuple[bool, bool]]:
-    """(stateful, mixture-of-experts) of every decoder layer, in order."""
-    before = [(False, kind == "moe") for kind in decoder.stateless_before]
-    after = [(False, kind == "moe") for kind in decoder.stateless_after]
-    return [*before, *[(True, True)] * config.layers, *after]
 
 
 def _stack(terms: list[RoutingTerms]) -> RoutingTerms | None:

@@ -25,6 +25,7 @@ from rxt_dist.config.validate import DataFacts
 from rxt_dist.data.sampler import GlobalOrder
 from rxt_dist.losses import StageOutput
 from rxt_dist.model.reactive import ReactiveTransformer
+from rxt_dist.stages.work import Work as Work
 
 Positions = npt.NDArray[np.int64]
 # `with reading():` the model may be called without gradients; all ranks do so equally often.
@@ -138,15 +139,6 @@ class Term:
     by_view: bool = False
 
 
-@dataclass(frozen=True)
-class Work:
-    """What was computed: real tokens, pairs (see `Batch`), and how much each term counted, by name."""
-
-    tokens: int
-    pairs: int
-    counts: Mapping[str, float]
-
-
 class Stage(nn.Module, ABC):
     """A stage of training; as a module it maps (micro-batch, load_ME) to a `StageOutput`.
 
@@ -182,6 +174,11 @@ class Stage(nn.Module, ABC):
     @abstractmethod
     def flops(cls, run: RunConfig, work: Work) -> int:
         """Floating-point operations of training on `work`, forward and backward (model/flops.py has the convention)."""
+
+    @classmethod
+    def flops_by_part(cls, run: RunConfig, work: Work) -> Mapping[str, int]:
+        """The same by what they are spent on, for plans."""
+        return {"all": cls.flops(run, work)}
 
     @classmethod
     @abstractmethod

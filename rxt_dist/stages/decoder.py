@@ -20,7 +20,7 @@ from rxt_dist.data.masking import IGNORED_LABEL, sample_seed
 from rxt_dist.data.row_source import RowSource
 from rxt_dist.losses import StageOutput, mean_over_layers
 from rxt_dist.model.attention import Documents
-from rxt_dist.model.flops import decoder_flops
+from rxt_dist.model.flops import flops_by_part
 from rxt_dist.model.moe import RoutingInputs
 from rxt_dist.model.reactive import ReactiveTransformer
 from rxt_dist.stages.base import Stage, Term, Work, balance_weight, to_device
@@ -78,9 +78,15 @@ class DecoderStage(Stage):
     @classmethod
     def flops(cls, run: RunConfig, work: Work) -> int:
         """See `Stage.flops`."""
+        return sum(cls.flops_by_part(run, work).values())
+
+    @classmethod
+    def flops_by_part(cls, run: RunConfig, work: Work) -> dict[str, int]:
+        """See `Stage.flops_by_part`; frozen weights are counted as the others."""
         assert isinstance(run.stage, DecoderStageConfig)
-        read = None if run.stage.memory == "off" else work.tokens * run.model.stm_slots
-        return decoder_flops(run.model, work.tokens, work.pairs, read)
+        slots = work.tokens * run.model.stm_slots
+        found = flops_by_part(run.model, work.tokens, work.pairs, 0, run.stage.parts(), slots)
+        return found | {"cross_attention": 0} if run.stage.memory == "off" else found
 
     @classmethod
     def expected_work(cls, run: RunConfig, tokens: int, seq_len: int) -> Work:

@@ -21,11 +21,11 @@ from rxt_dist.data.masking import IGNORED_LABEL, mask_for_mlm, sample_seed
 from rxt_dist.data.row_source import RowSource
 from rxt_dist.losses import StageOutput, mean_over_layers
 from rxt_dist.model.attention import Documents
-from rxt_dist.model.flops import training_flops
 from rxt_dist.model.fused import Chain
 from rxt_dist.model.moe import RoutingInputs
 from rxt_dist.model.reactive import ReactiveTransformer
-from rxt_dist.stages.base import Stage, Term, Work, balance_weight, to_device
+from rxt_dist.stages.base import Stage, Term, balance_weight, to_device
+from rxt_dist.stages.joint_work import JointWork
 
 MemoryKind = Literal["true", "zero", "foreign"]
 MEMORIES: tuple[MemoryKind, ...] = ("true", "zero", "foreign")
@@ -73,7 +73,7 @@ class JointBatch:
         return replace(self, memory=memory)
 
 
-class JointStage(Stage):
+class JointStage(JointWork, Stage):
     """Stage 'joint': masked-token loss of the encoder plus next-token loss of the decoder."""
 
     terms = (
@@ -96,17 +96,6 @@ class JointStage(Stage):
     def source(cls, run: RunConfig) -> RowSource:
         """See `Stage.source`."""
         return RowSource(run)
-
-    @classmethod
-    def flops(cls, run: RunConfig, work: Work) -> int:
-        """See `Stage.flops`."""
-        return training_flops(run.model, work.tokens, work.pairs, int(work.counts["mlm"]))
-
-    @classmethod
-    def expected_work(cls, run: RunConfig, tokens: int, seq_len: int) -> Work:
-        """See `Stage.expected_work`."""
-        assert isinstance(run.stage, JointConfig)
-        return Work(tokens, tokens * seq_len, {"mlm": round(tokens * run.stage.mlm_probability)})
 
     def weights(self) -> Tensor:
         """float32 [terms]."""

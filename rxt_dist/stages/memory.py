@@ -20,8 +20,8 @@ from rxt_dist.config.stages import MemoryStageConfig
 from rxt_dist.data.dialogue_source import DialogueSource, TurnBatch
 from rxt_dist.data.masking import keyed_uniform, sample_seed
 from rxt_dist.losses import StageOutput
-from rxt_dist.model.count import count_parameters
-from rxt_dist.model.flops import encoder_flops
+from rxt_dist.model.count import memory_attention_parameters
+from rxt_dist.model.flops import flops_by_part
 from rxt_dist.model.reactive import ReactiveTransformer
 from rxt_dist.stages.base import Stage, Term, Work, to_device
 
@@ -92,14 +92,19 @@ class MemoryStage(Stage):
 
     @classmethod
     def flops(cls, run: RunConfig, work: Work) -> int:
-        """See `Stage.flops`: the encoder forwards only; a write's weights meet each slot of the memory."""
+        """See `Stage.flops`."""
+        return sum(cls.flops_by_part(run, work).values())
+
+    @classmethod
+    def flops_by_part(cls, run: RunConfig, work: Work) -> dict[str, int]:
+        """See `Stage.flops_by_part`: the encoder forwards only; a write's weights meet each slot of the memory."""
         model = run.model
         assert model.memory_attention is not None
-        encoded = encoder_flops(model, work.tokens, work.pairs, 0) // 3
-        writes = round(work.counts["memory"]) * model.stm_slots
+        encoder = flops_by_part(model, work.tokens, work.pairs, 0, run.stage.parts())["encoder"]
         width = model.layers * model.memory_attention.attention.query_heads * model.head_dim
-        met = 6 * count_parameters(model)["memory_attention"].active
-        return encoded + met * writes + 12 * work.tokens * model.stm_slots * width
+        writes = 6 * memory_attention_parameters(model) * round(work.counts["memory"]) * model.stm_slots
+        read = 12 * work.tokens * model.stm_slots * width
+        return {"encoder": encoder // 3, "memory_attention": writes + read}
 
     @classmethod
     def expected_work(cls, run: RunConfig, tokens: int, seq_len: int) -> Work:

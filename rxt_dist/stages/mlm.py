@@ -18,7 +18,7 @@ from rxt_dist.data.masking import IGNORED_LABEL, mask_for_mlm
 from rxt_dist.data.row_source import RowSource
 from rxt_dist.losses import StageOutput
 from rxt_dist.model.attention import Documents
-from rxt_dist.model.flops import encoder_flops
+from rxt_dist.model.flops import flops_by_part
 from rxt_dist.model.reactive import ReactiveTransformer
 from rxt_dist.stages.base import Stage, Term, Work, to_device
 
@@ -68,7 +68,12 @@ class MlmStage(Stage):
     @classmethod
     def flops(cls, run: RunConfig, work: Work) -> int:
         """See `Stage.flops`."""
-        return encoder_flops(run.model, work.tokens, work.pairs, int(work.counts["mlm"]))
+        return sum(cls.flops_by_part(run, work).values())
+
+    @classmethod
+    def flops_by_part(cls, run: RunConfig, work: Work) -> dict[str, int]:
+        """See `Stage.flops_by_part`."""
+        return flops_by_part(run.model, work.tokens, work.pairs, int(work.counts["mlm"]), run.stage.parts())
 
     @classmethod
     def expected_work(cls, run: RunConfig, tokens: int, seq_len: int) -> Work:

@@ -41,6 +41,8 @@ from rxt_dist.lives import Life
 from rxt_dist.locks import Lock, locked
 from rxt_dist.train.events import EventLog, iso_time, now, parse_line, read_lines
 
+# Beside a copy of the packages: the version of the code that was copied.
+FROZEN = "frozen.json"
 _HEADER = re.compile(r"# rxt-dist run, training hash (\S+)")
 _DIFFERENCES_SHOWN = 5
 _GIT_SECONDS = 10
@@ -224,6 +226,9 @@ def code_version() -> dict[str, Any]:
     """Version of this package, and its git commit where it runs from its own checkout (`modified`: with changes)."""
     code: dict[str, Any] = {"version": rxt_dist.__version__, "commit": None, "modified": None}
     checkout = Path(rxt_dist.__file__).resolve().parent.parent
+    frozen = _read_json(checkout / FROZEN)
+    if frozen:
+        return frozen
     # A package installed below some other repository must not be taken for a part of it.
     if (checkout / ".git").exists():
         code["commit"] = _git(checkout, "rev-parse", "HEAD")

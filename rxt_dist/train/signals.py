@@ -30,14 +30,21 @@ class StopRequest:
         looks: whether this rank looks at the file and at the clock. Rank 0 does for all.
         old_stop: identity (`file_identity`) of the file that an earlier life was asked by; None: what is there now.
         limit: when the time of this life is over.
+        request: a file by which the launcher asks, as it does by a signal; None: it has none.
     """
 
     def __init__(
-        self, stop_file: Path, looks: bool = True, old_stop: str | None = None, limit: TimeLimit | None = None
+        self,
+        stop_file: Path,
+        looks: bool = True,
+        old_stop: str | None = None,
+        limit: TimeLimit | None = None,
+        request: Path | None = None,
     ) -> None:
         self.stop_file = stop_file
         self.limit = limit if looks else None
         self._looks = looks
+        self._request = request if looks else None
         self._old_stop = file_identity(stop_file) if old_stop is None else old_stop
         self._signal: str | None = None
         self._signalled_at = 0.0
@@ -73,7 +80,7 @@ class StopRequest:
             return f"stop file {self.stop_file}"
         if self.limit is not None and self.limit.is_near():
             return self._signal or f"{TIME_LIMIT} of {self.limit.text}"
-        return self._signal
+        return self._signal or self._request_of_launcher()
 
     @property
     def code(self) -> ExitCode:
@@ -87,6 +94,9 @@ class StopRequest:
         """
         if self._old_stop and file_identity(self.stop_file) == self._old_stop:
             self.stop_file.unlink(missing_ok=True)
+
+    def _request_of_launcher(self) -> str | None:
+        return "the launcher's request" if self._request is not None and file_identity(self._request) else None
 
     def _stop_file_asks(self) -> bool:
         return self._looks and file_identity(self.stop_file) not in ("", self._old_stop)

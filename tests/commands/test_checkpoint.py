@@ -172,8 +172,3 @@ def test_list_shows_what_is_suspect_or_set_aside(run_dir: Path) -> None:
     assert lines[1] == ["step-00000002", "suspect"]
     assert lines[2][0].startswith("set-aside-")
     assert len(json.loads(invoke("list", run_dir, "--json")[1])["set_aside"]) == 1
-
-
-def test_a_type_that_is_not_exported_is_refused(run_dir: Path) -> None:
-    with pytest.raises(ConfigError, match="--dtype is 'float16'"):
-        invoke("export-weights", run_dir, "--out", run_dir / "out", "--dtype", "float16")

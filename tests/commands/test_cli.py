@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from rxt_dist import cli
 from rxt_dist.cli import main
-from rxt_dist.errors import ConfigError, DataError
+from rxt_dist.errors import ConfigError, DataError, ExitCode
 from rxt_dist.lives import Life
 
 ROOT = Path(__file__).parents[2]
@@ -232,6 +233,21 @@ def test_config_shows_a_run_file_and_a_run_directory(
     assert json.loads(capsys.readouterr().out)["name"] == "other"
 
 
+def test_plan_for_another_cluster(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whose values an override may change; 64 GPUs and all settings in less than two seconds of processor time."""
+    other = ("--cluster", "configs/cluster/h100-8x8.yaml")
+    began = time.process_time()
+    assert run(monkeypatch, "plan", "configs/run/rxt-beta.yaml", *other, "cluster.gpu_hour_price=4", "--json") == 0
+    assert time.process_time() - began < 2
+    result = json.loads(capsys.readouterr().out)
+    assert (result["cluster"], result["batch"]["ranks"]) == ("h100-8x8", 64)
+    assert result["cost"]["usd_estimate"] == pytest.approx(4 * result["cost"]["gpu_hours_estimate"])
+    assert run(monkeypatch, "plan", "configs/model/demo.yaml", *other) == ExitCode.CONFIG
+    assert "a model, which has no cluster: leave --cluster out" in capsys.readouterr().err
+    assert run(monkeypatch, "plan", DEMO, "--cluster", "configs/cluster/none.yaml") == ExitCode.CONFIG
+    assert "configs/cluster/none.yaml" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("file", [DEMO, "configs/run/rxt-beta.yaml", "configs/model/rxt-alpha-mini.yaml"])
 def test_plan_prints_tables_and_json(
     file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -243,8 +259,9 @@ def test_plan_prints_tables_and_json(
     result = json.loads(capsys.readouterr().out)
     parameters = result["parameters"]
     if "run" in result:
-        own = result["topologies"]["own_estimate"]
-        assert f"ZeRO {own['zero']}, EP {own['expert_parallel']} *" in printed
-        assert result["topologies"]["verdict"] in " ".join(printed.split())
+        settings = result["settings"]
+        assert f"*{settings['own_rank']}" in printed.split()
+        assert settings["verdict"] in " ".join(printed.split())
+        assert f"{result['cost']['gpu_hours_estimate']:,.0f} GPU-hours" in " ".join(printed.split())
     assert list(parameters) == ["decoder", "encoder", "mlm_head", "memory_attention", "system"]
     assert all(set(count) == {"total", "active"} for count in parameters.values())

@@ -233,6 +233,7 @@ def test_a_small_source_still_has_a_held_out_document(tmp_path: Path, tokenizer:
     assert sizes == [[("en", 4, 1), ("pl", 1, 1), ("und", 1, 0)], [("en", 5, 0), ("pl", 2, 0), ("und", 1, 0)]]
 
 
+@pytest.mark.slow
 def test_the_held_out_documents_do_not_depend_on_their_place(tmp_path: Path, tokenizer: Path) -> None:
     """Held out is decided by the id: other units, other neighbours, the same documents."""
     records = [json.dumps({"text": f"document {n}", "language": "en"}) + "\n" for n in range(2000)]

@@ -54,7 +54,7 @@ class Ranks:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
             )  # fmt: skip
 
-    def run(self, function: Callable[..., Any], ranks: int, *, deadline: float = 60.0, **arguments: Any) -> list[Any]:
+    def run(self, function: Callable[..., Any], ranks: int, *, deadline: float = 120.0, **arguments: Any) -> list[Any]:
         """`function(RankContext, **arguments)` on every rank of a fresh process group; results in rank order.
 
         Args:
@@ -145,8 +145,9 @@ def _be_rank(job: dict[str, Any], rank: int, port: int) -> int:
     os.dup2(log, 2)
     ranks = job["ranks"]
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        LOCAL_SIZE=str(ranks),  # Or DeepSpeed starts numactl to count devices, a hundred times a test.
+    )  # fmt: skip
     try:
         import torch
         import torch.distributed as dist

@@ -21,7 +21,8 @@ from rxt_dist.engine.build import build_engine, keep_freed_memory
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.interface import Engine
 from rxt_dist.model.init import InitialWeights
-from rxt_dist.plan import memory_per_gpu
+from rxt_dist.plan.memory import memory_per_gpu
+from rxt_dist.plan.setting import Setting
 from rxt_dist.stages.base import Stage, build_network, stage_class
 from rxt_dist.train.resume import Beginning, set_weights
 
@@ -82,9 +83,10 @@ def memory(context: RankContext, topology: dict[str, Any], experts: int) -> dict
     changes = [
         *("model.dim=512", "model.layers=2", "model.decoder.moe.hidden=1024", f"model.decoder.moe.experts={experts}"),
         *(f"parallel={{{parallel}}}", "train.micro_batch_rows=1", f"cluster.gpus_per_node={context.world_size}"),
+        *(f"data.seq_len={LENGTH}", f"train.global_batch_tokens={LENGTH * context.world_size}"),
     ]
     config = load_run(DEMO, changes)
-    planned = memory_per_gpu(config, config.parallel.zero, LENGTH)
+    planned = memory_per_gpu(Setting.of(config))
     _reset_peak()
     stage, engine, frozen = begun(config)
     peaks = [_resident("VmHWM")]
@@ -103,7 +105,7 @@ def memory(context: RankContext, topology: dict[str, Any], experts: int) -> dict
         "steps": peaks[1],
         "save": _resident("VmHWM") - resting,
         "largest": 4 * largest,
-        "planned": planned["total_estimate"],
+        "planned": planned.total,
         "copied masters": _copied_masters(engine),
     }
 

@@ -39,6 +39,8 @@ def train(context: RankContext, topologies: list[dict[str, Any]]) -> list[dict[s
     for topology in topologies:
         results.append(_train(context, **topology))
         gc.collect()
+        # What DeepSpeed and the compiler keep of it is not walked through again, ten times in the next one.
+        gc.freeze()
     return results
 
 

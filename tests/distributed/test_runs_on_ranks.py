@@ -17,9 +17,9 @@ ROWS = STEP_TOKENS // SEQ_LEN
 PLAIN = ["parallel.engine=plain", "parallel.zero=0"]
 
 
-def topology(zero: int, expert_parallel: int) -> list[str]:
+def topology(zero: int, expert_parallel: int, micro_batch_rows: int = 2) -> list[str]:
     parallel = ["parallel.engine=deepspeed", f"parallel.zero={zero}", f"parallel.expert_parallel={expert_parallel}"]
-    return [*parallel, "train.micro_batch_rows=2"]
+    return [*parallel, f"train.micro_batch_rows={micro_batch_rows}"]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,8 @@ def test_a_run_that_goes_astray_on_ranks_goes_back(tmp_path: Path, shards: Path,
     """And a kill between the note and the load loses nothing: the end is the same to the bit."""
     steps, window = 12, (6 * ROWS, 8 * ROWS)
     often = ["train.max_skipped_steps=2", f"checkpoint.every_tokens={3 * STEP_TOKENS}", "checkpoint.keep=3"]
-    common = {"shards": str(shards), "steps": steps, "poison": window, "overrides": [*topology(3, 2), *often]}
+    overrides = [*topology(3, 2, ROWS // 2), *often]
+    common = {"shards": str(shards), "steps": steps, "poison": window, "overrides": overrides}
     checksums = []
     for name, interruptions in (("whole", [False]), ("killed", [True, False])):
         tiny = made(tmp_path / name, shards, steps)

@@ -15,7 +15,7 @@ from resume_scenarios import SAVED_AT, load_and_go_on, save_and_go_on
 from scenarios import train
 from tiny import ROWS, TOKENS, relative, run_config
 
-from rxt_dist.config.run import ClusterConfig
+from rxt_dist.config.cluster import ClusterConfig
 from rxt_dist.config.stages import DEFAULT_STAGE, STAGES
 from rxt_dist.config.validate import settle_topology
 
@@ -52,7 +52,7 @@ def test_a_topology_changes_nothing(kind: str, ranks: Ranks) -> None:
     own = {"stage": kind, **SETTINGS.get(kind, {})}
     expected = ranks.run(train, 1, topologies=[{"engine": "plain", "zero": 0, **own}])[0][0]
     wanted = topologies(kind)
-    results = ranks.run(train, 2, topologies=[{**each, **own} for each in wanted], deadline=90)[0]
+    results = ranks.run(train, 2, topologies=[{**each, **own} for each in wanted])[0]
     for topology, actual in zip(wanted, results, strict=True):
         assert actual["agreed"], topology
         assert actual["fragments"] == [], topology

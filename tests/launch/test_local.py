@@ -296,12 +296,12 @@ sys.exit(1)
 
 
 def test_lives_that_die_before_they_begin_are_logged_once_one_has_begun(tmp_path: Path) -> None:
-    code = "import os, sys; os.environ['RXT_ATTEMPT'] == '1' and sys.exit(1)\n" + TAKING + "sys.exit(1)"
+    code = "import os, sys; os.environ['RXT_ATTEMPT'] > '0' and sys.exit(1)\n" + TAKING + "sys.exit(1)"
     assert launched(script(code, tmp_path), 1, attempts=2, run=tmp_path) == 1
     log = (tmp_path / "logs/launcher.log").read_text()
     assert [f"restart {attempt}: 1 ranks" in log for attempt in range(3)] == [True] * 3
     assert len(re.findall(r"life \w+ ended with exit code 1:", log)) == 3
-    assert len(events(tmp_path, "exit")) == 2, "of a life that the run knows nothing of it is told nothing"
+    assert len(events(tmp_path, "exit")) == 1, "of a life that the run knows nothing of it is told nothing"
 
 
 def test_an_exit_that_the_run_has_told_is_not_told_again(tmp_path: Path) -> None:

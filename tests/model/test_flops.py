@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rxt_dist.config.load import load_model
-from rxt_dist.model.flops import training_flops
+from rxt_dist.config.model import ModelConfig, PartName
+from rxt_dist.model.flops import flops_by_part
 
 # D 8, H 4 (head size 2), V 10. One dense stateless layer, two stateful MoE layers, two encoder layers.
 TINY = """
@@ -27,6 +28,13 @@ encoder:
   attention: {query_heads: 4, kv_heads: 4}
   hidden: 12
 """
+
+
+ALL: tuple[PartName, ...] = ("embedding", "decoder", "lm_head", "encoder", "mlm_head")
+
+
+def training_flops(model: ModelConfig, tokens: int, pairs: int, targets: int, parts: tuple[PartName, ...] = ALL) -> int:
+    return sum(flops_by_part(model, tokens, pairs, targets, parts).values())
 
 
 def hand_count(tokens: int, pairs: int, targets: int) -> int:
@@ -52,8 +60,24 @@ def test_hand_count(tmp_path: Path) -> None:
     assert training_flops(model, tokens, 0, 0) == 6 * (1586 + 1184) * 14
 
 
+def test_what_is_spent_on_which_part(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY, encoding="utf-8")
+    found = flops_by_part(load_model(path), 14, 70, 2, ALL)
+    norm, pairs = 8, 12 * 70
+    assert found == {
+        "encoder": 6 * 14 * 1184 + pairs * 16,
+        "mlm_head": 6 * 2 * 178,
+        "self_attention": 6 * 14 * 3 * (96 + norm) + pairs * 6,
+        "cross_attention": 6 * 14 * 2 * (128 + 2 * norm) + pairs * 8,
+        "feed_forward": 6 * 14 * (424 + 2 * 224 + 3 * norm),
+        "lm_head": 6 * 14 * 90,
+    }
+
+
 def test_a_decoder_alone_has_only_its_own_terms() -> None:
     model = load_model(Path(__file__).parents[2] / "configs/model/rxt-alpha-mini.yaml")
     without_embedding = 13_584_144 - 10_000 * 256
     # Eight layers of width 128: causal self-attention and memory cross-attention.
-    assert training_flops(model, 100, 5000, 0) == 6 * without_embedding * 100 + 12 * 5000 * 128 * (8 // 2 + 8)
+    parts: tuple[PartName, ...] = ("embedding", "decoder", "lm_head")
+    assert training_flops(model, 100, 5000, 0, parts) == 6 * without_embedding * 100 + 12 * 5000 * 128 * (8 // 2 + 8)

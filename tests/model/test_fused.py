@@ -109,6 +109,7 @@ def step(stage: Any, number: int) -> tuple[Tensor, list[Tensor]]:
     return output.sums_J.detach(), [p.grad.clone() for p in stage.model.parameters() if p.grad is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_compiled_step_is_the_uncompiled_one_and_is_compiled_once(recompute: bool) -> None:
     """Traced, split into forward and backward and run by operations: all of torch.compile but the making of kernels."""
@@ -129,6 +130,7 @@ def test_a_compiled_step_is_the_uncompiled_one_and_is_compiled_once(recompute: b
         assert max(map(relative, gradients, expected_gradients)) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_another_thread_may_compile_as_many_forms() -> None:
     """Backward passes on a device run in a thread of their own, where torch counts for itself from 2.12 on."""
     compile_chains("eager")

@@ -131,6 +131,7 @@ def test_logs_of_older_versions(log: Log) -> None:
 def test_a_finished_run_that_began_again_at_an_older_checkpoint_is_not_finished(log: Log) -> None:
     first_life(log).event(99, "finish", step=40).event(100, "exit", code=0, life="a")
     log.event(200, "start", life="b", launched=at(190)).event(210, "ready", step=20, seconds=20)
+    assert goodput(log.path, moment(212)).state == "running"
     log.event(220, "exit", code=137, reason="rank 0 was killed", life="b")
     assert goodput(log.path, moment(999)).state == "137: rank 0 was killed"
 

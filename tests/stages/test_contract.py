@@ -29,7 +29,7 @@ from rxt_dist.engine.interface import KINDS
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.errors import ConfigError, ExitCode
 from rxt_dist.model.init import initialise
-from rxt_dist.plan import plan_run
+from rxt_dist.plan.run import plan_run
 from rxt_dist.ranks import Ranks
 from rxt_dist.stages.base import Stage, Work, stage_class
 from rxt_dist.train.run import train

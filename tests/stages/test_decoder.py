@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ROWS, make_stage, model_config, packed_batch, relative, run_config
+from tiny import ROWS, make_stage, packed_batch, relative, run_config
 
 from rxt_dist.engine.plain import PlainEngine
-from rxt_dist.model.flops import decoder_flops, encoder_flops, training_flops
 from rxt_dist.model.init import initialise
-from rxt_dist.stages.base import Work
+from rxt_dist.stages.base import Work, stage_class
 from rxt_dist.stages.decoder import DecoderStage, constant_memory
 from rxt_dist.stages.mlm import MlmStage
 
@@ -93,18 +92,22 @@ def test_the_loss_of_a_row_does_not_depend_on_its_neighbours() -> None:
     assert len(rows) == ROWS
 
 
-def test_operations_of_both_parts_are_those_of_joint_training() -> None:
-    model = model_config()
-    together = training_flops(model, 1000, 20_000, 150)
-    assert decoder_flops(model, 1000, 20_000, 20_000) + encoder_flops(model, 1000, 20_000, 150) == together
-    cross = 4 * 32 * 16  # q, k, v and out of two heads of eight
-    alone = decoder_flops(model, 1000, 20_000, None)
-    read = decoder_flops(model, 1000, 20_000, 1)
-    assert read - alone == 6 * 1000 * model.layers * cross + 12 * model.layers * 16
-    for memory, pairs in (("off", None), ("fixed", 1000 * model.stm_slots)):
-        config = run_config(stage="decoder", memory=memory)
-        counted = DecoderStage.flops(config, Work(1000, 20_000, {}))
-        assert counted == decoder_flops(model, 1000, 20_000, pairs)
+def test_operations_count_the_slots_that_are_read_or_nothing_of_the_memory() -> None:
+    work = Work(1000, 20_000, {"mlm": 150})
+    joint = run_config(stage="joint")
+    slots, layers = joint.model.stm_slots, joint.model.layers
+    together = stage_class(joint).flops_by_part(joint, work)
+    fixed, off = (run_config(stage="decoder", memory=memory) for memory in ("fixed", "off"))
+    alone, silent = (DecoderStage.flops_by_part(config, work) for config in (fixed, off))
+    for part in ("self_attention", "feed_forward", "lm_head"):
+        assert alone[part] == silent[part] == together[part] > 0
+    assert alone["encoder"] == silent["cross_attention"] == 0
+    # Two query heads of eight; attention costs 12 for each pair and width.
+    assert together["cross_attention"] - alone["cross_attention"] == 12 * layers * 16 * (20_000 - 1000 * slots)
+    encoder = MlmStage.flops_by_part(run_config(stage="mlm"), work)
+    assert encoder["encoder"] == together["encoder"] > 0
+    assert encoder["mlm_head"] == together["mlm_head"] > 0
+    assert sum(encoder.values()) == encoder["encoder"] + encoder["mlm_head"]
 
 
 def test_the_encoder_alone_learns_what_it_learns_in_joint_training() -> None:

@@ -131,6 +131,18 @@ def test_a_stop_file_that_is_touched_again_is_a_new_request(tmp_path: Path) -> N
     assert StopRequest(stop_file, old_stop="").code == ExitCode.STOPPED
 
 
+def test_a_request_of_the_launcher_counts_as_its_signal_does(tmp_path: Path) -> None:
+    """It is not lost on a rank that still imports."""
+    request = tmp_path / "stop"
+    first, second = (StopRequest(tmp_path / "STOP", looks, request=request) for looks in (True, False))
+    assert first.reason is None
+    request.touch()
+    assert (first.reason, first.code) == ("the launcher's request", ExitCode.PREEMPTED)
+    assert second.reason is None, "rank 0 looks at files for all"
+    (tmp_path / "STOP").touch()
+    assert first.code == ExitCode.STOPPED
+
+
 def test_handlers_are_restored_when_training_fails(tmp_path: Path) -> None:
     def mine(*_: object) -> None: ...
 

@@ -1,0 +1,409 @@
+"""From a run file and options to a job in the queue: what can be refused is refused before anything is made."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from launch.slurm import client
+from launch.slurm.freeze import freeze_code
+from launch.slurm.job import Description, JobFolder
+from launch.slurm.ledger import Ledger
+from launch.slurm.options import JobOptions, SlurmOptions
+from launch.slurm.script import Place, run_script
+from rxt_dist.config.duration import seconds_of
+from rxt_dist.config.load import resolved_yaml
+from rxt_dist.config.run import RunConfig
+from rxt_dist.errors import ConfigError, UserError, error_class
+from rxt_dist.files import access_errors, require_folder, write_atomic
+from rxt_dist.lives import file_identity
+from rxt_dist.locks import Lock, held, locked
+from rxt_dist.train.events import read_lines
+
+# Nothing else may stand in a script's header and in the name of a job's output.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_./+=:@,~-]+")
+# Before anything is known of a run's steps and saves.
+_LEAD_SECONDS, _SAFETY_SECONDS = 300, 60
+_SAVES, _STEPS = 5, 50
+_ADMISSION_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a person wants to have submitted.
+
+    config: the run, with the cluster as the options have it. after: run directory that has to be finished first.
+    from_checkpoint: where the first life begins.
+    """
+
+    config: RunConfig
+    options: SlurmOptions
+    after: Path | None = None
+    from_checkpoint: str | None = None
+
+    @property
+    def run(self) -> Path:
+        """The run directory, whatever the current directory of a job is."""
+        return self.config.directory.absolute()
+
+    @property
+    def name(self) -> str:
+        """Of the job: that of the run, and a hash of where it lies, since another may be called the same."""
+        return f"{self.config.name}-{zlib.crc32(str(self.run).encode()):08x}"[-120:]
+
+
+def render(wish: Wish, warn: Callable[[str], None]) -> str:
+    """The script, as a submission would write it, without writing anything.
+
+    Args:
+        warn: told that the cluster could not be asked, where it does not answer.
+
+    Raises:
+        UserError: whatever refuses the run, the options or the script.
+    """
+    folder = JobFolder(wish.run)
+    number = folder.newest + 1
+    place = _place(wish, folder, number, folder.path / "code-...")
+    text = run_script(wish.name, wish.options, signal_lead(wish), place)
+    _node_counts(wish)
+    check_where_possible(text, wish.options, wish.options.nodes, wish.options.gpus_per_node, warn)
+    return text
+
+
+def submit(wish: Wish, say: Callable[[str], None]) -> list[str]:
+    """Submit a run: freeze its code and configuration, write its script, hand it to SLURM.
+
+    Returns:
+        the ids of its jobs: one, or those of a chain.
+
+    Raises:
+        UserError: whatever refuses it; then nothing is left behind.
+    """
+    run = wish.run
+    require_slurm()
+    _require_no_job(run)
+    if held(run / ".lock"):
+        raise ConfigError(f"{run} is being trained by another process: wait until it has ended, or stop it.")
+    lead, counts, dependency = signal_lead(wish), _node_counts(wish), _dependency(wish)
+    require_folder(run)
+    with access_errors(run):
+        return _written_and_submitted(wish, lead, counts, dependency, say)
+
+
+def resubmit(run: Path) -> list[str]:
+    """Submit the newest script of a run again, as it is: the code and the configuration of then.
+
+    Raises:
+        UserError: it was never submitted, has a job, or is finished.
+    """
+    folder = JobFolder(run)
+    description = folder.description()
+    if description is None:
+        raise ConfigError(f"{run} was never submitted to SLURM: begin with `rxt-dist launch slurm RUN.yaml`.")
+    _require_no_job(run)
+    if (run / "finished.json").exists():
+        raise ConfigError(f"{run} is finished, so there is nothing to resume (to go back: `launch slurm --from`).")
+    if held(run / ".lock"):
+        raise ConfigError(f"{run} is being trained by another process: wait until it has ended, or stop it.")
+    with locked(folder.path / ".lock", wait=True):
+        Ledger(folder.ledger).add("submitted", submission=description.submission, again=True)
+        description = replace(description, old_stop=file_identity(run / "STOP"))
+        description.write()
+        return _hand_over(description, [])
+
+
+def _written_and_submitted(
+    wish: Wish, lead: int, counts: list[int], dependency: list[str], say: Callable[[str], None]
+) -> list[str]:
+    folder = JobFolder(wish.run)
+    made = next(
+        path for path in (*reversed(folder.path.parents), folder.path) if not path.exists() or path == folder.path
+    )
+    is_new = not folder.path.exists()
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with locked(folder.path / ".lock") as lock:
+        if lock is Lock.BUSY:
+            raise ConfigError(f"{wish.run} is being submitted by another process at this moment.")
+        number = folder.newest + 1
+        target = folder.submission(number)
+        try:
+            place = _place(wish, folder, number, freeze_code(folder.path))
+            text = run_script(wish.name, wish.options, lead, place)
+            check_script(text, wish.options, nodes=wish.options.nodes, gpus=wish.options.gpus_per_node)
+            target.mkdir(exist_ok=True)
+            write_atomic(target / "run.yaml", resolved_yaml(_settled(wish)))
+            write_atomic(target / "submit.sbatch", text)
+            description = _description(wish, number, lead, counts)
+            description.write()
+            Ledger(folder.ledger).add("submitted", submission=number)
+            jobs = _hand_over(description, dependency, wish.options.chain)
+        except BaseException:
+            shutil.rmtree(made if is_new else target, ignore_errors=True)
+            raise
+    say(f"script, code and configuration: {target}")
+    return jobs
+
+
+def _hand_over(description: Description, dependency: list[str], links: int = 1) -> list[str]:
+    """Submit as many jobs as a chain has; each is noted at once."""
+    script = description.folder.submission(description.submission) / "submit.sbatch"
+    jobs: list[str] = []
+    for link in range(links):
+        # The first may have to wait for another run; all others wait for the one before, whatever its end.
+        waits = dependency if link == 0 else []
+        if links > 1:
+            waits = [
+                f"--dependency={','.join(['singleton', *(text.partition('=')[2] for text in waits[:1])])}",
+                *waits[1:],
+            ]
+        jobs.append(client.submit(str(script), *waits))
+        description = replace(description, jobs=[*description.jobs, jobs[-1]])
+        description.write()
+        Ledger(description.folder.ledger).add("job", job=jobs[-1], submission=description.submission)
+    return jobs
+
+
+def _settled(wish: Wish) -> RunConfig:
+    """The configuration of the job: its output is found from everywhere."""
+    return wish.config.model_copy(update={"output": wish.run.parent})
+
+
+def _place(wish: Wish, folder: JobFolder, number: int, code: Path) -> Place:
+    return place_of(wish.options, folder.submission(number), code)
+
+
+def place_of(options: JobOptions, folder: Path, code: Path) -> Place:
+    """Where a job of these options lives.
+
+    Raises:
+        ConfigError: the path cannot stand in a job's script.
+    """
+    directory = Path.cwd()
+    for path in (folder, directory):
+        if not _PLAIN_PATH.fullmatch(str(path)):
+            raise ConfigError(
+                f"{path} cannot stand in a job's script: it may consist of letters, digits and ./_+=:@,~- alone. Take "
+                f"another folder (output=..., or another current directory)."
+            )
+    return Place(folder, directory, code, _python(options))
+
+
+def _python(options: JobOptions) -> str:
+    """The interpreter of the job: that of its environment, else the one that runs this."""
+    return "python" if options.conda is not None or options.venv is not None else sys.executable
+
+
+def _description(wish: Wish, number: int, lead: int, counts: list[int]) -> Description:
+    options, run = wish.options, wish.run
+    folder = JobFolder(run).submission(number)
+    prefix, srun = _container(options, run)
+    return Description(
+        submission=number,
+        run=str(run),
+        name=wish.name,
+        command=["train", str(folder / "run.yaml")],
+        once=["--from", wish.from_checkpoint] if wish.from_checkpoint is not None else [],
+        python="python3" if options.container is not None else _python(options),
+        node_counts=counts,
+        ranks_per_node=options.gpus_per_node,
+        cpus_per_task=options.cpus_per_task,
+        signal=options.signal,
+        lead=lead,
+        launcher=options.launcher,
+        requeue=options.requeue,
+        preflight=options.preflight,
+        prefix=prefix,
+        srun=[*([f"--cpu-bind={options.cpu_bind}"] if client.binds_cpus() else []), *srun],
+        exclude=options.exclude,
+        old_stop=file_identity(run / "STOP"),
+        jobs=[],
+    )
+
+
+def _container(options: SlurmOptions, run: Path) -> tuple[list[str], list[str]]:
+    """What stands before the python of ranks, and what srun is told, so that they run in an image."""
+    if options.container is None:
+        return [], []
+    seen = list(dict.fromkeys([str(run), str(Path.cwd()), *options.mounts]))
+    if options.container_runtime == "apptainer":
+        return ["apptainer", "exec", "--nv", *(f"--bind={mount}" for mount in seen), options.container], []
+    mounts = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in seen)
+    workdir = f"--container-workdir={Path.cwd()}"
+    return [], [f"--container-image={options.container}", f"--container-mounts={mounts}", workdir]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def signal_lead(wish: Wish) -> int:
+    """Seconds from the user signal to the end of a job's time, so that the last checkpoint is committed in it.
+
+    Raises:
+        ConfigError: less was given than the run is known to need, or as much as the whole time.
+    """
+    options, needed = wish.options, _needed_seconds(wish.run)
+    if options.signal_lead is None:
+        return min(max(_LEAD_SECONDS, needed or 0), max(1, options.seconds // 2))
+    lead = seconds_of(options.signal_lead)
+    if lead >= options.seconds:
+        raise ConfigError(
+            f"--signal-lead {options.signal_lead} is as long as the job (--time {options.time}), which would be told "
+            f"to stop when it starts: shorten the first or lengthen the second."
+        )
+    if needed is not None and lead < needed:
+        raise ConfigError(
+            f"--signal-lead {options.signal_lead} is shorter than the {needed} s that this run needs for a step, a "
+            f"checkpoint (twice its longest) and a minute: give at least --signal-lead {needed}s."
+        )
+    return lead
+
+
+def _needed_seconds(run: Path) -> int | None:
+    """What the end of a life takes, by what the run has measured; None where it has saved nothing yet."""
+    saves = [event["seconds"] for event in read_lines(run / "events.jsonl") if event.get("kind") == "save"]
+    steps = [line["step_s"] for line in read_lines(run / "metrics.jsonl") if isinstance(line.get("step_s"), float)]
+    seconds = [float(value) for value in saves if isinstance(value, int | float)][-_SAVES:]
+    if not seconds:
+        return None
+    return int(2 * max(seconds) + max(steps[-_STEPS:], default=0.0) + _SAFETY_SECONDS + 0.5)
+
+
+def _node_counts(wish: Wish) -> list[int]:
+    """Numbers of nodes that the run can work on, largest first.
+
+    All that the start of the run would refuse is asked for here, by a process of its own: it loads torch.
+
+    Raises:
+        UserError: the run is refused on all of its nodes.
+    """
+    options = wish.options
+    counts = range(options.nodes, (options.min_nodes or options.nodes) - 1, -1)
+    with tempfile.TemporaryDirectory(prefix="rxt-launch-") as name:
+        file = Path(name) / "run.yaml"
+        file.write_text(resolved_yaml(_settled(wish)), encoding="utf-8")
+        command = [sys.executable, "-m", "rxt_dist.train.admission", str(file)]
+        command += [str(count * options.gpus_per_node) for count in counts]
+        command += ["--start-later"] if wish.after is not None else []
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_ADMISSION_SECONDS, check=False)
+    if done.returncode:
+        text = done.stderr.rpartition("error: ")[2].strip() or done.stderr[-2000:]
+        raise _as_error(done.returncode, text)
+    return [size // options.gpus_per_node for size in json.loads(done.stdout.splitlines()[-1])]
+
+
+def _as_error(code: int, text: str) -> UserError:
+    """The error of another process, by its exit code."""
+    for name in ("ConfigError", "DataError", "DiskError"):
+        kind = error_class(name)
+        if kind is not None and kind.exit_code == code:
+            return kind(text)
+    return UserError(text)
+
+
+def require_slurm() -> None:
+    """Refuse to submit where SLURM is not.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if not client.there():
+        raise ConfigError(
+            "SLURM's commands (sbatch) are not here: log in to the cluster, or load SLURM's module. --dry-run prints "
+            "the script anywhere."
+        )
+
+
+def check_where_possible(text: str, options: JobOptions, nodes: int, gpus: int, warn: Callable[[str], None]) -> None:
+    """`check_script`, for a look at a script: where the cluster does not answer, that is said."""
+    try:
+        check_script(text, options, nodes, gpus)
+    except client.SlurmError as error:
+        warn(f"warning: not held against what the cluster has: {error}")
+
+
+def check_script(text: str, options: JobOptions, nodes: int, gpus: int) -> None:
+    """Refuse a script that bash cannot read, and one that this cluster, where there is one, would never start.
+
+    Raises:
+        ConfigError: with what it asks for, and what there is.
+    """
+    read = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
+    if read.returncode:
+        raise ConfigError(f"bash cannot read the script, by one of the values in it: {read.stderr.strip()}")
+    if not client.there():
+        return
+    check_partition(options, client.node_kinds(), nodes, gpus)
+    with tempfile.TemporaryDirectory(prefix="rxt-launch-") as name:
+        file = Path(name) / "submit.sbatch"
+        file.write_text(text, encoding="utf-8")
+        client.would_start(str(file))
+
+
+def check_partition(options: JobOptions, kinds: Sequence[client.NodeKind], nodes: int, gpus: int) -> None:
+    """Hold what is asked for against what partitions have.
+
+    Raises:
+        ConfigError: no such partition, or none that has as much.
+    """
+    named = options.partition.split(",") if options.partition else [kind.partition for kind in kinds if kind.default]
+    wanted = list(dict.fromkeys(named))
+    known = sorted({kind.partition for kind in kinds})
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise ConfigError(f"This cluster has no partition '{unknown[0]}'; it has {', '.join(known)}.")
+    own = [kind for kind in kinds if kind.partition in wanted]
+    if not own:
+        return
+    longest = max(kind.seconds for kind in own)
+    if options.seconds > longest:
+        raise ConfigError(
+            f"--time {options.time} is longer than partition {', '.join(wanted)} allows, {int(longest // 60)} minutes: "
+            f"shorten it; the run goes on in as many lives as it takes."
+        )
+    most = max(kind.gpus for kind in own)
+    if gpus > most:
+        raise ConfigError(
+            f"{gpus} GPUs a node are asked for, and nodes of partition {', '.join(wanted)} have {most} at most: lower "
+            f"--gpus-per-node, or name another --partition."
+        )
+    fitting = sum(kind.nodes for kind in own if kind.gpus >= gpus and kind.partition == own[0].partition)
+    if len(wanted) == 1 and nodes > fitting:
+        raise ConfigError(f"{nodes} nodes are asked for, and partition {wanted[0]} has {fitting} of that kind.")
+
+
+def _require_no_job(run: Path) -> None:
+    description = JobFolder(run).description()
+    for job in description.jobs if description else ():
+        state = client.job_state(job)
+        if state is not None and state.state in client.ACTIVE:
+            raise ConfigError(
+                f"{run} has a job already: {job} is {state.state}. Look at it with `rxt-dist launch status {run}`, end "
+                f"it with `rxt-dist launch stop {run}`."
+            )
+
+
+def _dependency(wish: Wish) -> list[str]:
+    """What makes a job wait for another run to be finished."""
+    if wish.after is None:
+        return []
+    with suppress(OSError, ValueError):
+        if json.loads((wish.after / "finished.json").read_bytes()):
+            return []
+    description = JobFolder(wish.after).description()
+    if description is None or not description.jobs:
+        raise ConfigError(
+            f"{wish.after} has no job on this cluster and is not finished, so nothing can wait for it: submit it first."
+        )
+    # Without the second a job would wait for ever for one that failed.
+    return [f"--dependency=afterok:{description.jobs[-1]}", "--kill-on-invalid-dep=yes"]

@@ -1,0 +1,128 @@
+"""Memory of a GPU under each setting, against sums done by hand and against what training allocates."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from tiny import make_stage
+from training_work import peak_of_a_step, saved_bytes
+
+from rxt_dist.config.load import load_run
+from rxt_dist.plan.activations import layers, memory_bytes
+from rxt_dist.plan.memory import Memory, memory_per_gpu
+from rxt_dist.plan.setting import Setting, run_parameters
+
+RUNS = Path(__file__).parents[2] / "configs/run"
+BETA = RUNS / "rxt-beta-zero1.yaml"
+DENSE, ROUTED = 221_317_120, 2_717_908_992
+# One MoE layer: routers and experts, two shared experts with their gate, two global biases.
+LAYER = 384 * (512 + 3 * 512 * 192) + 512 + 2 * (3 * 512 * 192) + 2 * 512 + 512
+
+
+def setting(*overrides: str) -> Setting:
+    return Setting.of(load_run(BETA, overrides))
+
+
+def memory(*overrides: str, zero: int) -> Memory:
+    return memory_per_gpu(setting(*overrides).with_(zero=zero))
+
+
+def test_trained_parameters_share_the_embedding_and_leave_out_the_memory_attention() -> None:
+    built = run_parameters(load_run(BETA))
+    assert (built.dense, built.routed) == (DENSE, ROUTED)
+    assert (built.frozen_dense, built.frozen_routed) == (0, 0)
+    assert DENSE + ROUTED == 2_841_937_920 + 96_958_976 + 33_883_648 - 65_536 * 512
+    assert sum(dense for dense, _ in built.by_layer.values()) == DENSE
+    assert sum(routed for _, routed in built.by_layer.values()) == ROUTED
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients", "optimizer"),
+    [(0, 2, 4, 12), (1, 2, 4, 12 / 64), (2, 2, 4 / 64, 12 / 64), (3, 2 / 64, 4 / 64, 12 / 64)],
+)
+def test_memory_of_each_stage(stage: int, weights: float, gradients: float, optimizer: float) -> None:
+    found = memory(zero=stage)
+    total = DENSE + ROUTED
+    assert found.weights == pytest.approx(total * weights)
+    assert found.gradients == pytest.approx(total * gradients)
+    assert found.optimizer == pytest.approx(total * optimizer)
+    assert found.items()["total_estimate"] == found.total == sum(asdict(found).values())
+
+
+def test_expert_parallelism_divides_experts_over_fewer_copies() -> None:
+    found = memory("parallel.expert_parallel=8", zero=1)
+    assert found.weights == pytest.approx(2 * (DENSE + ROUTED / 8))
+    assert found.optimizer == pytest.approx(12 * (DENSE / 64 + ROUTED / 8 / 8), abs=1)
+
+
+def test_recomputation_stores_less() -> None:
+    kept, recomputed = memory("train.recompute=false", zero=1), memory("train.recompute=true", zero=1)
+    assert kept.activations > 10 * recomputed.activations
+    assert recomputed.passing > kept.passing
+
+
+def test_float32_weights_are_their_own_masters() -> None:
+    found = memory("train.precision=float32", zero=0)
+    states = [part / (DENSE + ROUTED) for part in (found.weights, found.gradients, found.optimizer)]
+    assert states == pytest.approx([4, 4, 8])
+
+
+def test_what_a_rank_takes_beside_its_share() -> None:
+    """Two layers gathered where there is something to gather, and of the layer at work its gradients with a copy."""
+    found = memory(zero=3)
+    assert found.gathered == pytest.approx(2 * 2 * LAYER, rel=0.01)
+    assert memory("train.micro_batch_rows=1", zero=3).passing > (2 + 4) * LAYER
+    assert (found.process, found.heap) == (400_000_000, 0)
+    assert found.buffers == 2 * 4 * 2**24
+    alone = ["cluster.nodes=1", "cluster.gpus_per_node=1", "parallel.expert_parallel=1"]
+    assert memory(*alone, zero=3).gathered == 0
+    assert memory(*alone, zero=0).buffers == 0
+
+
+def test_a_tenth_of_a_gpu_is_left() -> None:
+    found = replace(memory(zero=3), process=0)
+    assert found.fits(found.total / 1e9 / 0.9 * 1.001)
+    assert not found.fits(found.total / 1e9 / 0.9 * 0.999)
+
+
+SMALL = ("model.seq_len=512", "data.seq_len=512", "parallel={engine: plain, zero: 0}", "train.global_batch_tokens=1024")
+CASES = {
+    "as it is": (),
+    "recomputed": ("train.recompute=true",),
+    "many layers": ("model.layers=6", "model.memory_attention=null"),
+    "no gates, no shared experts": (
+        *("model.decoder.self_attention.gated=false", "model.encoder.attention.gated=false"),
+        *("model.decoder.moe.shared_experts=0", "model.decoder.moe.shared_hidden=0"),
+    ),
+    "wide experts": ("model.decoder.moe={experts: 8, active: 4, hidden: 256}", "model.decoder.stateless_before=[moe]"),
+    "large vocabulary": ("model.vocab_size=32768",),
+}
+
+
+def small(*overrides: str) -> Setting:
+    fixed = ("cluster.gpus_per_node=1", "train.micro_batch_rows=2", *SMALL, *overrides)
+    return Setting.of(load_run(RUNS / "demo.yaml", fixed))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_micro_batch_stores_is_what_autograd_keeps(name: str) -> None:
+    """Within two percent: the tables of positions and the bounds of documents are in no plan."""
+    own = small(*CASES[name])
+    stage = make_stage(own.config)
+    planned = sum(layer.stored for layer in layers(own))
+    assert saved_bytes(stage, own) == pytest.approx(planned, rel=0.02)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_peak_of_a_step_is_as_planned(name: str) -> None:
+    """All that torch allocates in a step, over what the engine holds between steps."""
+    own = small(*CASES[name])
+    found = memory_per_gpu(own)
+    planned = found.gradients + found.activations + found.logits + found.passing
+    assert peak_of_a_step(own) == pytest.approx(planned, rel=0.1)
+
+
+def test_the_memory_of_the_decoder_is_counted_where_there_is_one() -> None:
+    assert memory_bytes(small()) == 4 * 2 * 512 * 128 * 4

@@ -1,0 +1,59 @@
+"""One rack for all tests, and what runs on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cluster_run import ClusterRun
+from rack import Rack, Shape, missing
+from training_run import build_shards
+
+
+@pytest.fixture(scope="session")
+def rack() -> Iterator[Rack]:
+    why = missing()
+    if why is not None:
+        pytest.skip(why)
+    # Short: the name of a socket stands below it. All nodes see this folder, as a cluster's common disk.
+    folder = Path(tempfile.mkdtemp(prefix="rxt-rack-", dir="/tmp"))
+    rack = Rack(folder, Shape())
+    rack.up()
+    try:
+        yield rack
+    finally:
+        rack.down()
+        if "RXT_KEEP_RACK" not in os.environ:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def shards(rack: Rack) -> Path:
+    return build_shards(rack.folder)
+
+
+@pytest.fixture
+def new_run(rack: Rack, shards: Path) -> Iterator[Callable[..., ClusterRun]]:
+    """Makes runs of their own names, whose jobs end with the test; afterwards all nodes are ready again."""
+    made: list[ClusterRun] = []
+
+    def make(name: str, steps: int = 24) -> ClusterRun:
+        made.append(ClusterRun(rack, shards, name, steps))
+        return made[-1]
+
+    yield make
+    rack.on_login("scancel", "--full", "--user=root", check=False)
+    for node in rack.shape.names():
+        rack.resume(node)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(rack: Rack, shards: Path) -> list[tuple[float, ...]]:
+    """What 24 steps give on two ranks of this machine, without SLURM."""
+    run = ClusterRun(rack, shards, "local", 24)
+    run.train_locally()
+    return run.curve()

@@ -1,0 +1,59 @@
+"""What one step of training really allocates on this machine's CPU."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from tiny import make_stage
+from torch.profiler import ProfilerActivity, profile
+
+from rxt_dist.data.loader import TokenBatch, token_batch
+from rxt_dist.engine.plain import PlainEngine
+from rxt_dist.plan.setting import Setting
+from rxt_dist.stages.base import Stage
+
+
+def batch_of(setting: Setting, step: int = 0) -> TokenBatch:
+    """A micro-batch of random tokens, each row one document."""
+    rows, length = setting.micro_rows, setting.seq_len
+    tokens = np.random.default_rng(step).integers(16, setting.config.model.vocab_size, (rows, length))
+    narrow = torch.from_numpy(tokens.astype(np.uint16).view(np.int16))
+    samples = np.arange(rows) + step * rows
+    return token_batch(narrow, np.full(rows, 1), np.full(rows, length), np.zeros(rows, np.int64), samples)
+
+
+def saved_bytes(stage: Stage, setting: Setting) -> int:
+    """Bytes that autograd keeps of one forward pass, each piece of memory once, weights left out."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in stage.model.parameters()}
+    kept: dict[int, int] = {}
+    tensors = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+            tensors.append(tensor)  # So that its memory is not given to another.
+        return tensor
+
+    moe = setting.config.model
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = stage(stage.prepare(batch_of(setting), 0), torch.zeros(moe.moe_layers, moe.decoder.moe.experts))
+    assert output.sums_J.requires_grad
+    return sum(kept.values())
+
+
+def peak_of_a_step(setting: Setting) -> int:
+    """Bytes that torch has allocated at most in one step of the plain engine, over what it had before."""
+    stage = make_stage(setting.config)
+    engine = PlainEngine(stage, setting.config, torch.device("cpu"))
+    engine.train_step([stage.prepare(batch_of(setting), 0)], {"all": 1e-3})
+    micro = [stage.prepare(batch_of(setting, 1), 0)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            engine.train_step(micro, {"all": 1e-3})
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    used = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+    return int(used.max())
