@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from rxt_dist.config.load import load_model
 from rxt_dist.config.model import ModelConfig
 from rxt_dist.config.run import OptimizerConfig, ParallelConfig, RunConfig, TrainConfig
 from rxt_dist.config.stages import DEFAULT_STAGE, STAGES
+from rxt_dist.data.dialogue_source import TurnBatch
+from rxt_dist.data.interactions import ANSWER_ID, QUERY_ID, THINK_ID
 from rxt_dist.data.loader import TokenBatch, token_batch
-from rxt_dist.data.rows import SPECIAL_COUNT
+from rxt_dist.data.rows import BOS_ID, EOS_ID, SPECIAL_COUNT
 from rxt_dist.model.init import initialise
 from rxt_dist.stages.base import Stage, build_network, stage_class
 
@@ -103,6 +106,45 @@ def packed_batch(step: int = 0, lengths: tuple[tuple[int, ...], ...] = LENGTHS) 
     )
 
 
+# Lengths of the interactions of eight rows.
+INTERACTIONS = ((20, 9), (32,), (6,), (8, 24), (11, 11), (7, 6, 5, 6), (31,), (16, 16))
+
+
+def interaction_batch(step: int = 0) -> TokenBatch:
+    """Batch number `step`: rows of single interactions, of which every other one thinks before it answers."""
+    batch = packed_batch(step, INTERACTIONS)
+    tokens_N, bounds = batch.tokens_BT.view(-1), batch.cu_seqlens.tolist()
+    for number, (start, end) in enumerate(pairwise(bounds)):
+        if batch.numbers_I[number] < 0:
+            continue
+        asked = start + (end - start) // 3 + 1
+        tokens_N[start : start + 2] = torch.tensor([BOS_ID, QUERY_ID], dtype=torch.int16)
+        tokens_N[end - 1] = EOS_ID
+        tokens_N[asked] = ANSWER_ID
+        if number % 2 and end - asked > 4:
+            tokens_N[asked], tokens_N[asked + 2] = THINK_ID, ANSWER_ID
+    return batch
+
+
+# Lengths of the turns of eight dialogues, of one to three turns; a turn is at most TOKENS long.
+DIALOGUES = ((20, 9, 12), (32,), (6, 7), (8, 24, 5), (11, 11), (7,), (31, 8, 9), (16, 16))
+
+
+def dialogue_batch(step: int = 0) -> TurnBatch:
+    """Batch number `step`: dialogues of unequal numbers of turns; every turn is an interaction."""
+    turns = max(map(len, DIALOGUES))
+    random = np.random.default_rng(step)
+    tokens = np.zeros((len(DIALOGUES), turns, TOKENS), dtype=np.int64)
+    lengths = np.zeros((len(DIALOGUES), turns), dtype=np.int64)
+    for b, dialogue in enumerate(DIALOGUES):
+        for u, length in enumerate(dialogue):
+            text = random.integers(SPECIAL_COUNT, 128, length)
+            text[[0, 1, length // 2 + 1, length - 1]] = BOS_ID, QUERY_ID, ANSWER_ID, EOS_ID
+            tokens[b, u, :length], lengths[b, u] = text, length
+    samples = np.arange(len(DIALOGUES), dtype=np.int64) + step * len(DIALOGUES)
+    return TurnBatch(torch.from_numpy(tokens), torch.from_numpy(lengths), torch.from_numpy(samples))
+
+
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """max |a - b| / max |b|."""
     worst = (actual.double() - expected.double()).abs().max().item()
@@ -112,6 +154,11 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
 # What each stage reads.
 BATCHES: dict[str, Callable[[int], Any]] = {
     "joint": packed_batch,
+    "mlm": packed_batch,
+    "decoder": packed_batch,
+    "sft": interaction_batch,
+    "decoder-sft": interaction_batch,
+    "memory": dialogue_batch,
     "lm": packed_batch,
     "frozen-experts": packed_batch,
     "encoder": packed_batch,

@@ -13,6 +13,8 @@ import yaml
 from warm_start import WarmProcess
 
 from data_prep.documents.build import BuildRequest, build_dataset
+from data_prep.interactions.build import InteractionRequest, Kind, build_interactions
+from data_prep.interactions.synthetic import write_interactions
 from data_prep.synthetic import write_sample
 from rxt_dist.files import write_atomic
 from rxt_dist.train.events import read_lines
@@ -30,6 +32,17 @@ def build_shards(folder: Path, seq_len: int = SEQ_LEN) -> Path:
             (folder / "corpus",), folder / "shards", seq_len=seq_len, vocab_size=600, eval_fraction=0.1, workers=1
         )
     )
+    return folder / "shards"
+
+
+def build_interaction_shards(folder: Path, tokenizer: Path, kind: Kind = "single", seq_len: int = SEQ_LEN) -> Path:
+    """A small bilingual dataset of single interactions or dialogues, with the tokenizer of `build_shards`."""
+    write_interactions(folder / "chats", text_bytes=120_000)
+    inputs = (folder / "chats" / kind,)
+    request = InteractionRequest(
+        inputs, folder / "shards", tokenizer, seq_len=seq_len, kind=kind, eval_fraction=0.1, workers=1
+    )
+    build_interactions(request)
     return folder / "shards"
 
 

@@ -10,9 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from rxt_dist.config.base import Config
+from rxt_dist.config.base import Config, at_most
 from rxt_dist.config.model import ModelConfig, PartName
 from rxt_dist.errors import ConfigError
 
@@ -113,6 +113,95 @@ class JointConfig(StageConfig):
             )
 
 
+class MlmConfig(StageConfig):
+    """Masked-token training of the encoder alone, before a decoder that takes its embedding (docs/curriculum.md)."""
+
+    kind: Literal["mlm"] = Field("mlm", description="Which stage.")
+    mlm_probability: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.15, description="Share of ordinary tokens the encoder sees as [MASK]."
+    )
+
+    def parts(self) -> tuple[PartName, ...]:
+        """See `StageConfig.parts`."""
+        return ("embedding", "encoder", "mlm_head")
+
+
+class DecoderWeights(Config):
+    """Weights of the terms of the loss of a decoder alone."""
+
+    balance: NonNegativeFloat = Field(0.01, description="Switch balance loss of the routers.")
+    z: NonNegativeFloat = Field(0.001, description="Router z-loss.")
+
+
+class DecoderStageConfig(StageConfig):
+    """Next-token training of the decoder alone, with a constant memory or none (docs/curriculum.md)."""
+
+    kind: Literal["decoder"] = Field("decoder", description="Which stage.")
+    memory: Literal["fixed", "off"] = Field(
+        "fixed",
+        description="What the decoder reads: one fixed random memory for all rows, or nothing (no cross-attention).",
+    )
+    memory_deviation: PositiveFloat = Field(0.02, description="Standard deviation of the fixed memory.")
+    train_embedding: bool = Field(False, description="Whether the embedding trains too, as it must where it is new.")
+    weights: DecoderWeights = DecoderWeights()
+
+    def parts(self) -> tuple[PartName, ...]:
+        """See `StageConfig.parts`."""
+        return ("embedding", "decoder", "lm_head")
+
+    def rate_group(self, parameter: str) -> str | None:
+        """What reads the memory stays as it is, since there is nothing to learn from a constant one."""
+        if any(name in parameter for name in (".cross_attention.", ".cross_norm.", ".memory_norm.")):
+            return None
+        return None if parameter.startswith("embedding.") and not self.train_embedding else ALL
+
+
+_TRAIN_MODE = Field(
+    False, description="Whether the marker after the query, which chooses fast answer or thinking, has loss too."
+)
+
+
+class SftConfig(JointConfig):
+    """Joint training on interactions, with loss on what the model has to answer (docs/curriculum.md)."""
+
+    kind: Literal["sft"] = Field("sft", description="Which stage.")  # type: ignore[assignment]
+    train_mode: bool = _TRAIN_MODE
+
+
+class DecoderSftConfig(DecoderStageConfig):
+    """Training of the decoder alone on interactions, with loss on what it has to answer (docs/curriculum.md)."""
+
+    kind: Literal["decoder-sft"] = Field("decoder-sft", description="Which stage.")  # type: ignore[assignment]
+    train_mode: bool = _TRAIN_MODE
+
+
+class MemoryStageConfig(StageConfig):
+    """Pre-training of memory attention on dialogues, with encoder and embedding as they are (docs/curriculum.md)."""
+
+    kind: Literal["memory"] = Field("memory", description="Which stage.")
+    turns: Annotated[PositiveInt, at_most(1024)] = Field(
+        6, description="Turns of a dialogue that are read; later ones are left out."
+    )
+    input_noise: NonNegativeFloat = Field(
+        0.1, description="Noise on the encoded turn that is written, as a share of its rms."
+    )
+    label_noise: NonNegativeFloat = Field(0.05, description="Noise on the label, as a share of its rms.")
+    label_scale: Literal["unit", "raw"] = Field(
+        "unit", description="Whether old memory and encoded turn have the rms 1 before they are mixed, or their own."
+    )
+    change_weight: NonNegativeFloat = Field(
+        0.0, description="Weight of the mean squared change of the memory, which grows with the root of the turn."
+    )
+
+    def parts(self) -> tuple[PartName, ...]:
+        """See `StageConfig.parts`."""
+        return ("embedding", "encoder", "memory_attention")
+
+    def rate_group(self, parameter: str) -> str | None:
+        """Only memory attention trains."""
+        return ALL if parameter.startswith("memory_attention.") else None
+
+
 class StageEntry(NamedTuple):
     """A stage's configuration class, and `module:class` of its code.
 
@@ -127,5 +216,10 @@ class StageEntry(NamedTuple):
 
 STAGES: dict[str, StageEntry] = {
     "joint": StageEntry(JointConfig, "rxt_dist.stages.joint:JointStage", "rxt_dist.stages.joint_work:JointWork"),
+    "mlm": StageEntry(MlmConfig, "rxt_dist.stages.mlm:MlmStage"),
+    "decoder": StageEntry(DecoderStageConfig, "rxt_dist.stages.decoder:DecoderStage"),
+    "sft": StageEntry(SftConfig, "rxt_dist.stages.sft:SftStage", "rxt_dist.stages.joint_work:JointWork"),
+    "decoder-sft": StageEntry(DecoderSftConfig, "rxt_dist.stages.sft:DecoderSftStage"),
+    "memory": StageEntry(MemoryStageConfig, "rxt_dist.stages.memory:MemoryStage"),
 }
 DEFAULT_STAGE = next(iter(STAGES))

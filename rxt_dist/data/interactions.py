@@ -9,8 +9,8 @@ the query is [A] (fast answer) or [T] (thinking first): the caller chooses it. T
 cannot be made to spell them), so the ids of a row alone say where each part begins, and labels need no stored mask.
 
 Loss is on everything that the model itself has to produce: the tokens of the [T], [A] and [C] parts, the markers
-between them ([A] after thinking, [C]), and [EOS]. There is none on the query side and none on the marker that follows
-it, as that one is given.
+between them ([A] after thinking, [C]), and [EOS]. There is none on the query side, and on the marker that follows it
+only where a stage has the model choose it itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from rxt_dist.data.rows import BOS_ID, EOS_ID, SPECIAL_COUNT, SPECIAL_TOKENS, PackedRows
+from rxt_dist.data.rows import BOS_ID, EOS_ID, PAD_ID, SPECIAL_COUNT, SPECIAL_TOKENS, PackedRows
 
 QUERY_ID, ANSWER_ID, THINK_ID, CALL_ID, RESULT_ID, INTERNAL_ID = (
     SPECIAL_TOKENS[token] for token in ("[Q]", "[A]", "[T]", "[C]", "[U]", "[I]")
@@ -44,12 +44,16 @@ _IS_ANSWER_SIDE = np.zeros(SPECIAL_COUNT, dtype=bool)
 _IS_ANSWER_SIDE[[THINK_ID, ANSWER_ID, CALL_ID]] = True
 
 
-def answer_labels(tokens_RT: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+def answer_labels(tokens_RT: npt.NDArray[np.integer], train_mode: bool = False) -> npt.NDArray[np.int64]:
     """Labels of R rows of interactions, int64 [R, T]: the next token where it carries loss, else -100.
 
-    `tokens_RT` are ids of any integer type, each row starting with a control token ([BOS], or [PAD] in an empty row).
     A position has a label exactly when it lies in a [T], [A] or [C] part, its marker included: the token after it is
-    then one that the model has to produce, and no part but [EOS] follows the last of them.
+    then one that the model has to produce, and no part but [EOS] follows the last of them. An answer that was cut off
+    before its [EOS] ends without a label, as [PAD] is nothing to learn.
+
+    Args:
+        tokens_RT: ids of any integer type, each row starting with a control token ([BOS], or [PAD] in an empty row).
+        train_mode: the marker after the query has loss too.
     """
     flat = tokens_RT.reshape(-1)
     control_at = np.flatnonzero(flat < SPECIAL_COUNT)
@@ -57,8 +61,14 @@ def answer_labels(tokens_RT: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     # A part reaches from its control token to the next one; no part reaches into the next row, which opens its own.
     part_lengths = np.diff(control_at, append=len(flat))
     has_label = np.repeat(_IS_ANSWER_SIDE[flat[control_at]], part_lengths).reshape(tokens_RT.shape)
+    next_RT = tokens_RT[:, 1:]
+    wanted_RT = has_label[:, :-1] & (next_RT != PAD_ID)
+    if train_mode:
+        # Of the markers of the answer side only the first follows a token that is not on it.
+        is_marker_RT = _IS_ANSWER_SIDE[np.minimum(next_RT, SPECIAL_COUNT - 1)] & (next_RT < SPECIAL_COUNT)
+        wanted_RT |= is_marker_RT
     labels = np.full(tokens_RT.shape, NO_LOSS, dtype=np.int64)
-    np.copyto(labels[:, :-1], tokens_RT[:, 1:], where=has_label[:, :-1])
+    np.copyto(labels[:, :-1], next_RT, where=wanted_RT)
     return labels
 
 

@@ -1,4 +1,4 @@
-"""Rows of packed documents, of one dataset or of several that phases name, as the source of a run's batches."""
+"""Rows of documents or interactions, of one or several datasets that phases name, as the source of a run's batches."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ from rxt_dist.errors import DataError
 
 
 class RowSource:
-    """The data source of stages that read documents. See `DataSource`.
+    """The data source of stages that read documents, or single interactions. See `DataSource`.
+
+    Args:
+        boundaries: what the segments of a row are: BOUNDARY_POLICY (documents) or INTERACTION_BOUNDARIES.
 
     Raises:
         DataError: the data is missing or damaged, was made with another tokenizer than the run names, or holds
-            something else than documents.
+            something else than the segments asked for.
     """
 
-    def __init__(self, run: RunConfig) -> None:
+    def __init__(self, run: RunConfig, boundaries: str = BOUNDARY_POLICY) -> None:
         self._run = run
-        wanted = _fingerprint(run.data.tokenizer) if run.data.tokenizer else None
+        wanted = tokenizer_of_run(run)
         opened: dict[str, TokenDataset] = {}
 
         def look(path: Path) -> PhaseDataset:
             dataset = TokenDataset(path, wanted)
-            _require_documents(dataset)
+            _require(dataset, boundaries, run.stage.kind)
             return PhaseDataset.of(opened.setdefault(dataset.digest, dataset).root, dataset.manifest)
 
         self._read = phase_datasets(run.data, look)
@@ -86,15 +89,30 @@ class RowSource:
         return read.first(int(np.count_nonzero(wanted >= 0)))
 
 
-def _require_documents(dataset: TokenDataset) -> None:
-    if dataset.manifest.boundaries != BOUNDARY_POLICY:
+def _require(dataset: TokenDataset, boundaries: str, kind: str) -> None:
+    found = dataset.manifest.boundaries
+    if found == boundaries:
+        return
+    if boundaries == BOUNDARY_POLICY:
         raise DataError(
-            f"{dataset.root} holds {dataset.manifest.boundaries}, of which only the answers carry loss, but "
-            f"pre-training reads documents. Name a dataset that `rxt-dist data build` made."
+            f"{dataset.root} holds {found}, of which only the answers carry loss, but stage '{kind}' reads documents. "
+            f"Name a dataset that `rxt-dist data build` made."
         )
+    raise DataError(
+        f"{dataset.root} holds documents, which have no answers, but stage '{kind}' reads interactions. Name a dataset "
+        f"that `rxt-dist data interactions` made."
+    )
 
 
-def _fingerprint(tokenizer: Path) -> str:
+def tokenizer_of_run(run: RunConfig) -> str | None:
+    """Fingerprint of the tokenizer that the run names; None where it takes the data's own.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    tokenizer = run.data.tokenizer
+    if tokenizer is None:
+        return None
     try:
         return tokenizer_fingerprint(tokenizer.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -17,7 +17,12 @@ COMPUTED = ("encoder", "mlm_head", "self_attention", "cross_attention", "feed_fo
 
 
 def flops_by_part(
-    model: ModelConfig, tokens: int, sum_sq_document_lengths: int, mlm_targets: int, parts: Collection[PartName]
+    model: ModelConfig,
+    tokens: int,
+    sum_sq_document_lengths: int,
+    mlm_targets: int,
+    parts: Collection[PartName],
+    memory_pairs: int | None = None,
 ) -> dict[str, int]:
     """Operations of training these parts of a network on some rows, forward and backward, by `COMPUTED`.
 
@@ -35,6 +40,7 @@ def flops_by_part(
         tokens: real tokens, padding excluded.
         sum_sq_document_lengths: sum of len^2 over the documents of the rows, each as long as its piece in the row.
         mlm_targets: masked positions, the only ones that the MLM head computes.
+        memory_pairs: pairs of a token and a memory slot; None: the memory is the row itself, with as many as above.
     """
     moe, found = model.decoder.moe, dict.fromkeys(COMPUTED, 0)
     for name, size in parameter_sizes(model, parts).items():
@@ -46,7 +52,8 @@ def flops_by_part(
         found["encoder"] += 12 * sum_sq_document_lengths * model.layers * _width(model, model.encoder.attention)
     if "decoder" in parts:
         cross, own = _width(model, model.decoder.cross_attention), _width(model, model.decoder.self_attention)
-        found["cross_attention"] += 12 * sum_sq_document_lengths * model.layers * cross
+        read = sum_sq_document_lengths if memory_pairs is None else memory_pairs
+        found["cross_attention"] += 12 * read * model.layers * cross
         found["self_attention"] += 6 * sum_sq_document_lengths * model.decoder_layers * own
     return found
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.stages import JointConfig
-from rxt_dist.data.loader import TokenBatch
+from rxt_dist.data.loader import TokenBatch, TokenRows
 from rxt_dist.data.masking import IGNORED_LABEL, mask_for_mlm, sample_seed
 from rxt_dist.data.row_source import RowSource
 from rxt_dist.losses import StageOutput, mean_over_layers
@@ -112,7 +112,7 @@ class JointStage(JointWork, Stage):
         rows = batch.unpack()
         masked_BT, mlm_labels_BT = mask_for_mlm(rows.tokens_BT, batch.samples_B, self.seed, self.config.mlm_probability)
         chosen_P = (mlm_labels_BT != IGNORED_LABEL).flatten().nonzero().squeeze(1)
-        labels_BT = rows.next_tokens()
+        labels_BT = self.labels(rows)
         levels = {"noise": 0.0, "masking": 0.0} if trained_tokens is None else self.levels(trained_tokens)
         return JointBatch(
             tokens_BT=rows.tokens_BT,
@@ -130,6 +130,10 @@ class JointStage(JointWork, Stage):
             tokens=batch.real_tokens,
             pairs=batch.pairs,
         )
+
+    def labels(self, rows: TokenRows) -> Tensor:
+        """int64 [B, T]: what the decoder predicts at each position, -100 for nothing."""
+        return rows.next_tokens()
 
     def levels(self, trained_tokens: int) -> dict[str, float]:
         """Noise and masking of the memory."""

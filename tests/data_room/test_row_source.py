@@ -14,6 +14,7 @@ from rxt_dist.data.dataset import TokenDataset
 from rxt_dist.data.loader import eval_reader
 from rxt_dist.data.row_source import RowSource
 from rxt_dist.errors import DataError
+from rxt_dist.stages.base import stage_class
 
 DEMO = Path(__file__).parents[2] / "configs/run/demo.yaml"
 SEQ_LEN = 32
@@ -98,6 +99,12 @@ def test_interactions_are_not_documents(dataset_dir: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"boundaries": "turns"}))
     with pytest.raises(DataError, match="holds turns, of which only the answers carry loss"):
         source_of(dataset_dir)
+
+
+def test_documents_are_not_interactions(dataset_dir: Path) -> None:
+    run = load_run(DEMO, [f"data.path={dataset_dir}", "data.seq_len=null", "stage={kind: sft}"])
+    with pytest.raises(DataError, match="holds documents, which have no answers, but stage 'sft' reads interactions"):
+        stage_class(run).source(run)
 
 
 def test_a_tokenizer_that_is_none_is_refused(dataset_dir: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import extended  # noqa: F401  (adds the stage of docs/extending.md)
 import pytest
 import torch
 from tiny import ROWS, TOKENS, batch_for, make_stage, relative, run_config
-from training_run import STEP_TOKENS, TinyRun, build_shards
+from training_run import STEP_TOKENS, TinyRun, build_interaction_shards, build_shards
 
 from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.pieces import SavedPieces
@@ -263,13 +263,35 @@ def test_operations_grow_with_the_work(kind: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+READS = {"sft": "single", "decoder-sft": "single", "memory": "dialogues"}
+# A step of the tiny run is then a whole number of dialogues.
+SETTINGS = {"memory": "turns: 2, "}
+
+
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_shards(tmp_path_factory.mktemp("data"))
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A dataset of each kind."""
+    documents = build_shards(tmp_path_factory.mktemp("documents"))
+    tokenizer = documents / "tokenizer.json"
+    chats = {
+        kind: build_interaction_shards(tmp_path_factory.mktemp(kind), tokenizer, kind)
+        for kind in ("single", "dialogues")
+    }
+    return {"documents": documents, **chats}
+
+
+@pytest.fixture
+def shards(kind: str, datasets: dict[str, Path]) -> Path:
+    """What the stage reads."""
+    return datasets[READS.get(kind, "documents")]
+
+
+def stage_override(kind: str) -> str:
+    return f"stage={{{SETTINGS.get(kind, '')}kind: {kind}}}"
 
 
 def trained(tiny: TinyRun, kind: str, *overrides: str) -> ExitCode:
-    config = load_run(tiny.file, [f"stage={{kind: {kind}}}", "eval.every_tokens=2560", *overrides])
+    config = load_run(tiny.file, [stage_override(kind), "eval.every_tokens=2560", *overrides])
     with StopRequest(tiny.directory / "STOP") as stop:
         return train(config, Ranks(0, 1, 0), stop)
 
@@ -295,7 +317,7 @@ def test_a_run_reports_its_terms_and_goes_on_after_a_stop(kind: str, tmp_path: P
     assert [event["step"] for event in stopped.events("resume")] == [5]
     assert lines_of(stopped) == lines_of(whole)
 
-    stage = stage_class(load_run(whole.file, [f"stage={{kind: {kind}}}"]))
+    stage = stage_class(load_run(whole.file, [stage_override(kind)]))
     line = whole.lines()[0]
     for term in stage.terms:
         assert math.isfinite(line[f"{term.name}_loss"])
@@ -312,7 +334,7 @@ def test_a_run_reports_its_terms_and_goes_on_after_a_stop(kind: str, tmp_path: P
 
 @EACH_STAGE
 def test_experts_that_do_not_train_are_not_split(kind: str, tmp_path: Path, shards: Path) -> None:
-    wanted = [f"stage={{kind: {kind}}}", "parallel={engine: deepspeed, zero: 1, expert_parallel: 2}"]
+    wanted = [stage_override(kind), "parallel={engine: deepspeed, zero: 1, expert_parallel: 2}"]
     config = load_run(TinyRun(tmp_path, shards).file, [*wanted, "cluster.gpus_per_node=2"])
     model = make_stage(config_of(kind)).model
     if any(parameter.requires_grad and ".experts." in name for name, parameter in model.named_parameters()):
@@ -326,7 +348,7 @@ def test_experts_that_do_not_train_are_not_split(kind: str, tmp_path: Path, shar
 
 @EACH_STAGE
 def test_a_plan_counts_what_the_stage_builds(kind: str, tmp_path: Path, shards: Path) -> None:
-    config = load_run(TinyRun(tmp_path, shards).file, [f"stage={{kind: {kind}}}"])
+    config = load_run(TinyRun(tmp_path, shards).file, [stage_override(kind)])
     plan = plan_run(config)
     stage = make_stage(config)
     trained_ = sum(p.numel() for p in stage.model.parameters() if p.requires_grad)
