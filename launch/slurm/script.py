@@ -47,9 +47,8 @@ def run_script(name: str, options: SlurmOptions, lead: int, place: Place) -> str
     lines = [
         f"--job-name={name}",
         f"--nodes={nodes}",
-        f"--ntasks-per-node={options.gpus_per_node}",
+        *_tasks(options),
         f"--gpus-per-node={gpus}" if options.gres is None else f"--gres={options.gres}",
-        f"--cpus-per-task={options.cpus_per_task}",
         *_common_lines(options, place, "%j"),
         f"--signal=B:{options.signal}@{lead}",
         "--requeue" if options.requeue else "--no-requeue",
@@ -58,6 +57,14 @@ def run_script(name: str, options: SlurmOptions, lead: int, place: Place) -> str
     ]
     process = [place.python, "-m", "launch.slurm.supervisor", str(place.folder / "launch.json")]
     return _text(f"Training of {name}.", lines, options, place, process)
+
+
+def _tasks(options: SlurmOptions) -> list[str]:
+    """What makes SLURM give each node the CPUs of its ranks."""
+    if options.min_nodes is None:
+        return [f"--ntasks-per-node={options.gpus_per_node}", f"--cpus-per-task={options.cpus_per_task}"]
+    # A number of tasks for each node makes SLURM content with the fewest nodes, however many are free.
+    return [f"--cpus-per-task={options.gpus_per_node * options.cpus_per_task}"]
 
 
 def array_script(name: str, options: ArrayOptions, place: Place, command: Sequence[str]) -> str:

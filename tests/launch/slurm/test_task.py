@@ -113,6 +113,13 @@ def test_a_rank_dies_with_its_watcher(tmp_path: Path) -> None:
         time.sleep(0.01)
 
 
+def test_a_job_starts_without_what_only_a_launch_needs() -> None:
+    """It is a second of every start, on every node."""
+    modules = "launch.slurm.supervisor, launch.slurm.task, launch.slurm.data_task"
+    code = f"import sys, {modules}; assert not {{'pydantic', 'typer', 'yaml', 'torch'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_torn_words_of_a_rank_are_nothing(tmp_path: Path) -> None:
     (tmp_path / "exit-0").write_text('{"code": 1')
     (tmp_path / "exit-1").write_text(json.dumps({"code": 1, "host": "a", "at": 0.0}))
