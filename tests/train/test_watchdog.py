@@ -259,6 +259,9 @@ def test_a_stopped_rank_is_named_within_the_deadline_and_some_beats(machine, sto
 def test_ranks_whose_time_is_up_at_once_name_the_same_one_and_one_of_them_speaks(machine):
     many = machine(ranks=4, step=10)
     many.enter(*["step"] * 4)
+    # All look for a verdict before the first one writes its own.
+    check = many.store.check
+    many.store.check = lambda keys: keys != ["verdict"] and check(keys)
     many.run(30)
     many.run(1)
     assert len(many.named()) == 4
@@ -269,8 +272,11 @@ def test_ranks_whose_time_is_up_at_once_name_the_same_one_and_one_of_them_speaks
 def test_a_rank_that_comes_on_while_it_is_judged_is_let_go(machine):
     pair = machine(step=10, data=10)
     pair.enter("step", "data")
-    while not pair.dogs[0]._suspect:
-        assert pair.run(1) == 1
+    for _ in range(20):
+        if not pair.dogs[0]._suspect:
+            pair.run(1)
+    assert pair.dogs[0]._suspect
+    assert pair.named() == []
     pair.dogs[1]._enter("step", 3)
     pair.run(6)
     assert pair.named() == []
