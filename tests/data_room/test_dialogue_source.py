@@ -10,6 +10,7 @@ import torch
 from training_run import SEQ_LEN, build_interaction_shards, build_shards
 
 from rxt_dist.config.load import load_run
+from rxt_dist.config.run import RunConfig
 from rxt_dist.data.dialogue_source import DialogueSource
 from rxt_dist.data.dialogues import DialogueDataset
 from rxt_dist.errors import DataError
@@ -27,13 +28,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return documents, chats
 
 
-def source_of(folder: Path, *overrides: str, kind: str = "memory") -> DialogueSource:
+def run_of(folder: Path, *overrides: str, kind: str = "memory") -> RunConfig:
     stage = f"stage={{kind: {kind}}}"
-    changes = [f"data.path={folder}", "data.seq_len=null", "train.total_tokens=65536", stage, *overrides]
-    run = load_run(DEMO, changes)
-    if kind != "memory":
-        return stage_class(run).source(run)  # type: ignore[return-value]
-    return DialogueSource(run, TURNS)
+    return load_run(DEMO, [f"data.path={folder}", "data.seq_len=null", "train.total_tokens=65536", stage, *overrides])
+
+
+def source_of(folder: Path, *overrides: str) -> DialogueSource:
+    return DialogueSource(run_of(folder, *overrides), TURNS)
 
 
 def test_it_says_what_the_dataset_says(folders: tuple[Path, Path]) -> None:
@@ -71,6 +72,15 @@ def test_parts_are_the_dialogues_of_the_order_in_one_shape(folders: tuple[Path, 
         whole.micro_batches(5)
 
 
+def test_a_rank_whose_dialogues_are_short_reads_as_many_turns_as_the_others(folders: tuple[Path, Path]) -> None:
+    source = DialogueSource(run_of(folders[1]), 100)
+    positions = np.arange(16, dtype=np.int64)
+    each = [source.read(positions, slice(row, row + 1)) for row in range(16)]
+    own = [int((batch.lengths_BU > 0).sum()) for batch in each]
+    assert min(own) < max(own)
+    assert {batch.tokens_BUT.shape[1] for batch in each} == {max(own)}
+
+
 def test_held_out_dialogues_and_blanks_that_count_for_nothing(folders: tuple[Path, Path]) -> None:
     source = source_of(folders[1])
     rows = np.array([0, 1, -1, -1], dtype=np.int64)
@@ -88,8 +98,9 @@ def test_what_holds_no_dialogues_is_refused_and_the_reverse(folders: tuple[Path,
     with pytest.raises(DataError, match="but dialogues are 'rxt-dialogues'"):
         source_of(documents)
     for kind in ("joint", "decoder", "sft"):
+        run = run_of(chats, kind=kind)
         with pytest.raises(DataError, match="holds dialogues"):
-            source_of(chats, kind=kind)
+            stage_class(run).source(run)
 
 
 def test_another_tokenizer_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:

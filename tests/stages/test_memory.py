@@ -149,6 +149,18 @@ def test_noise_is_a_share_of_what_it_disturbs_and_off_in_evaluation() -> None:
     assert label.std() == pytest.approx(0.05, rel=0.1)
 
 
+def test_what_is_drawn_depends_on_seed_kind_and_dialogue_alone() -> None:
+    stage = stage_of()
+    for length in (None, 9):
+        drawn = stage._drawn("input-0", 3, CPU, length)
+        assert torch.equal(drawn, stage._drawn("input-0", 3, CPU, length))
+        others = [stage._drawn("input-0", 4, CPU, length), stage._drawn("input-1", 3, CPU, length)]
+        others.append(
+            MemoryStage(stage.model, stage.run.model_copy(update={"seed": 1}))._drawn("input-0", 3, CPU, length)
+        )
+        assert not any(torch.equal(drawn, other) for other in others)
+
+
 def test_the_change_counts_where_it_is_asked_for_and_more_with_the_turn() -> None:
     assert stage_of().weights().tolist() == [1, 0, 0]
     stage = stage_of(change_weight=0.5)
