@@ -41,6 +41,8 @@ def report(
     now = time.time()
     series = read_series(runs, now)
     if as_json:
-        typer.echo(json.dumps(json_of(series), ensure_ascii=False, allow_nan=False))
+        text = json.dumps(json_of(series), ensure_ascii=False, allow_nan=False)
+        # Half a character, as lines hold it where a name was no UTF-8, is printed as JSON's escape of it.
+        typer.echo(text.encode("utf-8", "backslashreplace").decode())
         return
     typer.echo(write_report(series, out or runs[0], now))

@@ -238,7 +238,7 @@ def _scalar(node: yaml.ScalarNode, place: str) -> Any:
         if node.tag not in _PLAIN_TAGS:
             raise ValueError(node.tag)
         value = _Loader("").construct_object(node)
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, LookupError, AttributeError, OverflowError):  # all of them the library's own slips
         kind = node.tag.removeprefix(_TAG)
         raise ConfigError(
             f"{place}: '{_cut(node.value)}' is read as {'a date' if kind == 'timestamp' else f'!!{_cut(kind)}'} and is "

@@ -269,7 +269,7 @@ class TokenDataset(RowReader):
 
     @property
     def digest(self) -> str:
-        """The root digest: equal for equal token streams."""
+        """The root digest: where two are equal, their token streams are."""
         return self.manifest.root_digest
 
     @property

@@ -169,8 +169,10 @@ SourceT = TypeVar("SourceT", bound=Source[Any])
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(Generic[SourceT]):
-    """The top manifest. `root_digest` covers everything that decides a training token, and no time, path or host.
+    """The top manifest. `root_digest` covers everything that decides a training token, and no time or host.
 
+    Every shard holds the hash of its build, and that the names of the inputs: the same texts in a folder of another
+    name give other shards, of equal rows.
     `files` are all other files of the folder; `rxt_dist.data.sealing.finish_dataset` fills it in.
     """
 

@@ -69,9 +69,11 @@ class Collectives:
         value, mine = None, None
         try:
             value = action()
+            # A value that cannot be told is found before anything is told: else the others would wait for it.
+            json.dumps(value, allow_nan=False)
         except Exception as error:
             mine = error
-        outcomes = self.gather({"value": value, "error": mine and [type(mine).__name__, str(mine)]})
+        outcomes = self.gather({"value": None if mine else value, "error": mine and [type(mine).__name__, str(mine)]})
         if mine is not None and not isinstance(mine, UserError):
             raise mine
         failures = [(rank, *outcome["error"]) for rank, outcome in enumerate(outcomes) if outcome["error"]]

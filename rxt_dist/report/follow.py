@@ -95,7 +95,7 @@ def _is_over(run: RunSeries) -> bool:
 
 def view(run: RunSeries, width: int) -> RenderableType:
     """What the terminal shows of a run at one moment."""
-    parts: list[RenderableType] = [Text(f"{run.name}: {run.goodput.state}", style="bold", overflow="ellipsis")]
+    parts: list[RenderableType] = [Text(_shown(f"{run.name}: {run.goodput.state}"), style="bold", overflow="ellipsis")]
     if run.total_tokens > 0:
         bar = ProgressBar(run.total_tokens, run.last_tokens, width=min(60, width))
         parts += [bar]
@@ -103,13 +103,13 @@ def view(run: RunSeries, width: int) -> RenderableType:
     losses = Table.grid(padding=(0, 2))
     for name in run.losses:
         spark = sparkline(run.figure(name)[1], min(_SPARKS, max(10, width - 30)))
-        losses.add_row(name, _number(run.files.training.last(name)), spark)
+        losses.add_row(Text(_shown(name)), _number(run.files.training.last(name)), spark)
     parts.append(losses)
     shown = [name for name in _SHOWN if run.has(name)]
     parts.append(Text("  ".join(f"{name} {_number(run.files.training.last(name))}" for name in shown)))
     parts.append(Text(_goodput_text(run)))
     parts += [
-        Text(_event_text(event), style="dim", overflow="ellipsis", no_wrap=True)
+        Text(_shown(_event_text(event)), style="dim", overflow="ellipsis", no_wrap=True)
         for event in run.files.events[-_EVENTS_SHOWN:]
     ]
     return Group(*parts)
@@ -151,7 +151,11 @@ def _goodput_text(run: RunSeries) -> str:
 
 
 def _event_text(event: Mapping[str, Any]) -> str:
-    text = f"{when_of(event)} {event['kind']} {fields_of(event)}"
+    return f"{when_of(event)} {event['kind']} {fields_of(event)}"
+
+
+def _shown(text: str) -> str:
+    """Without what commands a terminal or is no character: names and reasons are a file's, and that may hold any."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
@@ -160,4 +164,4 @@ def _number(value: float) -> str:
 
 
 def _print(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(_shown(line), markup=False, highlight=False, soft_wrap=True)

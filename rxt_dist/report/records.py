@@ -118,7 +118,9 @@ class RunFiles:
     def __init__(self, path: Path) -> None:
         self.path = path
         names = ("config.resolved.yaml", "metrics.jsonl", "events.jsonl")
-        if not any((path / name).is_file() for name in names):
+        with access_errors(path):
+            is_run = any((path / name).is_file() for name in names)
+        if not is_run:
             raise ConfigError(
                 f"{path} is not a run directory: it has none of {', '.join(names)}. Give the folder of a run, for "
                 f"example runs/demo."

@@ -42,6 +42,15 @@ def test_json_writes_nothing(run: Path) -> None:
     assert sorted(path.name for path in run.iterdir()) == ["finished.json", "metrics.jsonl"]
 
 
+def test_json_of_half_a_character(run: Path) -> None:
+    """As the events state the path of a run whose name is no UTF-8."""
+    event = {"time": "2026-03-01T12:00:00+00:00", "kind": "exit", "code": 1, "reason": "runs/\udcff"}
+    (run / "finished.json").unlink()
+    (run / "events.jsonl").write_text(json.dumps({**event, "kind": "start"}) + "\n" + json.dumps(event) + "\n")
+    (found,) = json.loads(invoke(run, "--json"))
+    assert found["goodput"]["state"] == "1: runs/\udcff"
+
+
 def test_a_finished_run_is_not_followed_for_long(run: Path) -> None:
     assert "finished" in invoke(run, "--follow")
     for more in ([run], ["--json"], ["--out", run]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ def _listening() -> list[str]:
 def fail_together(context: RankContext, kind: str) -> list[str]:
     """What each rank gets to know when rank 1 fails in a common action."""
 
-    def action() -> int:
+    def action() -> float:
+        if context.rank == 1 and kind == "no JSON":
+            return math.nan
         if context.rank == 1:
             raise CheckpointError("no such step") if kind == "user" else ValueError("a slip")
         return context.rank

@@ -8,6 +8,8 @@ from harness import Ranks
 
 pytestmark = pytest.mark.distributed
 
+NO_JSON = "Out of range float values are not JSON compliant"
+
 
 def test_all_ranks_hear_the_same(ranks: Ranks) -> None:
     values = [{"rank": rank, "text": "ż" * rank, "none": None} for rank in range(3)]
@@ -25,6 +27,7 @@ def test_all_ranks_hear_the_same(ranks: Ranks) -> None:
     [
         ("user", ["CheckpointError", "no such step"], ["CheckpointError", "no such step"]),
         ("bug", ["RuntimeError", "rank 1 failed: ValueError: a slip"], ["ValueError", "a slip"]),
+        ("no JSON", ["RuntimeError", f"rank 1 failed: ValueError: {NO_JSON}"], ["ValueError", NO_JSON]),
     ],
 )
 def test_an_error_of_one_rank_ends_all(kind: str, others: list[str], own: list[str], ranks: Ranks) -> None:

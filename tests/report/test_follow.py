@@ -71,6 +71,19 @@ def test_plain_lines(log: Log, naps: list[float]) -> None:
     assert naps == [1.0] * 3
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_a_file_says_is_no_command_of_a_terminal(log: Log, terminal: bool) -> None:
+    """Nor ends it the watching: half a character, as a name that is no UTF-8 is written, cannot be shown."""
+    enemy = "\x1b]0;owned\x07\udcff"
+    log.line(3, 2, tokens=1024, steps=1, step_s=1.0, **{f"{enemy}_loss": 2.5})
+    log.event(4, "save", step=2, path=enemy).event(5, "exit", code=1, reason=enemy, life="a")
+    shown = watched(log, [], terminal)
+    shown.encode()
+    assert "owned" in shown
+    assert "\x1b]" not in shown
+    assert "\x07" not in shown
+
+
 def test_a_terminal(log: Log) -> None:
     shown = watched(log, news(log), terminal=True)
     for text in ("a-run: running", "a-run: 75: SIGTERM", "ar_loss", "█", "productive steps", "grad_norm 1.5", "save"):

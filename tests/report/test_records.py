@@ -91,6 +91,8 @@ def test_a_damaged_configuration_is_none(log: Log) -> None:
 def test_a_folder_of_something_else(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a run directory"):
         RunFiles(tmp_path)
+    with pytest.raises(ConfigError, match="File name too long"):
+        RunFiles(tmp_path / ("a" * 300))
     (tmp_path / "events.jsonl").write_text("")
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(ConfigError, match="metrics"):
