@@ -26,8 +26,8 @@ OTHERS = [kind for kind in STAGES if kind != DEFAULT_STAGE]
 
 # Stages that read other rows and compute as another one does: on ranks they have nothing of their own.
 DERIVED = ("sft", "decoder-sft")
-PRECISE = [(kind, precision) for kind in OTHERS for precision in ("float32", "bfloat16")]
-PRECISE = [each for each in PRECISE if each[0] not in DERIVED or each[1] == "float32"]
+# What rounding could change is what is frozen.
+PRECISE = [(kind, "float32") for kind in OTHERS] + [(kind, "bfloat16") for kind in ("memory", "frozen-experts")]
 
 # Two groups of parameters then have different rates for the first steps.
 SETTINGS: dict[str, dict[str, Any]] = {"lm": {"embedding_after": 2 * ROWS * TOKENS + 1}}

@@ -73,6 +73,8 @@ def start(attempts: int, command: list[str], run: Path | None = None, **patience
     return subprocess.Popen(
         [sys.executable, "-c", LAUNCH, str(attempts), str(run or ""), json.dumps(PATIENCE | patience), *command],
         cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        # What was started in the background of a shell ignores Ctrl-C, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
