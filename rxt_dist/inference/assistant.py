@@ -97,7 +97,7 @@ class Assistant:
         or a Ctrl-C, before the answer is whole writes what was generated; an error leaves the memory as it was.
 
         Raises:
-            ConfigError: the session is being asked something already.
+            ConfigError: the session is being asked something already, or is of another model.
             DataError: the prompt leaves no room for an answer.
         """
         for _, event in self.stream([session], [prompt], sampling):
@@ -126,13 +126,12 @@ class Assistant:
         ids = [prompt.ids(self.text, self.config.seq_len) for prompt in asked]
         with ExitStack() as stack:
             for session in sessions:
-                self._require_own(session)
                 stack.enter_context(session.answering())
             rows = [
                 Row(of_prompt, MODES[prompt.mode], sampling, session.generator, self.text.controls)
                 for of_prompt, prompt, session in zip(ids, asked, sessions, strict=True)
             ]
-            memory_LBSD = torch.cat([session.memory for session in sessions], dim=1)
+            memory_LBSD = self._memory(sessions)
             readings = [Reading(self.text) for _ in rows]
             try:
                 for tokens in answer(self.network, memory_LBSD, rows):
@@ -140,7 +139,8 @@ class Assistant:
                         if token is not None:
                             yield number, readings[number].token(token)
             except (GeneratorExit, KeyboardInterrupt):
-                self.write(sessions, [row.written for row in rows])
+                if all(row.said for row in rows):
+                    self.write(sessions, [row.written for row in rows])
                 raise
             self.write(sessions, [row.written for row in rows])
         for number in range(len(sessions)):
@@ -161,7 +161,7 @@ class Assistant:
                     f"An interaction of {len(ids):,} tokens cannot be written into the memory: the model reads at most "
                     f"{self.config.seq_len:,}. Shorten it, or tell it in several turns."
                 )
-        memory_LBSD = torch.cat([session.memory for session in sessions], dim=1)
+        memory_LBSD = self._memory(sessions)
         written: Future[Tensor] = Future()
 
         def work() -> None:
@@ -175,9 +175,11 @@ class Assistant:
         for row, session in enumerate(sessions):
             session.hand_over(written, row)
 
-    def _require_own(self, session: Session) -> None:
-        if session.identity != self.identity:
+    def _memory(self, sessions: Sequence[Session]) -> Tensor:
+        """[L, B, S, D]; waits for writes."""
+        if any(session.identity != self.identity for session in sessions):
             raise ConfigError("This session is of another model, and its memory means nothing here: begin another one.")
+        return torch.cat([session.memory for session in sessions], dim=1)
 
 
 def weights_digest(network: ReactiveTransformer) -> str:

@@ -101,6 +101,18 @@ def test_cached_is_uncached_for_unequal_sessions(variant: str) -> None:
         assert_close(written[:, number : number + 1], alone, "memory")
 
 
+def test_without_a_memory_every_layer_is_stateless() -> None:
+    network, asked = network_of(), row(PROMPTS[0])
+    logits: list[Tensor] = []
+    for _ in answer(network, None, [asked], lambda _, of_token: logits.append(of_token.clone())):
+        pass
+    ids_1T = torch.tensor([asked.written])
+    with torch.no_grad():
+        hidden = network.decoder(network.embedding(ids_1T), torch.arange(ids_1T.shape[1])[None], None).hidden_BTD
+        at_once = network.lm_head.logits(hidden)[0][len(asked.prompt) : -1]
+    assert_close(torch.stack(logits), at_once, "without memory")
+
+
 def test_the_mode_is_chosen_once_by_the_larger_logit() -> None:
     network = network_of()
     memory = initial_memory(network.config, 1, torch.Generator().manual_seed(1))

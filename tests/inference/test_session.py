@@ -142,6 +142,22 @@ def test_a_stream_that_is_interrupted_writes_what_was_said(assistant: Assistant,
     assert closed.turn == 1
 
 
+def test_an_interruption_before_anything_was_said_writes_nothing(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> Iterator[None]:
+        raise KeyboardInterrupt
+        yield
+
+    session = assistant.session(seed=3)
+    with monkeypatch.context() as patched:
+        patched.setattr(assistant_module, "answer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            talk(assistant, session, ["hello"])
+    assert session.turn == 0
+    assert talk(assistant, session, ["hello"])
+
+
 def test_an_error_leaves_the_memory_as_it_was(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
     session = assistant.session(seed=3)
     before = session.memory
