@@ -350,13 +350,14 @@ def boot(rack: Rack, node: str) -> None:
 def node_main(rack: Rack, node: str) -> None:
     _machine(rack, node)
     _sh("mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/dev/shm")
-    # A /tmp of its own, in which only the rack's folder is the one that all machines share.
+    # A /tmp of its own, in which only the rack's folder, and the code if it lies there, are those that all share.
     private = Path("/mnt")
     _sh("mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", str(private))
-    if rack.folder.is_relative_to("/tmp"):
-        shared = private / rack.folder.relative_to("/tmp")
-        shared.mkdir(parents=True)
-        _sh("mount", "--rbind", str(rack.folder), str(shared))
+    for folder in (rack.folder, Path(__file__).resolve().parents[2]):
+        if folder.is_relative_to("/tmp"):
+            shared = private / folder.relative_to("/tmp")
+            shared.mkdir(parents=True)
+            _sh("mount", "--rbind", str(folder), str(shared))
     _sh("mount", "--rbind", str(private), "/tmp")
     (rack.folder / f"run/spool.{node}").mkdir(exist_ok=True)
     subprocess.Popen(["slurmd", "-D", "-N", node, "-f", str(rack.conf)], stdout=subprocess.DEVNULL, stderr=None)

@@ -61,7 +61,7 @@ def test_a_signal_while_ranks_import_a_killed_rank_and_a_requeue(
     run.wait("a requeue", lambda: len(run.ledger("life")) == 2)
     first = run.ledger("end")[0]
     assert (first["code"], first["action"]) == (75, "requeue")
-    run.wait_for_step(run.ledger("life")[1]["checkpoint"] + 6)
+    run.wait_for_step(run.ledger("life")[1]["checkpoint"] + 1)
     # The wrapper of a rank is the older of its two processes.
     victim = max(run.rank_processes(run.nodes()[1]))
     rack.on(run.nodes()[1], "kill", "-KILL", str(victim))
@@ -70,7 +70,7 @@ def test_a_signal_while_ranks_import_a_killed_rank_and_a_requeue(
     assert (killed["code"], killed["action"], killed["blamed"]) == (137, "restart", [run.nodes()[1]])
     assert "rank 1 was killed by signal 9" in killed["reason"]
     run.wait("steps of the third life", lambda: len(run.events("ready")) == 3)
-    run.wait_for_step(run.ledger("life")[2]["checkpoint"] + 4)
+    run.wait_for_step(run.ledger("life")[2]["checkpoint"] + 1)
     rack.on_login("scontrol", "requeue", job)
     run.wait("the fourth life", lambda: len(run.ledger("life")) == 4)
     run.wait_for_end()
@@ -125,7 +125,7 @@ def test_cancelled_means_cancelled_and_resume_goes_on(new_run: NewRun, undisturb
     run.rxt("launch", "resume", str(run.directory))
     assert run.job != job
     run.wait("the second life", lambda: len(run.events("ready")) == 2)
-    run.wait_for_step(run.ledger("life")[1]["checkpoint"] + 4)
+    run.wait_for_step(run.ledger("life")[1]["checkpoint"] + 1)
     run.rxt("launch", "stop", str(run.directory))
     run.wait_for_end()
     assert (run.ledger("end")[1]["code"], run.state()) == (76, "stopped")
