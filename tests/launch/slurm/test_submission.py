@@ -258,16 +258,6 @@ def test_a_script_that_bash_cannot_read_is_refused() -> None:
         check_script("export A='\n", JobOptions(), 1, 1)
 
 
-def test_sinfo_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = "gpu*|1-00:00:00|4|64|gpu:a100:8(S:0-1)\ncpu|infinite|9|32+|(null)\nshort|30:00|2|16|gpu:4,nvme:1\n"
-    monkeypatch.setattr(client, "call", lambda *command, patience=0.0: shown)
-    assert client.node_kinds() == [
-        NodeKind("gpu", True, 86400.0, 4, 64, 8),
-        NodeKind("cpu", False, float("inf"), 9, 32, 0),
-        NodeKind("short", False, 1800.0, 2, 16, 4),
-    ]
-
-
 def test_containers(make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path) -> None:
     wish = make_wish(container="/images/rxt.sif", mounts=("/data",))
     seen = [f"--bind={tmp_path}/runs/tiny", f"--bind={tmp_path}", "--bind=/data"]
