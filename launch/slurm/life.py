@@ -113,7 +113,7 @@ class JobLife:
         answers: dict[str, dict[str, Any]] = {}
         step = self._start("check", listen=lambda line: _hear(line, answers))
         deadline = time.monotonic() + _CHECK_SECONDS
-        while not step.ended and time.monotonic() < deadline and self._signals.ended is None:
+        while not step.ended and time.monotonic() < deadline and not self._is_asked():
             if any(answer["problems"] for answer in list(answers.values())):
                 deadline = min(deadline, time.monotonic() + _OTHERS_SECONDS)
             time.sleep(_POLL_SECONDS)
@@ -122,10 +122,15 @@ class JobLife:
         write_json_atomic(self.folder / "nodes.json", dict(answers))
         return self._verdict(dict(answers), ended_by_itself)
 
+    def _is_asked(self) -> bool:
+        return self._signals.user is not None or self._signals.ended is not None
+
     def _verdict(self, answers: dict[str, dict[str, Any]], ended_by_itself: bool) -> LifeEnd | None:
         bad = {host: "; ".join(answer["problems"]) for host, answer in answers.items() if answer["problems"]}
         silent = [host for host in self.hosts if host not in answers]
-        if not bad and silent and not self._signals.ended:
+        if not bad and silent and self._is_asked():
+            return LifeEnd(ExitCode.PREEMPTED, "asked to stop while the nodes were checked")
+        if not bad and silent:
             # A step whose start fails on one node ends on all of them before they can answer.
             gone = unreachable(silent, _REACH_SECONDS) if ended_by_itself else silent
             bad = dict.fromkeys(gone, "does not answer")

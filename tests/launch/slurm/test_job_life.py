@@ -58,6 +58,25 @@ def test_sound_nodes_are_sound(job_life: JobLife) -> None:
     assert job_life._verdict({host: dict(SOUND) for host in HOSTS}, True) is None
 
 
+def test_a_check_ends_when_the_job_is_asked_to_stop(job_life: JobLife, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that have not answered by then are not bad."""
+
+    class Slow:
+        """A check that takes for ever."""
+
+        ended = False
+
+        def end(self) -> None:
+            pass
+
+    monkeypatch.setattr(job_life, "_start", lambda role, listen: Slow())
+    monkeypatch.setattr(life, "_CHECK_SECONDS", 5.0)
+    job_life._signals.user = signal.SIGUSR2
+    end = job_life.check_nodes()
+    assert end is not None
+    assert (end.code, end.bad) == (75, {})
+
+
 def test_where_all_nodes_fail_it_is_not_the_nodes(job_life: JobLife) -> None:
     answer = {"problems": ["no GPU"], "together": False}
     end = job_life._verdict({host: dict(answer) for host in HOSTS}, True)
@@ -144,12 +163,21 @@ def test_the_run_itself_is_believed_and_a_hang_blames_its_host(job_life: JobLife
 def test_steps_say_all_that_they_would_inherit(tmp_path: Path, role: str, tasks: str, cpus: int) -> None:
     command = step_command(describe(tmp_path, prefix=["apptainer", "exec", "image"]), role, HOSTS, tmp_path / "life")
     options = command[: command.index("/bin/sh")]
-    assert {"--nodes=2", "--nodelist=gpu1,gpu2", tasks, f"--cpus-per-task={cpus}", "--export=ALL"} <= set(options)
+    assert {
+        "--nodes=2",
+        "--nodelist=gpu1,gpu2",
+        tasks,
+        f"--cpus-per-task={cpus}",
+        "--export=ALL",
+        "--distribution=block",
+    } <= set(options)
     assert command[-9:-3] == ["apptainer", "exec", "image", "/env/python", "-m", "launch.slurm.task"]
 
 
 def test_numbers_of_the_job_do_not_contradict_those_of_a_step() -> None:
     job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16", "SLURM_TRES_PER_TASK": "cpu=8", "PATH": "/bin"}
+    # Of a person's shell: labels would hide the answers of a check, other orders of ranks would blame other nodes.
+    job |= {"SLURM_LABELIO": "1", "SLURM_DISTRIBUTION": "cyclic", "SLURM_GPUS_PER_TASK": "1", "SLURM_GPU_BIND": "none"}
     assert step_environment(job) == {"SLURM_JOB_ID": "7", "PATH": "/bin"}
 
 
