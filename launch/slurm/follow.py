@@ -38,12 +38,12 @@ def status_of(run: Path) -> dict[str, Any]:
     lines = lines_of(Ledger(folder.ledger).read(), description.submission) if description else []
     ends = [line for line in lines if line["kind"] == "end"]
     figures = [line for line in read_lines(run / "metrics.jsonl") if "tokens_per_s" in line]
-    known = ("step", "tokens", "ar_loss", "tokens_per_s", "time")
+    known = ("step", "tokens", "tokens_per_s", "time")
     return {
         "run": str(run),
         "jobs": jobs,
         "supervisor": _json(folder.status),
-        "newest": {name: figures[-1].get(name) for name in known} if figures else {},
+        "newest": {name: figures[-1].get(name) for name in known} | {"loss": _loss(figures[-1])} if figures else {},
         "finished": bool(_json(run / "finished.json")),
         "trains": held(run / ".lock"),
         "lives": [
@@ -63,6 +63,12 @@ def _job(job: str) -> dict[str, Any]:
     if state is not None:
         return {"job": job, "state": state.state, "reason": state.reason, "nodes": state.nodes, "start": state.started}
     return {"job": job, "state": client.last_state(job) or "ENDED", "reason": "", "nodes": "", "start": ""}
+
+
+def _loss(line: dict[str, Any]) -> float | None:
+    """Of the first term of the stage: they stand in its order."""
+    losses = [value for name, value in line.items() if name.endswith("_loss") and "/" not in name]
+    return losses[0] if losses and isinstance(losses[0], float) else None
 
 
 def _output(folder: JobFolder, submission: int, jobs: list[str]) -> str | None:
@@ -101,7 +107,7 @@ def headline(state: dict[str, Any]) -> str:
         words.append("finished")
     newest = state["newest"]
     if newest:
-        loss = newest.get("ar_loss")
+        loss = newest["loss"]
         words.append(f"| step {newest['step']:,}" + (f", loss {loss:.4f}" if isinstance(loss, float) else ""))
         words.append(f"{newest['tokens_per_s']:,.0f} tokens/s" if newest.get("tokens_per_s") else "")
     return " ".join(word for word in words if word)

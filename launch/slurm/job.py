@@ -63,6 +63,11 @@ class Description:
         return JobFolder(Path(self.run))
 
     @property
+    def contained(self) -> bool:
+        """Whether ranks run in an image."""
+        return bool(self.prefix) or any(argument.startswith("--container-image=") for argument in self.srun)
+
+    @property
     def file(self) -> Path:
         """The file that `write` writes."""
         return self.folder.submission(self.submission) / "launch.json"

@@ -172,7 +172,7 @@ class JobLife:
                 with suppress(OSError):  # there is the signal, too
                     self._request.touch()
                 # torchrun and containers do not pass it on but end by it: for them there is the file.
-                if self._signals.user and self._wanted.launcher == "srun" and not self._wanted.prefix:
+                if self._signals.user and self._wanted.launcher == "srun" and not self._wanted.contained:
                     step.pass_on(self._signals.user)
             if self._signals.user is not None and time.monotonic() > self._signals.user_at + patience:
                 return True

@@ -113,16 +113,37 @@ def test_agents_of_torchrun_are_asked_to_stop_by_a_file(new_run: NewRun) -> None
     assert [(end["code"], end["action"]) for end in run.ledger("end")] == [(75, "requeue"), (0, "finished")]
 
 
+def test_a_requeue_at_once_and_the_end_of_the_supervisor(new_run: NewRun, undisturbed: Curve, rack: Rack) -> None:
+    run = new_run("beheaded")
+    job = run.launch("--no-preflight")
+    run.wait("its start", lambda: run.queue() == "RUNNING")
+    rack.on_login("scontrol", "requeue", job)
+    run.wait("another start", lambda: run.detail("Restarts") == "1" and run.queue() == "RUNNING")
+    run.wait_for_step(6)
+    (pid,) = run.supervisor()
+    rack.on(run.nodes()[0], "kill", "-KILL", str(pid))
+    run.wait_for_end()
+    assert run.detail("JobState") == "FAILED"
+    run.wait("the end of all ranks", lambda: not any(run.rank_processes(node) for node in run.nodes()))
+    run.rxt("launch", "resume", str(run.directory))
+    run.wait_for_end()
+    run.require_finished_as(undisturbed)
+
+
 def test_a_stage_waits_for_the_one_before(new_run: NewRun) -> None:
-    first, second = new_run("stage-1", 6), new_run("stage-2", 6)
+    """Also while that is requeued."""
+    first, second = new_run("stage-1", 12), new_run("stage-2", 6)
     first.launch("--no-preflight")
     second.launch(
         "--no-preflight", f"--after={first.directory}", f"start={{run: {first.directory}, parts: [embedding, encoder]}}"
     )
+    first.wait_for_step(2)
+    first.signal("USR2")
+    first.wait("a requeue", lambda: len(first.ledger("life")) == 2)
     assert second.queue("%T %r") == "PENDING Dependency"
     second.wait_for_end()
     assert (first.state(), second.state()) == ("finished", "finished")
-    assert second.events("begin")[0]["step"] == 6
+    assert second.events("begin")[0]["step"] == 12
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ def test_two_nodes_give_what_two_local_ranks_give(new_run: NewRun, undisturbed: 
     run.wait("ready", lambda: run.events("ready"))
     refused = run.rxt("launch", "slurm", str(run.file), *TWO_NODES, *ON_CPUS, expected=64)
     assert "has a job already" in refused
+    assert run.detail("TimeLimit") == "00:20:00", "the script's, not the shell's"
     shown = json.loads(run.rxt("launch", "status", str(run.directory), "--json"))
     assert shown["jobs"][0]["state"] == "RUNNING"
     assert shown["supervisor"]["hosts"] == run.nodes()

@@ -60,6 +60,14 @@ def test_a_waiting_job_says_why(run: Path, queue: dict[str, Any]) -> None:
     assert headline(status_of(run)).startswith("job 7 PENDING | step 1,200, loss 2.3457 81,23")
 
 
+def test_every_stage_shows_the_loss_of_its_first_term(run: Path, queue: dict[str, Any]) -> None:
+    line = {"step": 1300, "mlm_loss": 3.25, "z_loss": 0.1, "eval/en/ar_loss": 9.0, "tokens_per_s": 10.0}
+    append_line(run / "metrics.jsonl", line)
+    assert "step 1,300, loss 3.2500" in headline(status_of(run))
+    append_line(run / "metrics.jsonl", {"step": 1301, "ar_loss": None, "tokens_per_s": 10.0})
+    assert "step 1,301 10 tokens/s" in headline(status_of(run))
+
+
 def test_a_running_job_says_where_and_how_far(run: Path, queue: dict[str, Any]) -> None:
     queue["states"] = [JobState("RUNNING", "None", "gpu[1-2]")]
     (run / "job/status.json").write_text(json.dumps({"state": "checking nodes"}))

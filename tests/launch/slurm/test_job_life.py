@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,38 @@ def test_numbers_of_the_job_do_not_contradict_those_of_a_step() -> None:
     # Of a person's shell: labels would hide the answers of a check, other orders of ranks would blame other nodes.
     job |= {"SLURM_LABELIO": "1", "SLURM_DISTRIBUTION": "cyclic", "SLURM_GPUS_PER_TASK": "1", "SLURM_GPU_BIND": "none"}
     assert step_environment(job) == {"SLURM_JOB_ID": "7", "PATH": "/bin"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "passed_on"),
+    [
+        ({}, [signal.SIGUSR2]),
+        ({"launcher": "torchrun"}, []),
+        ({"prefix": ["apptainer"]}, []),
+        ({"srun": ["--container-image=/x"]}, []),
+    ],
+)
+def test_a_signal_goes_to_ranks_that_nothing_stands_before_and_a_file_to_all(
+    tmp_path: Path, changes: dict[str, Any], passed_on: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = JobLife(describe(tmp_path / "run", **changes), HOSTS, "7.0.0", 0, True, Signals(user=signal.SIGUSR2))
+    made.folder.mkdir(parents=True)
+    made._signals.user_at = time.monotonic()
+    looks, heard = iter([False, False, True]), []
+
+    class Ranks:
+        """They end at the third look."""
+
+        @property
+        def ended(self) -> bool:
+            return next(looks)
+
+        def pass_on(self, number: int) -> None:
+            heard.append(number)
+
+    monkeypatch.setattr(life, "_POLL_SECONDS", 0.0)
+    assert made._wait(Ranks()) is False  # type: ignore[arg-type]
+    assert (heard, (made.folder / "stop").exists()) == (passed_on, True)
 
 
 def test_a_second_signal_changes_nothing() -> None:
