@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -40,6 +41,7 @@ _LONGEST = 1000
 _REACH_SECONDS = 30.0
 # Ends by a signal that a machine may be the cause of: memory, bus, kill by the system.
 _MACHINE = (-signal.SIGKILL, -signal.SIGBUS, -signal.SIGSEGV, -signal.SIGILL)
+_SECRET = re.compile(r"JWT|TOKEN|KEY|SECRET|PASS|CREDENTIAL")
 _RECORDED = ("SLURM_", "NCCL_", "GLOO_", "CUDA_", "OMP_", "MASTER_", "RXT_", "DS_", "TORCH", "TRITON", "FI_", "UCX_")
 
 
@@ -196,7 +198,11 @@ class JobLife:
 
     def _record(self) -> None:
         """The environment that ranks inherit, without what may be secret."""
-        known = {name: value for name, value in sorted(os.environ.items()) if name.startswith(_RECORDED)}
+        known = {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(_RECORDED) and not _SECRET.search(name)
+        }
         paths = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "LOADEDMODULES") if name in os.environ}
         write_json_atomic(self.folder / "environment.json", {"hosts": self.hosts, "variables": known | paths})
 

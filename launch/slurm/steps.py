@@ -20,8 +20,8 @@ _NUMBERS = ("NTASKS", "NPROCS", "NTASKS_PER_NODE", "CPUS_PER_TASK", "TRES_PER_TA
 # What a person's shell may say of every srun: how it prints, which ranks go where, which GPUs a rank sees.
 _HABITS = (
     "LABELIO", "UNBUFFEREDIO", "STDINMODE", "STDOUTMODE", "STDERRMODE", "DISTRIBUTION", "DIST_PLANESIZE", "RELATIVE",
-    "GPUS_PER_TASK", "NTASKS_PER_GPU", "GPU_BIND", "HINT", "EXACT", "EXCLUSIVE", "OVERCOMMIT", "THREADS", "IMMEDIATE",
-    "TIMELIMIT", "REMOTE_CWD", "WORKING_DIR", "PROLOG", "EPILOG",
+    "GPUS_PER_TASK", "NTASKS_PER_GPU", "GPU_BIND", "EXACT", "EXCLUSIVE", "IMMEDIATE", "TIMELIMIT", "REMOTE_CWD",
+    "WORKING_DIR",
 )  # fmt: skip
 _UNSAID = frozenset(f"SLURM_{name}" for name in (*_NUMBERS, *_HABITS))
 # After the first rank has ended well, the others follow within seconds.

@@ -214,6 +214,17 @@ def test_a_signal_goes_to_ranks_that_nothing_stands_before_and_a_file_to_all(
     assert (heard, (made.folder / "stop").exists()) == (passed_on, True)
 
 
+def test_the_environment_is_recorded_without_secrets(job_life: JobLife, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JWT", "eyJ")
+    monkeypatch.setenv("RXT_API_KEY", "k")
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    job_life._record()
+    written = json.loads((job_life.folder / "environment.json").read_text())["variables"]
+    assert written["NCCL_DEBUG"] == "INFO"
+    assert not {"SLURM_JWT", "RXT_API_KEY", "WANDB_API_KEY"} & set(written)
+
+
 def test_a_second_signal_changes_nothing() -> None:
     signals = Signals()
     signals._note_user(signal.SIGUSR2, None)
