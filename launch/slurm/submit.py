@@ -24,7 +24,7 @@ from launch.slurm.script import Place, run_script
 from rxt_dist.config.duration import seconds_of
 from rxt_dist.config.load import resolved_yaml
 from rxt_dist.config.run import RunConfig
-from rxt_dist.errors import ConfigError, UserError, error_class
+from rxt_dist.errors import ConfigError, UnavailableError, UserError, error_class
 from rxt_dist.files import access_errors, require_folder, write_atomic
 from rxt_dist.lives import file_identity
 from rxt_dist.locks import Lock, held, locked
@@ -307,10 +307,16 @@ def _node_counts(wish: Wish) -> list[int]:
         command = [sys.executable, "-m", "rxt_dist.train.admission", str(file)]
         command += [str(count * options.gpus_per_node) for count in counts]
         command += ["--start-later"] if wish.after is not None else []
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_ADMISSION_SECONDS, check=False)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_ADMISSION_SECONDS, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise UnavailableError(
+                f"The run was not looked through within {_ADMISSION_SECONDS} s, in which torch and its data are read: "
+                f"is a disk away, or this machine busy? Try again."
+            ) from error
     if done.returncode:
-        text = done.stderr.rpartition("error: ")[2].strip() or done.stderr[-2000:]
-        raise _as_error(done.returncode, text)
+        said = f"\n{done.stderr}".rpartition("\nerror: ")
+        raise _as_error(done.returncode, said[2].strip() if said[1] else done.stderr[-2000:])
     return [size // options.gpus_per_node for size in json.loads(done.stdout.splitlines()[-1])]
 
 

@@ -23,7 +23,7 @@ from launch.slurm.ledger import Ledger
 from launch.slurm.options import JobOptions, SlurmOptions
 from launch.slurm.submit import Wish, check_partition, check_script, gpus_asked, render, resubmit, signal_lead
 from rxt_dist.config.load import load_run
-from rxt_dist.errors import ConfigError
+from rxt_dist.errors import ConfigError, DataError, UnavailableError
 from rxt_dist.lives import file_identity
 from rxt_dist.locks import Lock
 from rxt_dist.train.events import append_line
@@ -407,6 +407,21 @@ def test_code_is_frozen_once_for_each_content(tmp_path: Path) -> None:
         [sys.executable, "-P", "-c", asked], env={"PYTHONPATH": str(first)}, capture_output=True, check=True
     )
     assert json.loads(shown.stdout) == code_version()
+
+
+def test_the_other_process_is_quoted_whole_and_waited_for_no_longer_than_it_takes(
+    make_wish: Callable[..., Wish], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nprintf 'warning: x\\nerror: web: yaml error: line 3\\n' >&2; exit 65\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(submit.sys, "executable", str(python))
+    with pytest.raises(DataError, match=r"^web: yaml error: line 3$"):
+        submit._node_counts(make_wish())
+    python.write_text("#!/bin/sh\nexec sleep 5\n")
+    monkeypatch.setattr(submit, "_ADMISSION_SECONDS", 0.05)
+    with pytest.raises(UnavailableError, match=r"within 0\.05 s"):
+        submit._node_counts(make_wish())
 
 
 @pytest.mark.slow
