@@ -136,6 +136,8 @@ class JobLife:
             # A step whose start fails on one node ends on all of them before they can answer.
             gone = unreachable(silent, _REACH_SECONDS) if ended_by_itself else silent
             bad = dict.fromkeys(gone, "does not answer")
+            if not bad and answers:
+                bad = dict.fromkeys(silent, "the check does not start there: is a disk missing, or a package?")
         if bad:
             said = "\n".join(f"  {host}: {problem}" for host, problem in sorted(bad.items()))
             # Where all of several fail, it is not the nodes.

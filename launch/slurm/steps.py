@@ -46,7 +46,8 @@ def step_command(wanted: Description, role: str, hosts: Sequence[str], life: Pat
         "--distribution=block",
         f"--cpus-per-task={cpus}",
         "--export=ALL",
-        "--kill-on-bad-exit=1",
+        # Each node answers for itself; ranks are nothing without one another.
+        f"--kill-on-bad-exit={int(role != 'check')}",
         f"--wait={_WAIT_SECONDS}",
         *wanted.srun,
         *_DEAF,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from cluster_run import ROOT, ClusterRun
 from rack import Rack
 
@@ -89,6 +90,19 @@ def test_fewer_nodes_where_one_is_bad(new_run: NewRun, rack: Rack) -> None:
     )
     assert run.detail("Restarts") == "0"
     assert run.state() == "finished"
+
+
+def test_a_node_that_lacks_a_disk_is_named_and_avoided(new_run: NewRun, rack: Rack) -> None:
+    run = new_run("diskless", 6)
+    rack.on("gpu02", "mount", "-t", "tmpfs", "tmpfs", str(Path(torch.__file__).parent))
+    try:
+        run.launch()
+        run.wait_for_end(240)
+    finally:
+        rack.on("gpu02", "umount", str(Path(torch.__file__).parent))
+    (bad,) = run.ledger("bad_node")
+    assert (bad["host"], run.nodes(), run.state()) == ("gpu02", ["gpu01", "gpu03"], "finished")
+    assert "the check does not start there" in bad["problem"]
 
 
 def test_two_jobs_on_one_node_do_not_meet(new_run: NewRun) -> None:

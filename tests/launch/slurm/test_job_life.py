@@ -104,6 +104,18 @@ def test_a_node_that_cannot_be_reached_is_bad(job_life: JobLife, monkeypatch: py
     assert end.bad == {}
 
 
+def test_a_node_that_can_be_reached_and_is_silent_beside_others_is_bad(
+    job_life: JobLife, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is not mounted there: nothing can be imported."""
+    monkeypatch.setattr(life, "unreachable", lambda hosts, seconds: [])
+    apart = {"problems": [], "together": False, "problem_together": "Timed out"}
+    end = job_life._verdict({"gpu1": apart}, True)
+    assert end is not None
+    assert list(end.bad) == ["gpu2"]
+    assert "the check does not start there" in end.text
+
+
 def test_nodes_that_do_not_meet_are_not_bad_by_themselves(job_life: JobLife) -> None:
     apart = {"problems": [], "together": False, "problem_together": "Connection refused"}
     end = job_life._verdict({"gpu1": SOUND, "gpu2": apart}, True)
@@ -156,6 +168,15 @@ def test_the_run_itself_is_believed_and_a_hang_blames_its_host(job_life: JobLife
     end = ending(job_life)
     assert (end.code, end.reason, end.blamed) == (87, "rank 3 hangs", ("gpu2",))
     assert end.begun
+
+
+def test_a_node_whose_check_fails_leaves_the_others_time_to_answer(tmp_path: Path) -> None:
+    kills = {role: step_command(describe(tmp_path), role, HOSTS, tmp_path)[8] for role in ("rank", "agent", "check")}
+    assert kills == {
+        "rank": "--kill-on-bad-exit=1",
+        "agent": "--kill-on-bad-exit=1",
+        "check": "--kill-on-bad-exit=0",
+    }
 
 
 @pytest.mark.parametrize(
