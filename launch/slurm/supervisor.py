@@ -174,6 +174,10 @@ class Supervisor:
             return int(decision.code)
         bad = excluded_nodes(self._lines())
         self._state("requeued", why=decision.why)
+        if self.signals.ended is not None:
+            # Since the look at the queue somebody has ended it, and SLURM would revive it.
+            self._state("cancelled", code=decision.code, why="the job was ended before it could be requeued")
+            return int(decision.code)
         try:
             client.requeue(self.job)
         except client.SlurmError as error:

@@ -209,6 +209,21 @@ def test_a_job_that_is_ended_between_two_lives_starts_none(world: World, monkeyp
     assert (len(world.hosts), world.queue.requeued, world.status()["state"]) == (1, [], "cancelled")
 
 
+def test_a_job_that_is_ended_just_before_its_requeue_is_not_revived(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM takes the requeue of a cancelled job."""
+
+    def excluded(lines: Any) -> list[str]:
+        world.signals.ended = 15
+        return []
+
+    monkeypatch.setattr(supervisor, "excluded_nodes", excluded)
+    monkeypatch.setattr(Supervisor, "_usable", lambda self, hosts, also=(): hosts)
+    assert world.supervise((5, PREEMPTED)) == 75
+    assert (world.queue.requeued, world.status()["state"]) == ([], "cancelled")
+
+
 def test_a_chain_is_cancelled_with_a_job_that_has_started_nothing_yet(world: World) -> None:
     world.wanted = replace(world.wanted, requeue=False)
     world.signals.ended = 15
