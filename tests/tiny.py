@@ -142,7 +142,8 @@ def dialogue_batch(step: int = 0) -> TurnBatch:
             text[[0, 1, length // 2 + 1, length - 1]] = BOS_ID, QUERY_ID, ANSWER_ID, EOS_ID
             tokens[b, u, :length], lengths[b, u] = text, length
     samples = np.arange(len(DIALOGUES), dtype=np.int64) + step * len(DIALOGUES)
-    return TurnBatch(torch.from_numpy(tokens), torch.from_numpy(lengths), torch.from_numpy(samples))
+    recalls = np.zeros((*lengths.shape, 3), dtype=np.int64)
+    return TurnBatch(*map(torch.from_numpy, (tokens, lengths, samples, recalls)))
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:

@@ -36,7 +36,8 @@ def alone(batch: TurnBatch, row: int) -> TurnBatch:
     lengths = batch.lengths_BU[row]
     turns, width = int((lengths > 0).sum()), int(lengths.max())
     part = slice(row, row + 1)
-    return TurnBatch(batch.tokens_BUT[part, :turns, :width], batch.lengths_BU[part, :turns], batch.samples_B[part])
+    tokens_BUT, lengths_BU = batch.tokens_BUT[part, :turns, :width], batch.lengths_BU[part, :turns]
+    return TurnBatch(tokens_BUT, lengths_BU, batch.samples_B[part], batch.recalls_BU3[part, :turns])
 
 
 @pytest.mark.parametrize("trained", [0, None])
