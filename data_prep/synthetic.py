@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -498,7 +498,7 @@ def dialogue(rng: random.Random, language: str) -> list[Turn]:
 _SPEAKERS = {"en": ("User", "Model"), "pl": ("Użytkownik", "Model")}
 
 
-def render(turns: list[Turn], language: str) -> str:
+def render(turns: Sequence[Mapping[str, Any]], language: str) -> str:
     """Turns as plain text, for pre-training on documents."""
     user, model = _SPEAKERS[language]
     return "\n".join(f"{user}: {turn['query']}\n{model}: {turn['answer']}" for turn in turns)

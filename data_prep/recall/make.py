@@ -8,6 +8,7 @@ or asked are other talk. A fact is told once and asked for once; a question alon
     OUT/held-out/en-d4-values.jsonl   values that no training file has: source recall-d4-values-en
     OUT/held-out/en-d16.jsonl         a distance that no training file has: source recall-d16-en
 
+A record has the dialogue as plain text too, so that tokenizers and datasets of documents are made from the same files.
 Each dialogue depends on (seed, language, file, index) alone, so a file of more dialogues begins with the same ones.
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 from data_prep.recall.english import ENGLISH
 from data_prep.recall.kinds import Speech, draw
 from data_prep.recall.polish import POLISH
+from data_prep.synthetic import render
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import access_errors, require_folder, require_free_space, write_atomic, write_json_atomic
 
@@ -32,7 +34,7 @@ REQUEST_FILE = "recall.json"
 RECALL_VERSION = 1
 _SMALL_KINDS = ("name", "pet", "home", "thing", "colour", "number")
 _SMALL_FILLERS = 3
-_DIALOGUE_BYTES = 200  # of a record, at the least; and of each turn of the longest dialogue
+_DIALOGUE_BYTES = 250  # of a record, at the least; and of each turn of the longest dialogue
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def dialogues(request: RecallRequest, part: Part, count: int) -> Iterator[dict[s
     tags = {"language": part.language, "source": part.source} | ({"held_out": True} if part.held_out else {})
     for index in range(count):
         rng = Random(f"rxt-recall-v{RECALL_VERSION}|{request.seed}|{request.variety}|{part.file}|{index}")
-        yield tags | {"interactions": _interactions(request, part.distance, speech, rng)}
+        turns = _interactions(request, part.distance, speech, rng)
+        yield tags | {"interactions": turns, "text": render(turns, part.language)}
 
 
 def _interactions(request: RecallRequest, distance: int, speech: Speech, rng: Random) -> list[dict[str, Any]]:
