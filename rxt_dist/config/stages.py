@@ -35,6 +35,10 @@ class StageConfig(Config, ABC):
         """The learning-rate group of a parameter of the network, by its name; None where it is frozen."""
         return ALL
 
+    def expects(self) -> tuple[PartName, ...]:
+        """Parts that must have been trained before: to begin with random ones needs a word (`start.fresh`)."""
+        return ()
+
     def check(self, model: ModelConfig) -> None:
         """Refuse a model that this stage cannot train, or settings that learn nothing.
 
@@ -196,6 +200,10 @@ class MemoryStageConfig(StageConfig):
     def parts(self) -> tuple[PartName, ...]:
         """See `StageConfig.parts`."""
         return ("embedding", "encoder", "memory_attention")
+
+    def expects(self) -> tuple[PartName, ...]:
+        """See `StageConfig.expects`. What is learnt is to mix what this encoder makes."""
+        return ("embedding", "encoder")
 
     def rate_group(self, parameter: str) -> str | None:
         """Only memory attention trains."""
