@@ -6,6 +6,7 @@ is written out, so that no text takes long to read.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import stat
@@ -150,6 +151,30 @@ class Tree:
         self.values[key] = tree.values
         self.places[(key,)] = tree.source
         self.places.update({(key, *path): place for path, place in tree.places.items()})
+
+    def below(self, *path: str) -> Tree:
+        """What stands at `path`, as a tree of its own; an empty one where nothing does."""
+        values: Any = self.values
+        for key in path:
+            values = values.get(key) if isinstance(values, dict) else None
+        places = {known[len(path) :]: place for known, place in self.places.items() if known[: len(path)] == path}
+        return Tree(self.place(path), {} if values is None else copy.deepcopy(values), places)
+
+    def overlay(self, other: Tree) -> None:
+        """Lay what another tree says over this one: a mapping key by key, anything else as a whole."""
+        self.values = self._laid(self.values, other, ())
+
+    def _laid(self, values: Any, other: Tree, path: KeyPath) -> Any:
+        over = other.below(*map(str, path)).values if path else other.values
+        if not isinstance(values, dict) or not isinstance(over, dict):
+            self._forget(path)
+            self.places |= {known: place for known, place in other.places.items() if known[: len(path)] == path}
+            return over
+        for key in over:
+            self.places.setdefault((*path, key), other.place((*path, key)))
+            # `below` cannot tell an empty mapping from null.
+            values[key] = None if over[key] is None else self._laid(values.get(key), other, (*path, key))
+        return values
 
     def override(self, text: str, joined: Sequence[str]) -> None:
         """Apply one `a.b=c`."""
