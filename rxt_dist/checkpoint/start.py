@@ -104,9 +104,14 @@ def check_start(start: StartConfig, model: nn.Module) -> None:
         ConfigError, CheckpointError: naming everything that does not fit.
     """
     for origin in start.origins:
-        check_shapes(origin, _weights(origin).shapes(), model)
-        if origin.run is not None and not start.unfinished:
-            _require_finished(origin.run)
+        check_origin(origin, model, start.unfinished)
+
+
+def check_origin(origin: OriginConfig, model: nn.Module, unfinished: bool) -> None:
+    """`check_start` of one place; unfinished: whether a run may be taken that is not finished."""
+    check_shapes(origin, _weights(origin).shapes(), model)
+    if origin.run is not None and not unfinished:
+        _require_finished(origin.run)
 
 
 def check_shapes(origin: OriginConfig, shapes: Shapes, model: nn.Module) -> None:
@@ -151,7 +156,7 @@ def _require_finished(run: Path) -> None:
         )
 
 
-def check_tokenizer(start: StartConfig, fingerprint: str) -> None:
+def check_tokenizer(origin: OriginConfig, fingerprint: str) -> None:
     """Refuse weights that were trained with another tokenizer, as far as their place says with which.
 
     Args:
@@ -160,14 +165,13 @@ def check_tokenizer(start: StartConfig, fingerprint: str) -> None:
     Raises:
         DataError: the tokenizers differ.
     """
-    for origin in start.origins:
-        theirs = _run_tokenizer(origin.run) if origin.run is not None else _export_tokenizer(origin.export)
-        if theirs is not None and theirs != fingerprint:
-            raise DataError(
-                f"The weights of {origin.place} were trained with tokenizer {theirs[:16]}..., but the data of this run "
-                f"was made with {fingerprint[:16]}...: every id would mean something else. Make the data with the "
-                f"tokenizer of those weights (`rxt-dist data build --tokenizer`, `data interactions --tokenizer`)."
-            )
+    theirs = _run_tokenizer(origin.run) if origin.run is not None else _export_tokenizer(origin.export)
+    if theirs is not None and theirs != fingerprint:
+        raise DataError(
+            f"The weights of {origin.place} were trained with tokenizer {theirs[:16]}..., but the data of this run "
+            f"was made with {fingerprint[:16]}...: every id would mean something else. Make the data with the "
+            f"tokenizer of those weights (`rxt-dist data build --tokenizer`, `data interactions --tokenizer`)."
+        )
 
 
 def _run_tokenizer(run: Path) -> str | None:

@@ -10,7 +10,7 @@ import copy
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -160,20 +160,23 @@ class Tree:
         places = {known[len(path) :]: place for known, place in self.places.items() if known[: len(path)] == path}
         return Tree(self.place(path), {} if values is None else copy.deepcopy(values), places)
 
+    def replace(self, key: str, value: Any, place: str) -> None:
+        """Put a value in the place of whatever stands at a top-level key."""
+        self._forget((key,))
+        self.values[key] = value
+        self.places[key,] = place
+
     def overlay(self, other: Tree) -> None:
         """Lay what another tree says over this one: a mapping key by key, anything else as a whole."""
-        self.values = self._laid(self.values, other, ())
+        self.values = self._laid(self.values, other.values, other.places, ())
 
-    def _laid(self, values: Any, other: Tree, path: KeyPath) -> Any:
-        over = other.below(*map(str, path)).values if path else other.values
+    def _laid(self, values: Any, over: Any, places: Mapping[KeyPath, str], path: KeyPath) -> Any:
         if not isinstance(values, dict) or not isinstance(over, dict):
             self._forget(path)
-            self.places |= {known: place for known, place in other.places.items() if known[: len(path)] == path}
-            return over
-        for key in over:
-            self.places.setdefault((*path, key), other.place((*path, key)))
-            # `below` cannot tell an empty mapping from null.
-            values[key] = None if over[key] is None else self._laid(values.get(key), other, (*path, key))
+            self.places |= {known: place for known, place in places.items() if known[: len(path)] == path}
+            return copy.deepcopy(over)
+        for key, value in over.items():
+            values[key] = self._laid(values.get(key), value, places, (*path, key))
         return values
 
     def override(self, text: str, joined: Sequence[str]) -> None:

@@ -42,7 +42,8 @@ def preflight(config: RunConfig, world_size: int, start_later: bool = False) -> 
     if config.start is not None and not start_later and not has_checkpoints(config):
         _require_another_run(config.start, config)
         check_start(config.start, model)
-        check_tokenizer(config.start, data.facts.tokenizer_sha)
+        for origin in config.start.origins:
+            check_tokenizer(origin, data.facts.tokenizer_sha)
     require_folder(config.directory)
     moved = sum(parameter.numel() for _, parameter in trained)
     size = _WEIGHT_BYTES * sum(parameter.numel() for parameter in model.parameters()) + _MOMENT_BYTES * moved

@@ -337,11 +337,11 @@ def test_a_further_place_is_checked_as_the_first(other: Path, exported: Path, tm
 def test_weights_of_another_tokenizer_are_refused(exported: Path) -> None:
     content = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}
     (exported / "tokenizer.json").write_text(json.dumps(content))
-    check_tokenizer(start_of(exported), tokenizer_fingerprint(json.dumps(content)))
+    check_tokenizer(start_of(exported).origins[0], tokenizer_fingerprint(json.dumps(content)))
     with pytest.raises(DataError, match=r"start\.export .* trained with tokenizer .* made with abcd"):
-        check_tokenizer(start_of(exported), "abcd" * 16)
+        check_tokenizer(start_of(exported).origins[0], "abcd" * 16)
 
 
 def test_what_does_not_name_its_tokenizer_is_taken(other: Path, exported: Path) -> None:
     for place in (other, exported):
-        check_tokenizer(start_of(place), "abcd" * 16)
+        check_tokenizer(start_of(place).origins[0], "abcd" * 16)
