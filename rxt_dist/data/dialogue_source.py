@@ -32,11 +32,14 @@ class TurnBatch:
 
     tokens_BUT: int64 ids, [PAD] (0) behind each turn. lengths_BU: int64 tokens of each turn, 0 where a dialogue has
     ended. samples_B: int64 global position of each dialogue; the key of all randomness that concerns it.
+    recalls_BU3: int64 (distance, first, end): the value that a turn's answer must recall stands at its tokens
+    [first, end) and was told `distance` turns before; 0 where a turn asks for nothing.
     """
 
     tokens_BUT: Tensor
     lengths_BU: Tensor
     samples_B: Tensor
+    recalls_BU3: Tensor
 
     @property
     def rows(self) -> int:
@@ -60,8 +63,8 @@ class TurnBatch:
         """
         if rows < 1 or self.rows % rows:
             raise ValueError(f"a batch of {self.rows} dialogues cannot be split into micro-batches of {rows}")
-        parts = zip(self.tokens_BUT.split(rows), self.lengths_BU.split(rows), self.samples_B.split(rows), strict=True)
-        return [TurnBatch(*part) for part in parts]
+        tensors = (self.tokens_BUT, self.lengths_BU, self.samples_B, self.recalls_BU3)
+        return [TurnBatch(*part) for part in zip(*(tensor.split(rows) for tensor in tensors), strict=True)]
 
 
 class DialogueSource:
@@ -156,7 +159,9 @@ class DialogueSource:
             for u, turn in enumerate(dialogue):
                 tokens_BUT[b, u, : len(turn)] = turn
                 lengths_BU[b, u] = len(turn)
-        return TurnBatch(torch.from_numpy(tokens_BUT), torch.from_numpy(lengths_BU), torch.from_numpy(samples[part]))
+        recalls_BU3 = np.zeros((len(mine), turns, 3), dtype=np.int64)
+        arrays = (tokens_BUT, lengths_BU, samples[part], recalls_BU3)
+        return TurnBatch(*(torch.from_numpy(array) for array in arrays))
 
     def _dataset(self, source: int, split: str) -> DialogueDataset:
         if (source, split) not in self._opened:
