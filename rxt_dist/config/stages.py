@@ -247,6 +247,10 @@ class SmatConfig(StageConfig):
         """See `StageConfig.parts`."""
         return ("embedding", "decoder", "lm_head", "encoder", "memory_attention")
 
+    def expects(self) -> tuple[PartName, ...]:
+        """See `StageConfig.expects`. Dialogues are answered by a system whose parts can do their own work."""
+        return self.parts()
+
     def rate_group(self, parameter: str) -> str | None:
         """The embedding trains with the decoder, whose head it feeds as well as the encoder."""
         return {"memory_attention": "memory", "encoder": "encoder"}.get(parameter.partition(".")[0], "decoder")

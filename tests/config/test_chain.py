@@ -27,7 +27,7 @@ def chain_file(folder: Path, links: dict[str, Any], **rest: Any) -> Path:
 def runs(tmp_path: Path) -> Path:
     """Run files of the stages, named by their kinds."""
     demo = yaml.safe_load(DEMO.read_text())
-    for kind in ("joint", "mlm", "decoder", "decoder-sft", "sft", "memory"):
+    for kind in ("joint", "mlm", "decoder", "decoder-sft", "sft", "memory", "smat"):
         content = demo | {"name": kind, "stage": {"kind": kind}}
         for key in ("model", "data", "cluster"):
             content[key] = str(DEMO.parent / demo[key])
@@ -51,11 +51,15 @@ def refusal(folder: Path, links: dict[str, Any], *overrides: str, **rest: Any) -
 
 
 def test_each_part_comes_from_the_last_link_that_has_it(runs: Path) -> None:
-    chain = chain_of(runs, "joint", "sft", "memory")
+    chain = chain_of(runs, "joint", "sft", "memory", "smat")
     assert starts(chain, "joint") == []
     assert starts(chain, "sft") == [("joint", ("embedding", "decoder", "lm_head", "encoder", "mlm_head"))]
     assert starts(chain, "memory") == [("sft", ("embedding", "encoder"))]
-    assert [link.origins for link in chain.links] == [(), ("joint",), ("sft",)]
+    assert starts(chain, "smat") == [
+        ("memory", ("embedding", "encoder", "memory_attention")),
+        ("sft", ("decoder", "lm_head")),
+    ]
+    assert [link.origins for link in chain.links] == [(), ("joint",), ("sft",), ("memory", "sft")]
     mini = chain_of(runs, "mlm", "decoder", "decoder-sft", "memory")
     assert starts(mini, "decoder") == [("mlm", ("embedding",))]
     assert starts(mini, "decoder-sft") == [("decoder", ("embedding", "decoder", "lm_head"))]

@@ -30,8 +30,8 @@ from rxt_dist.train.chain_dir import ChainDirectory
 from rxt_dist.train.run import train
 from rxt_dist.train.signals import StopRequest
 
-STEPS = 4
-READS = {"joint": "documents", "sft": "single", "memory": "dialogues"}
+STEPS = 3
+READS = {"joint": "documents", "sft": "single", "memory": "dialogues", "smat": "dialogues"}
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +48,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def content_of(folder: Path, shards: dict[str, Path]) -> dict[str, Any]:
-    """joint -> sft -> memory, a few steps each."""
+    """joint -> sft -> memory -> smat, a few steps each."""
     run = TinyRun(folder, shards["documents"], STEPS).content()
     links: dict[str, Any] = {}
     for kind, read in READS.items():
         data = run["data"] | {"path": str(shards[read])}
         links[kind] = {"run": run | {"name": kind, "data": data, "stage": {"kind": kind}}}
-    links["memory"]["set"] = {"stage": {"turns": 2}}
+    links["memory"]["set"] = links["smat"]["set"] = {"stage": {"turns": 2}}
     return {"name": "chain", "output": str(folder / "runs"), "links": links}
 
 
@@ -87,15 +87,16 @@ def names(calls: list[Launch]) -> list[str]:
     return [call.run.name for call in calls if call.run is not None]
 
 
-def noting(calls: list[Launch], *codes: int | Callable[[], int]) -> Callable[[Launch, Received], int]:
-    """Notes what is launched; the first launches end with these codes without training, the others train."""
+def noting(calls: list[Launch], *codes: int | Callable[[], int] | None) -> Callable[[Launch, Received], int]:
+    """Notes what is launched; the first launches end with these codes without training, None and the others train."""
     left = list(codes)
 
     def start(wanted: Launch, received: Received) -> int:
         calls.append(wanted)
         if left:
             code = left.pop(0)
-            return code() if callable(code) else code
+            if code is not None:
+                return code() if callable(code) else code
         return in_process(wanted, received)
 
     return start
@@ -116,12 +117,15 @@ def test_a_chain_goes_on_where_it_ended_with_the_same_result(file: Path, tmp_pat
     assert not (tmp_path / "runs").exists(), "to check makes nothing"
     calls: list[Launch] = []
     assert Pipeline(chain, Options(ranks=1), noting(calls)).run() == ExitCode.DONE
-    assert names(calls) == ["joint", "sft", "memory"]
+    assert names(calls) == ["joint", "sft", "memory", "smat"]
     wanted = [weights_of(run.directory) for run in chain.runs.values()]
-    assert [step for step, _ in wanted] == [STEPS] * 3
-    origin = json.loads((chain.runs["memory"].directory / "environment.json").read_text())["origin"]
-    assert (origin["path"], origin["step"]) == (str(tmp_path / "runs/sft"), STEPS)
-    assert origin["parts"] == ["embedding", "encoder"]
+    assert [step for step, _ in wanted] == [STEPS] * 4
+    origin = json.loads((chain.runs["smat"].directory / "environment.json").read_text())["origin"]
+    places = [(place["path"], place["step"], place["parts"]) for place in (origin, *origin["also"])]
+    assert places == [
+        (str(tmp_path / "runs/memory"), STEPS, ["embedding", "encoder", "memory_attention"]),
+        (str(tmp_path / "runs/sft"), STEPS, ["decoder", "lm_head"]),
+    ]
 
     again: list[Launch] = []
     check_chain(chain, 1)
@@ -134,9 +138,9 @@ def test_a_chain_goes_on_where_it_ended_with_the_same_result(file: Path, tmp_pat
     assert Pipeline(other, Options(1), stopped).run() == ExitCode.STOPPED
     assert 0 < weights_of(other.runs["joint"].directory)[0] < STEPS
     check_chain(other, 1)
-    assert Pipeline(other, Options(1), noting(calls)).run() == ExitCode.DONE
+    assert Pipeline(other, Options(1), noting(calls, None, None, 86)).run() == 86
     assert names(calls) == ["joint", "joint", "sft", "memory"]
-    assert [weights_of(run.directory) for run in other.runs.values()] == wanted
+    assert [weights_of(other.runs[name].directory) for name in ("joint", "sft")] == wanted[:2]
 
     # What was finished is no more what it was.
     text = refusal(load_chain(file, ["sft.seed=9"]))
@@ -263,7 +267,7 @@ def test_a_data_job_is_done_once(tmp_path: Path, shards: dict[str, Path]) -> Non
     chain = job_chain(tmp_path, shards, f"import os; os.mkdir({str(made)!r})", made)
     for _ in range(2):
         assert Pipeline(chain, Options(1), noting([], 86)).run() == 86
-    assert [state["state"] for state in link_states(chain)] == ["finished", "waiting", "waiting", "waiting"]
+    assert [state["state"] for state in link_states(chain)] == ["finished", *["waiting"] * 4]
     other = job_chain(tmp_path, shards, "pass", made)
     assert "link 'texts': it has made" in refusal(other)
 
@@ -325,16 +329,16 @@ def test_every_link_is_checked_before_the_first_begins(
 
 def test_status_says_how_far_each_link_is(file: Path) -> None:
     chain = load_chain(file)
-    assert [state["state"] for state in link_states(chain)] == ["waiting"] * 3
+    assert [state["state"] for state in link_states(chain)] == ["waiting"] * 4
     run = chain.runs["sft"].directory
     finish(chain, "joint")
     run.mkdir()
     (run / "events.jsonl").write_text('{"kind": "start"}\n{"kind": "exit", "code": 86, "reason": "diverged"}\n')
     (run / "metrics.jsonl").write_text('{"step": 2, "tokens": 1024, "tokens_per_s": 10.0}\n')
     states = link_states(chain)
-    assert [state["state"] for state in states] == ["finished", "stopped", "waiting"]
+    assert [state["state"] for state in states] == ["finished", "stopped", "waiting", "waiting"]
     line = status_lines(states)[1]
-    assert line.startswith("sft     stopped   sft, 1,024 of 2,048 tokens; exit code 86: diverged")
+    assert line.startswith("sft     stopped   sft, 1,024 of 1,536 tokens; exit code 86: diverged")
 
 
 def test_the_folder_of_a_chain_stands_for_its_runs(file: Path, tmp_path: Path) -> None:
