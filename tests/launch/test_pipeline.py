@@ -274,9 +274,7 @@ def test_a_data_job_is_done_once(tmp_path: Path, shards: dict[str, Path]) -> Non
 
 @pytest.mark.usefixtures("script")
 @pytest.mark.parametrize(("text", "code"), [("import sys; sys.exit(65)", 65), ("pass", 64)])
-def test_a_data_job_that_fails_ends_the_chain(
-    text: str, code: int, tmp_path: Path, shards: dict[str, Path]
-) -> None:
+def test_a_data_job_that_fails_ends_the_chain(text: str, code: int, tmp_path: Path, shards: dict[str, Path]) -> None:
     chain = job_chain(tmp_path, shards, text, tmp_path / "made")
     calls: list[Launch] = []
     assert Pipeline(chain, Options(1), noting(calls)).run() == code
