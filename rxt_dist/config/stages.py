@@ -35,6 +35,10 @@ class StageConfig(Config, ABC):
         """The learning-rate group of a parameter of the network, by its name; None where it is frozen."""
         return ALL
 
+    def expects(self) -> tuple[PartName, ...]:
+        """Parts that must have been trained before: to begin with random ones needs a word (`start.fresh`)."""
+        return ()
+
     def check(self, model: ModelConfig) -> None:
         """Refuse a model that this stage cannot train, or settings that learn nothing.
 
@@ -197,6 +201,10 @@ class MemoryStageConfig(StageConfig):
         """See `StageConfig.parts`."""
         return ("embedding", "encoder", "memory_attention")
 
+    def expects(self) -> tuple[PartName, ...]:
+        """See `StageConfig.expects`. What is learnt is to mix what this encoder makes."""
+        return ("embedding", "encoder")
+
     def rate_group(self, parameter: str) -> str | None:
         """Only memory attention trains."""
         return ALL if parameter.startswith("memory_attention.") else None
@@ -238,6 +246,10 @@ class SmatConfig(StageConfig):
     def parts(self) -> tuple[PartName, ...]:
         """See `StageConfig.parts`."""
         return ("embedding", "decoder", "lm_head", "encoder", "memory_attention")
+
+    def expects(self) -> tuple[PartName, ...]:
+        """See `StageConfig.expects`. Dialogues are answered by a system whose parts can do their own work."""
+        return self.parts()
 
     def rate_group(self, parameter: str) -> str | None:
         """The embedding trains with the decoder, whose head it feeds as well as the encoder."""

@@ -294,7 +294,10 @@ def stage_override(kind: str) -> str:
 
 
 def trained(tiny: TinyRun, kind: str, *overrides: str) -> ExitCode:
-    config = load_run(tiny.file, [stage_override(kind), "eval.every_tokens=2560", *overrides])
+    settings = [stage_override(kind), "eval.every_tokens=2560", *overrides]
+    if expected := load_run(tiny.file, settings).stage.expects():
+        settings.append(f"start={{fresh: [{', '.join(expected)}]}}")
+    config = load_run(tiny.file, settings)
     with StopRequest(tiny.directory / "STOP") as stop:
         return train(config, Ranks(0, 1, 0), stop)
 
