@@ -215,7 +215,7 @@ def _wish(
     overrides: list[str],
     site: Path | None,
     given: dict[str, Any],
-    after: Path | None,
+    after: list[Path] | None,
     checkpoint: str | None,
 ) -> Any:
     """What is to be submitted: of nodes and GPUs the option counts, then the site file, then the run's cluster."""
@@ -230,7 +230,7 @@ def _wish(
             given[name] = value
     options = load_settings(SlurmOptions, site, _stated(given))
     cluster = config.cluster.model_copy(update={"nodes": options.nodes, "gpus_per_node": options.gpus_per_node})
-    return Wish(config.model_copy(update={"cluster": cluster}), options, after, checkpoint)
+    return Wish(config.model_copy(update={"cluster": cluster}), options, tuple(after or ()), checkpoint)
 
 
 def _stated(given: dict[str, Any]) -> dict[str, Any]:
