@@ -18,6 +18,7 @@ from data_prep.building.folder import Say, alone
 from data_prep.building.rowstream import HeldOut, Ids, RowStream, require_fraction
 from data_prep.building.workers import Report, Show
 from data_prep.corpora import require_apart
+from data_prep.interactions.columns import OUR_COLUMNS, Columns
 from data_prep.interactions.encode import EncodedRecord, InteractionEncoder
 from data_prep.interactions.hashes import forget_hashes, with_hashes
 from data_prep.interactions.reader import (
@@ -73,7 +74,7 @@ class InteractionRequest(Sharing):
     """What is to be built; `seq_len` is the most tokens of an interaction, BOS and EOS included.
 
     With `skip_other_kinds` records of the other kind are left out and counted: dialogues of several interactions where
-    single ones are built, and single ones where dialogues are.
+    single ones are built, and single ones where dialogues are. `columns` are the names of the records' fields.
     """
 
     inputs: tuple[Path, ...]
@@ -84,6 +85,7 @@ class InteractionRequest(Sharing):
     template: Template = "beta"
     eval_fraction: float = 0.02
     skip_other_kinds: bool = False
+    columns: Columns = OUR_COLUMNS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -207,7 +209,7 @@ class _UnitBuilder:
         ordinal = passed = tokens = 0
         for part in unit.slices:
             unpacked, text_bytes = _unpacked(part.input), 0
-            for records in _groups(read_records(part.input, counts), _GROUP_RECORDS):
+            for records in _groups(read_records(part.input, counts, self._request.columns), _GROUP_RECORDS):
                 wanted = self._of_kind(records, counts)
                 for item in encoder.encode(wanted, ordinal):
                     if item.source not in sources:
@@ -336,6 +338,8 @@ class InteractionJob(Job[InteractionResult]):
         # which met a dialogue goes on with it; single ones among dialogues are either in the rows or not.
         if request.skip_other_kinds and request.kind == "dialogues":
             settings["skip_other_kinds"] = True
+        if request.columns.pairs:
+            settings["columns"] = dict(request.columns.pairs)
         return settings
 
     def _files(self) -> tuple[InputFile, ...]:
@@ -352,7 +356,7 @@ class InteractionJob(Job[InteractionResult]):
         """What builds these units, with the fast backend where it proves equal on the first records, and pays."""
         backend = "tokenizers"
         if sum(unit.text_bytes for unit in units) >= _WORTH_A_CHECK:
-            first = islice(read_records(self._inputs[0], InteractionCounts()), _GROUP_RECORDS)
+            first = islice(read_records(self._inputs[0], InteractionCounts(), self._request.columns), _GROUP_RECORDS)
             texts = [text for record in first for item in record.interactions for text in vars(item).values() if text]
             backend = choose_backend("auto", self.out / TOKENIZER_FILE, texts).name
         # What a unit asks of the request; all of its inputs would travel with each.
