@@ -31,6 +31,7 @@ from data_prep.interactions.recalls import SpanFinder
 from data_prep.readers.base import Input, Slice
 from data_prep.tokenizing.tokenizer import load_tokenizer
 from data_prep.units import Unit, group, require_as_seen
+from rxt_dist.config.stages import MAX_TURNS
 from rxt_dist.data.dialogues import (
     DIALOGUES_VERSION,
     DialogueManifest,
@@ -236,9 +237,12 @@ class _UnitBuilder:
         """The records that are built; the others are counted.
 
         Raises:
-            DataError: a dialogue where single interactions are built, and nobody asked to leave it out.
+            DataError: a dialogue where single interactions are built, and nobody asked to leave it out; a dialogue of
+                more turns than any stage reads.
         """
         is_single = self._request.kind == "single"
+        if not is_single:
+            _require_turns(records)
         if not self._request.skip_other_kinds:
             if is_single:
                 _require_single(records)
@@ -266,6 +270,15 @@ def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(items)
     while group := list(islice(iterator, size)):
         yield group
+
+
+def _require_turns(records: list[Record]) -> None:
+    endless = next((record for record in records if len(record.interactions) > MAX_TURNS), None)
+    if endless is not None:
+        raise DataError(
+            f"{endless.place} is a dialogue of {len(endless.interactions):,} interactions, but no stage reads more "
+            f"than {MAX_TURNS:,}. Cut it into several, or leave it out."
+        )
 
 
 def _require_single(records: list[Record]) -> None:
