@@ -159,7 +159,7 @@ def test_a_repeated_call_makes_what_is_missing_and_another_request_is_refused(tm
     write_recall(tmp_path / "out", request)
     assert (tmp_path / "out/en-d1.jsonl").stat().st_mtime_ns == kept
     assert (tmp_path / "out/en-d2.jsonl").read_bytes() == (tmp_path / "whole/en-d2.jsonl").read_bytes()
-    with pytest.raises(DataError, match=r"asked for otherwise \(count, seed differ\)"):
+    with pytest.raises(DataError, match=r"of another request \(other count, seed\)"):
         write_recall(tmp_path / "out", RecallRequest(**{**vars(request), "seed": 1, "count": 21}))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("Dear")
