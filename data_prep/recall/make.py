@@ -224,7 +224,8 @@ def _require_own(out: Path, asked: dict[str, Any]) -> None:
     other = sorted(name for name in asked if not isinstance(found, dict) or found.get(name) != asked[name])
     if other:
         raise DataError(
-            f"{out} holds dialogues of another request (other {', '.join(other)}). Name a new folder, or delete this one."
+            f"{out} holds dialogues of another request (other {', '.join(other)}). Name a new folder, or delete this "
+            f"one."
         )
 
 
