@@ -43,6 +43,17 @@ def test_what_it_refuses(tmp_path: Path, options: tuple[object, ...], kind: type
     assert {path: path.read_bytes() for path in (tmp_path / "talks").rglob("*.*")} == before
 
 
+def test_documents_of_the_same_files_never_hold_what_is_held_out(tmp_path: Path) -> None:
+    import golden_inputs
+
+    (tmp_path / "tok.json").write_text(golden_inputs.tokenizer_json(), encoding="utf-8")
+    as_json("recall", tmp_path / "talks", *SMALL)
+    as_json("build", tmp_path / "talks", "--out", tmp_path / "texts", "--tokenizer", tmp_path / "tok.json",
+            "--seq-len", 256, "--workers", 1, "--eval-fraction", 0)  # fmt: skip
+    assert as_json("stats", tmp_path / "texts")["totals"]["documents"] == 24
+    assert "User: " in as_json("show", tmp_path / "texts", "--position", 0)["documents"][0]["text"]
+
+
 @pytest.mark.parametrize("written", range(3))
 def test_a_kill_between_two_files_is_mended_by_the_same_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
