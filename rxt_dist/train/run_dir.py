@@ -120,8 +120,12 @@ class RunDirectory:
             training_hash: hash of the part of it on which the sequence of losses depends.
 
         Raises:
-            ConfigError: the directory holds a run with another training hash; names the keys that differ.
+            ConfigError: the directory holds a run with another training hash; names the keys that differ. Or a pipe or
+                a device stands where a file of the run does, whose reader would wait for ever.
         """
+        for path in (self.config, self.life, self.finished, self.metrics, self.events.path, self.jumps):
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise ConfigError(f"{path} is a pipe or a device, but must be a file of this run. Remove it.")
         if not self.config.exists():
             return
         old = self.config.read_text(encoding="utf-8", errors="replace")

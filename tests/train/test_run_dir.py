@@ -263,3 +263,10 @@ def test_a_disk_that_fails_is_not_another_process(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(fcntl, "flock", fail)
     with pytest.raises(OSError, match="Stale file handle"), directory.locked():
         pass
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "life.json", "config.resolved.yaml", "jumps.json"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ConfigError, match=rf"{name} is a pipe or a device"):
+        RunDirectory(tmp_path).check(resolved(), "abc")
