@@ -13,7 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -75,10 +75,13 @@ class Launch:
         return self._end is not None and time.monotonic() >= self._end
 
 
-def launch(wanted: Launch) -> int:
+def launch(wanted: Launch, received: Received | None = None) -> int:
     """Run until all ranks have ended, and again after a preemption or a crash, as often as is wanted.
 
     After a signal to this process, a STOP file or the time limit nothing is started again.
+
+    Args:
+        received: signals that the caller notes, who does something after this too; None: they are noted here.
 
     Returns:
         The exit code of the last life: 76 or 75 if a rank says stopped or preempted, else that of the rank with which
@@ -86,7 +89,7 @@ def launch(wanted: Launch) -> int:
     """
     record = Record(wanted.run)
     left, barren, attempt = wanted.resume_attempts, list[tuple[int, str]](), 0
-    with signals_noted() as received:
+    with signals_noted() if received is None else nullcontext(received) as received:
         while True:
             before = record.committed()
             ending = _life(wanted, record, received, attempt)

@@ -70,6 +70,8 @@ LAUNCH_MAY = (
     "rxt_dist.lives",
     "rxt_dist.locks",
     "rxt_dist.ranks",
+    "rxt_dist.report.chain",
+    "rxt_dist.train.chain_dir",
     "rxt_dist.train.events",
     "rxt_dist.train.run_dir",
 )
@@ -81,6 +83,7 @@ DATA_PREP_ORDER = (
     "units",
     "pictures",
     "synthetic",
+    "recall",
     "tokenizing",
     "cleaning",
     "building",

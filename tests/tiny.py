@@ -142,7 +142,10 @@ def dialogue_batch(step: int = 0) -> TurnBatch:
             text[[0, 1, length // 2 + 1, length - 1]] = BOS_ID, QUERY_ID, ANSWER_ID, EOS_ID
             tokens[b, u, :length], lengths[b, u] = text, length
     samples = np.arange(len(DIALOGUES), dtype=np.int64) + step * len(DIALOGUES)
-    return TurnBatch(torch.from_numpy(tokens), torch.from_numpy(lengths), torch.from_numpy(samples))
+    recalls = np.zeros((*lengths.shape, 3), dtype=np.int64)
+    # What the last turns of two dialogues recall, told one turn and two turns before.
+    recalls[3, 2], recalls[6, 2] = (1, 4, 5), (2, 6, 8)
+    return TurnBatch(*(torch.from_numpy(array) for array in (tokens, lengths, samples, recalls)))
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -159,6 +162,7 @@ BATCHES: dict[str, Callable[[int], Any]] = {
     "sft": interaction_batch,
     "decoder-sft": interaction_batch,
     "memory": dialogue_batch,
+    "smat": dialogue_batch,
     "lm": packed_batch,
     "frozen-experts": packed_batch,
     "encoder": packed_batch,

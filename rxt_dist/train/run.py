@@ -250,6 +250,7 @@ def _train(
         "ranks": group.world_size,
         "topology": config.parallel.model_dump(),
         "training_hash": training_hash(config),
+        "tokenizer": data.facts.tokenizer_sha,
         "versions": {"rxt_dist": rxt_dist.__version__, "torch": torch.__version__},
         **({"origin": origin} if origin else {}),
     }
