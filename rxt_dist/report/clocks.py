@@ -90,7 +90,8 @@ class Clocks:
 
 
 def _shifts(times: Sequence[float]) -> list[float]:
-    """What is to be added to each time, so that none is more than the tolerance before the one that it follows."""
+    """What is to be added to each time, so that none is more than the tolerance before the one that it follows; the
+    last is now."""
     moved = list(times)
     for _ in range(_MOST_JUMPS):
         jump = next((at for at in range(1, len(moved)) if moved[at] < moved[at - 1] - _TOLERANCE_S), None)
@@ -98,7 +99,7 @@ def _shifts(times: Sequence[float]) -> list[float]:
             break
         size = moved[jump - 1] - moved[jump]
         ahead = [at for at in range(1, jump) if moved[at] - moved[at - 1] >= size - _TOLERANCE_S]
-        set_right = [at for at in range(jump + 1, len(moved)) if moved[at] - moved[at - 1] >= size - _TOLERANCE_S]
+        set_right = [at for at in range(jump + 1, len(moved) - 1) if moved[at] - moved[at - 1] >= size - _TOLERANCE_S]
         if ahead:
             wrong, by = range(ahead[-1], jump), -size
         elif set_right:
