@@ -145,6 +145,6 @@ def test_too_little_space_is_told_in_figures_that_differ(tmp_path: Path, monkeyp
 def test_an_error_of_writing_names_the_file_alone(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"gone/a\.json'$"):
         write_atomic(tmp_path / "gone/a.json", "{}")
+    (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match=r"folder'$"):
-        (tmp_path / "folder").mkdir()
         write_atomic(tmp_path / "folder", "{}")
