@@ -140,3 +140,11 @@ def test_too_little_space_is_told_in_figures_that_differ(tmp_path: Path, monkeyp
     with pytest.raises(DiskError, match=r"needs about 9\.991 MB in .*/a/b, but only 9\.990 MB is free"):
         require_free_space(tmp_path / "a" / "b", 9_991_000, "This")
     require_free_space(tmp_path / "a" / "b", 9_990_000, "This")
+
+
+def test_an_error_of_writing_names_the_file_alone(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"gone/a\.json'$"):
+        write_atomic(tmp_path / "gone/a.json", "{}")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=r"folder'$"):
+        write_atomic(tmp_path / "folder", "{}")
