@@ -191,7 +191,8 @@ def sha256_file(path: Path) -> str:
             at += count
             if at + _AHEAD_BYTES > asked:
                 asked = at + 2 * _AHEAD_BYTES
-                os.posix_fadvise(file.fileno(), at, asked - at, os.POSIX_FADV_WILLNEED)
+                with suppress(OSError):  # Some file systems take no advice.
+                    os.posix_fadvise(file.fileno(), at, asked - at, os.POSIX_FADV_WILLNEED)
             digest.update(block[:count])
     return digest.hexdigest()
 
