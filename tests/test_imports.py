@@ -83,6 +83,7 @@ DATA_PREP_ORDER = (
     "units",
     "pictures",
     "synthetic",
+    "recall",
     "tokenizing",
     "cleaning",
     "building",

@@ -26,6 +26,7 @@ from data_prep.interactions.reader import (
     find_record_files,
     read_records,
 )
+from data_prep.interactions.recalls import SpanFinder
 from data_prep.readers.base import Input, Slice
 from data_prep.tokenizing.tokenizer import load_tokenizer
 from data_prep.units import Unit, group, require_as_seen
@@ -142,7 +143,7 @@ class _Dialogues:
         self._dialogues = self._turns = self._tokens = self._targets = self._text_bytes = 0
 
     def add(self, item: EncodedRecord) -> None:
-        self._writer.add(item.turns)
+        self._writer.add(item.turns, item.recalls)
         self._dialogues += 1
         self._turns += len(item.turns)
         self._tokens += item.tokens
@@ -165,7 +166,7 @@ class _Source:
 
     def add(self, item: EncodedRecord) -> None:
         self.report.add(SourceReport("", len(item.turns), int(self._is_dialogues), item.tokens, item.targets))
-        self._put(self._held_out.add(item.rank, item))
+        self._put([("eval", item)] if item.held_out else self._held_out.add(item.rank, item))
 
     def finish(self, name: str) -> dict[str, Any]:
         self._put(self._held_out.finish())
@@ -196,11 +197,12 @@ class _UnitBuilder:
     def __init__(self, work: InteractionWork) -> None:
         self._out, self._request, self._spec = work.out, work.request, work.spec
         self._backend = open_backend(work.backend, work.out / TOKENIZER_FILE, work.threads)
+        self._spans = SpanFinder(work.out / TOKENIZER_FILE)
 
     def __call__(self, unit: Unit, report: Report) -> dict[str, Any]:
         """Write the unit's shards; what its manifest says. `report` is told (bytes of input passed, tokens made)."""
         counts = InteractionCounts()
-        encoder = InteractionEncoder(self._backend, self._spec.seq_len, self._request.template, counts)
+        encoder = InteractionEncoder(self._backend, self._spec.seq_len, self._request.template, counts, self._spans)
         sources: dict[str, _Source] = {}
         ordinal = passed = tokens = 0
         for part in unit.slices:

@@ -43,12 +43,11 @@ def run_script(name: str, options: SlurmOptions, lead: int, place: Place) -> str
         name: of the job. lead: seconds from the user signal to the end of its time.
     """
     nodes = str(options.nodes) if options.min_nodes is None else f"{options.min_nodes}-{options.nodes}"
-    gpus = f"{options.gpu_type}:{options.gpus_per_node}" if options.gpu_type else str(options.gpus_per_node)
     lines = [
         f"--job-name={name}",
         f"--nodes={nodes}",
         *_tasks(options),
-        f"--gpus-per-node={gpus}" if options.gres is None else f"--gres={options.gres}",
+        *_gpus(options),
         *_common_lines(options, place, "%j"),
         f"--signal=B:{options.signal}@{lead}",
         "--requeue" if options.requeue else "--no-requeue",
@@ -57,6 +56,13 @@ def run_script(name: str, options: SlurmOptions, lead: int, place: Place) -> str
     ]
     process = [place.python, "-m", "launch.slurm.supervisor", str(place.folder / "launch.json")]
     return _text(f"Training of {name}.", lines, options, place, process)
+
+
+def _gpus(options: SlurmOptions) -> list[str]:
+    if options.gres is not None:
+        return [] if options.gres == "none" else [f"--gres={options.gres}"]
+    kind = f"{options.gpu_type}:" if options.gpu_type else ""
+    return [f"--gpus-per-node={kind}{options.gpus_per_node}"]
 
 
 def _tasks(options: SlurmOptions) -> list[str]:
@@ -134,13 +140,15 @@ def _text(title: str, lines: Sequence[str], options: JobOptions, place: Place, p
 
 
 def _environment(options: JobOptions, place: Place) -> Iterator[str]:
+    if options.modules or options.conda is not None or options.venv is not None:
+        yield "# Without its software a job would go on with whatever python is there."
     if options.modules:
-        yield f"module load {' '.join(options.modules)}"
+        yield f"module load {' '.join(options.modules)} || exit"
     if options.conda is not None:
-        yield 'source "$(conda info --base)/etc/profile.d/conda.sh"'
-        yield f"conda activate {shlex.quote(options.conda)}"
+        yield 'source "$(conda info --base)/etc/profile.d/conda.sh" || exit'
+        yield f"conda activate {shlex.quote(options.conda)} || exit"
     if options.venv is not None:
-        yield f"source {shlex.quote(options.venv + '/bin/activate')}"
+        yield f"source {shlex.quote(options.venv + '/bin/activate')} || exit"
     for name, value in options.env.items():
         yield f"export {name}={shlex.quote(value)}"
     yield "# The code as it was when this was submitted, whatever has changed since and lies in this directory."

@@ -22,6 +22,22 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 ALL = "all"
 
 
+class Turns(NamedTuple):
+    """How a stage goes through the turns of a row; for plans.
+
+    number: turns of a row, each as long as `data.seq_len`.
+    alive: turns whose activations stand at once: all, or 1 where a turn is computed again for its backward pass.
+    memories: tensors of the memory's shape, float32, that are kept of each turn until its backward pass is over, beside
+        what the layers keep: labels and differences of a loss, the memory before a turn that is computed again.
+    working: the same that one turn takes besides while its forward pass ends.
+    """
+
+    number: int = 1
+    alive: int = 1
+    memories: int = 0
+    working: int = 0
+
+
 class StageConfig(Config, ABC):
     """What every stage's configuration answers."""
 
@@ -38,6 +54,10 @@ class StageConfig(Config, ABC):
     def expects(self) -> tuple[PartName, ...]:
         """Parts that must have been trained before: to begin with random ones needs a word (`start.fresh`)."""
         return ()
+
+    def dialogue(self) -> Turns:
+        """How the turns of a row are gone through; a row of documents is one turn."""
+        return Turns()
 
     def check(self, model: ModelConfig) -> None:
         """Refuse a model that this stage cannot train, or settings that learn nothing.
@@ -208,6 +228,11 @@ class MemoryStageConfig(StageConfig):
     def rate_group(self, parameter: str) -> str | None:
         """Only memory attention trains."""
         return ALL if parameter.startswith("memory_attention.") else None
+
+    def dialogue(self) -> Turns:
+        """All turns are one backward pass. Of each stay both sides of the cosine and the change; while it is computed
+        also old and new memory, the turn's share, the label and its noise."""
+        return Turns(self.turns, self.turns, memories=3, working=5)
 
 
 class SmatConfig(StageConfig):

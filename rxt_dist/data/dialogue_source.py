@@ -31,9 +31,9 @@ class TurnBatch:
     """B dialogues of U turns of T tokens, in host memory.
 
     tokens_BUT: int64 ids, [PAD] (0) behind each turn. lengths_BU: int64 tokens of each turn, 0 where a dialogue has
-    ended. samples_B: int64 global position of each dialogue; the key of all randomness that concerns it.
-    recalls_BU3: int64 (distance, first, end): the value that a turn's answer must recall stands at its tokens
-    [first, end) and was told `distance` turns before; 0 where a turn asks for nothing.
+    ended. samples_B: int64 global position of each dialogue; the key of all randomness that concerns it. recalls_BU3:
+    int64 (distance, first token, end) of the value that a turn's answer recalls: told `distance` turns before, it is
+    tokens_BUT[b, u, first:end]. Zeros where a turn recalls nothing.
     """
 
     tokens_BUT: Tensor
@@ -63,8 +63,8 @@ class TurnBatch:
         """
         if rows < 1 or self.rows % rows:
             raise ValueError(f"a batch of {self.rows} dialogues cannot be split into micro-batches of {rows}")
-        tensors = (self.tokens_BUT, self.lengths_BU, self.samples_B, self.recalls_BU3)
-        return [TurnBatch(*part) for part in zip(*(tensor.split(rows) for tensor in tensors), strict=True)]
+        columns = (self.tokens_BUT, self.lengths_BU, self.samples_B, self.recalls_BU3)
+        return [TurnBatch(*part) for part in zip(*(column.split(rows) for column in columns), strict=True)]
 
 
 class DialogueSource:
@@ -153,15 +153,16 @@ class DialogueSource:
         turns = max(len(dialogue) for dialogue in dialogues)
         width = max(len(turn) for dialogue in dialogues for turn in dialogue)
         mine = dialogues[part]
+        recalls_BU3 = np.zeros((len(mine), turns, 3), dtype=np.int64)
+        for b, (source, row) in enumerate(zip(sources[part].tolist(), rows[part].tolist(), strict=True)):
+            recalls_BU3[b, : len(mine[b])] = self._dataset(source, split).recalls(row)[: self._turns] if row >= 0 else 0
         tokens_BUT = np.zeros((len(mine), turns, width), dtype=np.int64)
         lengths_BU = np.zeros((len(mine), turns), dtype=np.int64)
         for b, dialogue in enumerate(mine):
             for u, turn in enumerate(dialogue):
                 tokens_BUT[b, u, : len(turn)] = turn
                 lengths_BU[b, u] = len(turn)
-        recalls_BU3 = np.zeros((len(mine), turns, 3), dtype=np.int64)
-        arrays = (tokens_BUT, lengths_BU, samples[part], recalls_BU3)
-        return TurnBatch(*(torch.from_numpy(array) for array in arrays))
+        return TurnBatch(*map(torch.from_numpy, (tokens_BUT, lengths_BU, samples[part], recalls_BU3)))
 
     def _dataset(self, source: int, split: str) -> DialogueDataset:
         if (source, split) not in self._opened:

@@ -39,6 +39,7 @@ from rxt_dist.engine.interface import (
     TermTotals,
 )
 from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_learning_rates
+from rxt_dist.engine.reduction import reduce_in_portions
 from rxt_dist.engine.replicas import bit_sum, differing_ranks
 from rxt_dist.engine.routing import RoutingState
 from rxt_dist.engine.sums import StepSums, evaluate_stage
@@ -51,6 +52,8 @@ _PREFIX = "stage.model."
 # Elements that are reduced, gathered ahead, kept for a next use, or updated at once; a larger parameter goes alone.
 # DeepSpeed's own values, up to 10^9, let all weights and several copies of all gradients stand beside each other.
 _PORTION_ELEMENTS = 1 << 24
+# What is reduced at once on CPU, where it stands there three times and one more collective costs nothing.
+_CPU_BUCKET_ELEMENTS = 1 << 22
 
 # DeepSpeed asks this table which of its own C++ operators it can build, and the first look runs compilers for seconds;
 # on CPU it then builds a shared-memory collective that only its inference uses (35 s, and a start without g++ fails).
@@ -97,6 +100,8 @@ class DeepSpeedEngine:
         self.ranks = Collectives(device)
         self.expert_parallel = config.parallel.expert_parallel
         self.wrapper = _Wrapper(stage, RoutedShape.of(config.model))
+        if device.type == "cpu":
+            reduce_in_portions(_CPU_BUCKET_ELEMENTS)
         with our_layers():
             self.engine, self.zero, *_ = deepspeed.initialize(
                 model=self.wrapper,
@@ -377,13 +382,14 @@ def engine_config(config: RunConfig, device: torch.device) -> dict[str, Any]:
             "overlap_comm": cuda,
             "contiguous_gradients": True,
             "reduce_scatter": True,
-            "reduce_bucket_size": _PORTION_ELEMENTS,
+            "reduce_bucket_size": _PORTION_ELEMENTS if cuda else _CPU_BUCKET_ELEMENTS,
             "allgather_bucket_size": _PORTION_ELEMENTS,
             "sub_group_size": _PORTION_ELEMENTS,
             # Weights for the next modules are gathered while a device computes; on CPU both would be done in turn.
             "stage3_prefetch_bucket_size": _PORTION_ELEMENTS if cuda else 0,
             "stage3_max_live_parameters": 2 * local_moe_parameters(config.model, config.parallel.expert_parallel),
-            "stage3_max_reuse_distance": _PORTION_ELEMENTS,
+            # Kept weights save a gathering; on CPU, where they were the larger part of what is gathered, they go.
+            "stage3_max_reuse_distance": _PORTION_ELEMENTS if cuda else 0,
             # Weights of a module gathered together pass through a buffer of their size.
             "allgather_sequential": not cuda,
         },

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from rxt_dist.model.count import local_moe_parameters
-from rxt_dist.plan.activations import Layer, layers, logit_bytes, memory_bytes
+from rxt_dist.plan.activations import Layer, kept_memories_bytes, layers, logit_bytes, memory_bytes, turn_bytes
 from rxt_dist.plan.setting import FLOAT32_BYTES, Setting
 
 # Python and its libraries, measured on CPU; a CUDA context, which is not measured here, takes its place on a GPU.
@@ -73,8 +73,8 @@ def memory_per_gpu(setting: Setting) -> Memory:
     gathers = setting.zero == 3 and setting.copies[1] > 1
     layer = local_moe_parameters(setting.config.model, setting.expert_parallel)
     gathered = 2 * layer * setting.element_bytes if gathers and "decoder" in setting.config.stage.parts() else 0
-    moments = _moments(setting)
-    peak = max(moments, key=lambda moment: moment.total)
+    gone_through = moments(setting)
+    peak = max(gone_through, key=lambda moment: moment.total)
     return Memory(
         round(weights),
         peak.gradients,
@@ -86,12 +86,14 @@ def memory_per_gpu(setting: Setting) -> Memory:
         _buffers(setting),
         _PROCESS_BYTES,
         # Measured: as much again as is allocated and freed in small blocks in every step.
-        max(moment.activations for moment in moments) if setting.on_cpu else 0,
+        max(moment.activations for moment in gone_through) if setting.on_cpu else 0,
     )
 
 
 @dataclass(frozen=True)
-class _Moment:
+class Moment:
+    """Bytes at one moment of a step, as in `Memory`."""
+
     gradients: int
     activations: int
     logits: int
@@ -99,23 +101,28 @@ class _Moment:
 
     @property
     def total(self) -> int:
+        """Of all four."""
         return self.gradients + self.activations + self.logits + self.passing
 
 
-def _moments(setting: Setting) -> list[_Moment]:
+def moments(setting: Setting) -> list[Moment]:
     """The end of the forward pass, the backward pass of each layer, the update."""
-    passed = layers(setting)
+    passed, last = layers(setting), setting.config.stage.dialogue().alive - 1
     kept, growing = _gradients(setting)
-    stored = sum(layer.stored for layer in passed)
-    found = [_Moment(kept, stored + memory_bytes(setting), logit_bytes(setting), 0)]
-    done = 0
+    stored = kept_memories_bytes(setting) + sum(layer.stored for layer in passed)
+    found = [Moment(kept, stored + memory_bytes(setting), logit_bytes(setting), turn_bytes(setting))]
+    # Autograd sums a parameter's gradients over all turns before anybody learns of them.
+    done = summed = 0
     for layer in reversed(passed):
         made = _elements(setting, layer)
-        done += made
-        found.append(_Moment(kept + round(growing * done), stored, 0, layer.inside + _passing(setting, layer, made)))
+        done += made if layer.turn == last else 0
+        summed += made * setting.element_bytes if layer.turn == last > 0 else 0
+        passing = layer.inside + _passing(setting, layer, made)
+        found.append(Moment(kept + round(growing * done), stored, 0, passing + (0 if growing else summed)))
         stored -= layer.stored
+        summed -= made * setting.element_bytes if layer.turn == 0 < last else 0
     every = sum(parameters for parameters, _, _ in setting.held)
-    found.append(_Moment(kept + round(growing * every), 0, 0, _updated(setting)))
+    found.append(Moment(kept + round(growing * every), 0, 0, _updated(setting)))
     return found
 
 

@@ -15,7 +15,7 @@ from rxt_dist.data.sampler import DataState
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.interface import WEIGHT, Engine
 from rxt_dist.errors import CheckpointError
-from rxt_dist.files import lasting_errors, write_atomic
+from rxt_dist.files import lasting_errors
 from rxt_dist.model.init import InitialWeights
 from rxt_dist.stages.base import DataSource
 
@@ -126,10 +126,7 @@ def set_aside_after(store: CheckpointStore, step: int, metrics: Path) -> Path | 
     if not any(other > step for other in store.steps()):
         return None
     with lasting_errors(store.directory):
-        aside = store.set_aside(step)
-        if metrics.exists():
-            write_atomic(aside / metrics.name, metrics.read_bytes())
-    return aside
+        return store.set_aside(step, beside=[metrics] if metrics.exists() else [])
 
 
 def position_of(checkpoint: Checkpoint, data: DataSource) -> Position:

@@ -32,6 +32,7 @@ Weights = dict[str, torch.Tensor]
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Weights]:
     """A run with two checkpoints, and the weights of the second."""
     directory = tmp_path_factory.mktemp("runs") / "tiny"
+    directory.mkdir()
     config = run_config()
     stage = make_stage(config)
     engine = PlainEngine(stage, config, torch.device("cpu"))

@@ -20,6 +20,7 @@ from rxt_dist.locks import Lock, locked
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """Steps 1 and 2 committed, step 3 unfinished."""
+    (tmp_path / "run").mkdir()
     store = CheckpointStore(tmp_path / "run" / "checkpoints", keep=3)
     for step in (1, 2, 3):
         path = store.begin(step) / "model.safetensors"

@@ -27,11 +27,12 @@ from rxt_dist.config.stages import STAGES
 from rxt_dist.config.validate import settle_topology, validate_run
 from rxt_dist.engine.interface import KINDS
 from rxt_dist.engine.plain import PlainEngine
-from rxt_dist.errors import ConfigError, ExitCode
+from rxt_dist.errors import ConfigError, ExitCode, UserError
 from rxt_dist.model.init import initialise
 from rxt_dist.plan.run import plan_run
 from rxt_dist.ranks import Ranks
 from rxt_dist.stages.base import Stage, Work, stage_class
+from rxt_dist.train.admission import admitted
 from rxt_dist.train.run import train
 from rxt_dist.train.signals import StopRequest
 
@@ -337,6 +338,20 @@ def test_a_run_reports_its_terms_and_goes_on_after_a_stop(kind: str, tmp_path: P
         if term.title:
             names = [key for key in evaluated[-1] if key.endswith(f"/{term.name}_loss")]
             assert {name.split("/")[1] for name in names} == {"en", "pl"}
+
+
+@EACH_STAGE
+def test_a_cluster_takes_it(kind: str, tmp_path: Path, shards: Path) -> None:
+    """On two ranks or one; in a job that is submitted while the run it begins from is still trained, too."""
+    engine = "parallel={engine: deepspeed, zero: 1, expert_parallel: 0}"
+    own = [stage_override(kind), engine, "train.micro_batch_rows=1"]
+    config = load_run(TinyRun(tmp_path, shards).file, own)
+    assert admitted(config, [2, 1], start_later=False) == [2, 1]
+    start = f"start={{run: {tmp_path}/first, parts: {list(config.stage.parts())}}}"
+    later = load_run(TinyRun(tmp_path, shards).file, [*own, start])
+    assert admitted(later, [2], start_later=True) == [2]
+    with pytest.raises(UserError):
+        admitted(later, [2], start_later=False)
 
 
 @EACH_STAGE

@@ -132,7 +132,7 @@ def test_a_kill_between_the_note_and_the_load_loses_nothing(tiny, poisoned, tmp_
     metrics = (tiny.directory / "metrics.jsonl").read_bytes()
     assert run(tiny) == ExitCode.DONE
     (told,) = tiny.events("set_aside")
-    assert told["after"] == 12
+    assert told["after"] == 10
     assert (tiny.directory / told["path"] / "metrics.jsonl").read_bytes() == metrics
     assert tiny.events("resume")[0]["step"] == 10
     assert tiny.curve() == whole.curve()
