@@ -59,6 +59,7 @@ DATA_PREP_MAY = (
 DATA_VERBS_MAY = (
     "rxt_dist.commands.arguments",
     "rxt_dist.data.dataset",
+    "rxt_dist.data.dialogue_rows",
     "rxt_dist.data.masking",
     "rxt_dist.data.mixture",
     "rxt_dist.data.sampler",

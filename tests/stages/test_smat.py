@@ -292,9 +292,7 @@ def test_every_part_has_a_gradient_in_a_step_without_a_second_turn(recompute: bo
 
 def test_a_batch_of_blanks_counts_for_nothing() -> None:
     stage, batch = stage_of(), dialogue_batch()
-    blank = replace(
-        batch, tokens_BUT=torch.zeros_like(batch.tokens_BUT), lengths_BU=torch.zeros_like(batch.lengths_BU)
-    )
+    blank = replace(batch, tokens_BUT=torch.zeros_like(batch.tokens_BUT), lengths_BU=torch.zeros_like(batch.lengths_BU))
     micro = stage.prepare(blank, None)
     assert not stage.counts(micro).any()
     for view in stage.views(micro).values():
