@@ -177,7 +177,7 @@ def on_two_nodes(rack: Rack, run: ClusterRun, command: Callable[[int], list[str]
         )
         for number in (0, 1)
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in started]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
 
 
