@@ -33,7 +33,9 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         if run == queue["refused"]:
             raise ConfigError("not this one")
         queue["submitted"].append((run, *options))
-        return str(100 + len(queue["submitted"]))
+        job = str(100 + len(queue["submitted"]))
+        queue["states"][job] = "PENDING"
+        return job
 
     def state(job: str, patience: float = 0.0) -> JobState | None:
         return JobState(queue["states"][job]) if job in queue["states"] else None
@@ -63,7 +65,7 @@ def wish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Chain
 
         def wanted(run: Any, after: Path | None) -> Wish:
             cluster = run.cluster.model_copy(update={"nodes": 2, "gpus_per_node": 2})
-            return Wish(run.model_copy(update={"cluster": cluster}), options, after)
+            return Wish(run.model_copy(update={"cluster": cluster}), options, (after,) if after else ())
 
         return ChainWish(file, [], load_chain(file), wanted)
 
