@@ -58,6 +58,7 @@ DATA_PREP_MAY = (
 # What its verbs may import besides: the order of a run and its steps, and arguments that all verbs share.
 DATA_VERBS_MAY = (
     "rxt_dist.commands.arguments",
+    "rxt_dist.data.dialogue_rows",
     "rxt_dist.data.dataset",
     "rxt_dist.data.dialogue_rows",
     "rxt_dist.data.masking",
