@@ -105,6 +105,7 @@ def generate(
     found = answer_all(assistant, conversations, sampling, at_once=at_once, seed=seed, report=report)
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in found)
     with access_errors(out, "The answers were not written."):
+        out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(out, text)
     typer.echo(f"{out}: {len(conversations):,} conversations")
 

@@ -23,7 +23,7 @@ DEMO = "configs/run/demo.yaml"
 HELP_OF_ALL = """
 import sys
 from rxt_dist.cli import main
-for verb in ("", "train", "plan", "doctor", "data", "checkpoint", "diff", "config show", "launch local"):
+for verb in ("", "train", "plan", "doctor", "data", "checkpoint", "diff", "config show", "launch local", "pipeline"):
     sys.argv = ["rxt-dist", *verb.split(), "--help"]
     try:
         main()
