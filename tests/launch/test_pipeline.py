@@ -347,5 +347,6 @@ def test_the_folder_of_a_chain_stands_for_its_runs(file: Path, tmp_path: Path) -
     for name in ("joint", "memory"):
         chain.runs[name].directory.mkdir()
         (chain.runs[name].directory / "events.jsonl").touch()
-    assert runs_of(chain.directory) == [tmp_path / "runs/joint", tmp_path / "runs/memory"]
+    begun = [tmp_path / "runs/joint", tmp_path / "runs/memory"]
+    assert runs_of(chain.directory) == runs_of(file) == begun
     assert runs_of(tmp_path / "elsewhere") == [tmp_path / "elsewhere"]
