@@ -79,7 +79,7 @@ def _check_run(chain: Chain, name: str, config: RunConfig, ranks: int, folder: C
 
 
 def _require_unchanged(config: RunConfig) -> None:
-    """Refuse a finished run of which something was changed that may be turned while a run trains: now it is too late."""
+    """Refuse a finished run of which something was changed that may be turned while it trains: now it is too late."""
     old = load_run(config.directory / "config.resolved.yaml")
     pairs = {
         "optimizer.lr": (old.optimizer.lr, config.optimizer.lr),
