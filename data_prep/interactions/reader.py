@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.corpora import find_files
+from data_prep.interactions.columns import OUR_COLUMNS, Columns
 from data_prep.interactions.recalls import Recall, recalls_of
 from data_prep.languages import language_of, language_tag
 from data_prep.readers import OBJECT_SUFFIXES, objects
@@ -51,9 +52,13 @@ _NO_CALL = ("[]", "{}", "null")
 _LIST_FIELDS = ("interactions", "messages")
 _THINK_OF_MESSAGE = ("think", "thinking", "reasoning_content")
 _ROLES = ("system", "user", "assistant", "tool")
-_ADVICE = "Needed are 'query' and 'answer', 'interactions', or 'messages'; rename the {}."
+_OTHER_ROLES = {"human": "user", "gpt": "assistant"}
+_ADVICE = (
+    "Needed are 'query' and 'answer', 'interactions', or 'messages'; rename the {}, or say which is which "
+    "(--column query=QUESTION)."
+)
 _NEEDED = (*PART_FIELDS, *_LIST_FIELDS)
-_FIELDS = Fields((*_NEEDED, *LANGUAGE_COLUMNS, "source", "held_out"), _NEEDED, _ADVICE.format("columns"))
+_ALL = (*_NEEDED, *LANGUAGE_COLUMNS, "source", "held_out")
 
 
 @dataclass(frozen=True)
@@ -128,13 +133,15 @@ def find_record_files(inputs: Iterable[Path | str]) -> list[Input]:
             for file, status in found]  # fmt: skip
 
 
-def read_records(file: Input, counts: InteractionCounts) -> Iterator[Record]:
-    """The records of one file, in order; `counts` is added to while reading.
+def read_records(file: Input, counts: InteractionCounts, columns: Columns = OUR_COLUMNS) -> Iterator[Record]:
+    """The records of one file, in order; `counts` is added to while reading. `columns` says under which names.
 
     Raises:
         DataError: the file is not what its suffix says, or a record cannot be turned into interactions.
     """
-    for place, value in objects(file, _FIELDS):
+    fields = Fields(columns.of(_ALL), columns.of(_NEEDED), _ADVICE.format("columns"), columns.of_a_table)
+    for place, stored in objects(file, fields):
+        value = columns.read(stored)
         interactions = _interactions(value, place, counts)
         if not interactions or not all(item.is_whole for item in interactions):
             counts.empty += 1
@@ -249,6 +256,7 @@ def _of_messages(messages: Sequence[Any], place: str, counts: InteractionCounts)
                 f"'content': rename them."
             )
         role = message.get("role")
+        role = _OTHER_ROLES.get(role, role) if isinstance(role, str) else role
         content = _text(message.get("content"), place, f"{name}.content")
         asked = "query" in open_parts or "tool_result" in open_parts
         if role == "system" and not open_parts:

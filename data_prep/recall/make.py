@@ -8,7 +8,8 @@ or asked are other talk. A fact is told once and asked for once; a question alon
     OUT/held-out/en-d4-values.jsonl   values that no training file has: source recall-d4-values-en
     OUT/held-out/en-d16.jsonl         a distance that no training file has: source recall-d16-en
 
-A record has the dialogue as plain text too, so that tokenizers and datasets of documents are made from the same files.
+A record has the dialogue as plain text too, so that tokenizers and datasets of documents are made from the same files;
+of one that is held out the text is null, which those pass over.
 Each dialogue depends on (seed, language, file, index) alone, so a file of more dialogues begins with the same ones.
 """
 
@@ -139,7 +140,7 @@ def dialogues(request: RecallRequest, part: Part, count: int) -> Iterator[dict[s
     for index in range(count):
         rng = Random(f"rxt-recall-v{RECALL_VERSION}|{request.seed}|{request.variety}|{part.file}|{index}")
         turns = _interactions(request, part.distance, speech, rng)
-        yield tags | {"interactions": turns, "text": render(turns, part.language)}
+        yield tags | {"interactions": turns, "text": None if part.held_out else render(turns, part.language)}
 
 
 def _interactions(request: RecallRequest, distance: int, speech: Speech, rng: Random) -> list[dict[str, Any]]:
@@ -224,8 +225,8 @@ def _require_own(out: Path, asked: dict[str, Any]) -> None:
     other = sorted(name for name in asked if not isinstance(found, dict) or found.get(name) != asked[name])
     if other:
         raise DataError(
-            f"{out} holds dialogues that were asked for otherwise ({', '.join(other)} differ). Name a new folder, or "
-            f"delete this one."
+            f"{out} holds dialogues of another request (other {', '.join(other)}). Name a new folder, or delete this "
+            f"one."
         )
 
 

@@ -211,13 +211,13 @@ _KINDS = (
         "colour",
         COLOURS,
         (
-            "{s[mój/moja/moje]} {s} jest {v[agr]}.",
+            "{s[mój/moja/moje]} {s} jest {v}.",
             "mam {v[acc]} {s[acc]}.",
-            "{s[mój/moja/moje]} {s} ma kolor {v}.",
+            "{s[mój/moja/moje]} {s} ma kolor {v[masculine]}.",
         ),
         (
-            ("jakiego koloru jest {s[mój/moja/moje]} {s}?", "{s[twój/twoja/twoje]} {s} jest {v[agr]}."),
-            ("jaki kolor ma {s[mój/moja/moje]} {s}?", "{s[twój/twoja/twoje]} {s} ma kolor {v}."),
+            ("jakiego koloru jest {s[mój/moja/moje]} {s}?", "{s[twój/twoja/twoje]} {s} jest {v}."),
+            ("jaki kolor ma {s[mój/moja/moje]} {s}?", "{s[twój/twoja/twoje]} {s} ma kolor {v[masculine]}."),
         ),
         _OWNED,
     ),

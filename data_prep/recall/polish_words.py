@@ -335,9 +335,9 @@ def _colours(stems: str) -> tuple[Word, ...]:
     made = []
     for stem in stems.split():
         y, e = ("i", "ie") if stem[-1] in "kg" else ("y", "e")
-        nominative = {"agr.m": stem + y, "agr.f": stem + "a", "agr.n": stem + e}
+        nominative = {"nom.m": stem + y, "nom.f": stem + "a", "nom.n": stem + e}
         accusative = {"acc.m": stem + y, "acc.f": stem + "ą", "acc.n": stem + e}
-        made.append(Word({"nom": stem + y, **nominative, **accusative}, 0))
+        made.append(Word({"nom": stem + y, "masculine": stem + y, **nominative, **accusative}, 0))
     return tuple(made)
 
 

@@ -251,7 +251,7 @@ def _wish(
     config: Any,
     site: Path | None,
     given: dict[str, Any],
-    after: Path | None,
+    after: list[Path] | None,
     checkpoint: str | None,
 ) -> Any:
     """What is to be submitted: of nodes and GPUs the option counts, then the site file, then the run's cluster."""
@@ -265,7 +265,7 @@ def _wish(
             given[name] = value
     options = load_settings(SlurmOptions, site, _stated(given))
     cluster = config.cluster.model_copy(update={"nodes": options.nodes, "gpus_per_node": options.gpus_per_node})
-    return Wish(config.model_copy(update={"cluster": cluster}), options, after, checkpoint)
+    return Wish(config.model_copy(update={"cluster": cluster}), options, tuple(after or ()), checkpoint)
 
 
 def _stated(given: dict[str, Any]) -> dict[str, Any]:

@@ -206,6 +206,10 @@ class CheckpointStore:
             _LOGGER.warning("Old checkpoints in %s cannot be removed (%s).", self.directory, error)
         return final
 
+    def has_manifest(self, step: int) -> bool:
+        """Whether a committed checkpoint of `step` is there; its manifest is the first that pruning removes."""
+        return (self.folder(step) / MANIFEST).exists()
+
     def list(self) -> _Listing:
         """Every checkpoint folder by ascending step, unfinished ones included; reads manifests, hashes nothing."""
         found = [_describe(step, path, committed=True) for step, path in self._folders(_FINAL)]

@@ -20,6 +20,8 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 # The learning-rate group of a stage that trains all its parameters at one rate.
 ALL = "all"
+# Turns of a dialogue that a stage may read.
+MAX_TURNS = 1024
 
 
 class Turns(NamedTuple):
@@ -203,7 +205,7 @@ class MemoryStageConfig(StageConfig):
     """Pre-training of memory attention on dialogues, with encoder and embedding as they are (docs/curriculum.md)."""
 
     kind: Literal["memory"] = Field("memory", description="Which stage.")
-    turns: Annotated[PositiveInt, at_most(1024)] = Field(
+    turns: Annotated[PositiveInt, at_most(MAX_TURNS)] = Field(
         6, description="Turns of a dialogue that are read; later ones are left out."
     )
     input_noise: NonNegativeFloat = Field(
@@ -239,7 +241,7 @@ class SmatConfig(StageConfig):
     """Training of the whole system on dialogues, through the memory that it writes (docs/curriculum.md)."""
 
     kind: Literal["smat"] = Field("smat", description="Which stage.")
-    turns: Annotated[PositiveInt, at_most(1024)] = Field(
+    turns: Annotated[PositiveInt, at_most(MAX_TURNS)] = Field(
         7, description="Rows of a dialogue that are read, a system prompt among them; later ones are left out."
     )
     depth: PositiveInt | None = Field(

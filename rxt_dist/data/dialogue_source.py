@@ -16,10 +16,10 @@ from torch import Tensor
 
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.validate import DataFacts
+from rxt_dist.data.dialogue_rows import dialogue_phase_dataset
 from rxt_dist.data.dialogues import DialogueDataset, DialogueManifest, load_dialogue_manifest
-from rxt_dist.data.dialogues import DialogueSource as ManifestSource
 from rxt_dist.data.loader import Int64Array
-from rxt_dist.data.manifest import SourceInfo, SplitInfo, Totals
+from rxt_dist.data.manifest import SourceInfo
 from rxt_dist.data.mixture import PhaseDataset, PhaseDatasets, phase_datasets, planned_order
 from rxt_dist.data.row_source import tokenizer_of_run
 from rxt_dist.data.sampler import GlobalOrder
@@ -87,9 +87,7 @@ class DialogueSource:
             manifest = load_dialogue_manifest(path)
             self._require_alike(path, manifest)
             self._manifests.setdefault(manifest.root_digest, manifest)
-            sources = tuple(_as_rows(source) for source in manifest.sources)
-            tokens = turns * manifest.seq_len
-            return PhaseDataset(path, manifest.root_digest, tokens, manifest.tokenizer_sha256, sources)
+            return dialogue_phase_dataset(path, manifest, turns)
 
         self._read: PhaseDatasets = phase_datasets(run.data, look)
         self._opened: dict[tuple[int, str], DialogueDataset] = {}
@@ -170,9 +168,3 @@ class DialogueSource:
             name = dataset.sources[own].name
             self._opened[source, split] = DialogueDataset(dataset.path, split, name, self._tokenizer)
         return self._opened[source, split]
-
-
-def _as_rows(source: ManifestSource) -> SourceInfo:
-    """A source of dialogues, each of which is a row."""
-    train, held_out = (SplitInfo(Totals(rows=split.totals.dialogues)) for split in (source.train, source.eval))
-    return SourceInfo(source.name, source.language, train, held_out)

@@ -21,6 +21,7 @@ from rxt_dist.engine.interface import Engine
 from rxt_dist.engine.materialise import materialise
 from rxt_dist.engine.rendezvous import join_ranks
 from rxt_dist.errors import ConfigError
+from rxt_dist.lasting import lasting_imports
 from rxt_dist.model.experts import set_grouped_product
 from rxt_dist.model.fused import compile_chains
 from rxt_dist.stages.base import Stage
@@ -155,8 +156,10 @@ def build_engine(stage: Stage, config: RunConfig, device: torch.device) -> Engin
             into the engine's fragments.
     """
     choose_kernels(config, device)
+    with lasting_imports():
+        engine_class = _engine_class(config)
     _make_room(stage, config, device)
-    engine = _engine_class(config)(stage, config, device)
+    engine = engine_class(stage, config, device)
     if device.type == "cpu":
         _return_freed_memory()
     return engine

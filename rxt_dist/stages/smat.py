@@ -175,7 +175,13 @@ class SmatStage(Stage):
 
     def views(self, micro: SmatBatch) -> Mapping[str, SmatBatch]:
         """What the memory is worth: the one that was written, the one that all dialogues begin with, none, and what
-        another dialogue has written until the same turn."""
+        another dialogue has written until the same turn.
+
+        Raises:
+            ValueError: dialogues without a neighbour.
+        """
+        if len(micro.samples) % 2:
+            raise ValueError(f"dialogues change memories in pairs, but the micro-batch has {len(micro.samples)}")
         return {memory: replace(micro, memory=memory) for memory in MEMORIES}
 
     def counts(self, micro: SmatBatch) -> Tensor:

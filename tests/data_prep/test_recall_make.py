@@ -128,7 +128,19 @@ def test_held_out_values_and_distances_stand_in_no_training_file(tmp_path: Path)
     assert not [value for value in set(unseen) if value in words], "told, or answered with, in training"
     tags = [json.loads(line) for line in _texts(tmp_path / "out", "held-out/*.jsonl").splitlines() if line]
     assert all(record["held_out"] is True for record in tags)
+    assert all(record["text"] is None for record in tags)
     assert not any("held_out" in line for line in _texts(tmp_path / "out", "*.jsonl").splitlines())
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_form_of_a_held_out_value_is_one_of_a_trained_value(language: str) -> None:
+    """Lists are apart: a name that one kind holds out is not trained on by another."""
+    trained, unseen = (
+        {form for kind in SPEECHES[language].with_values(0.1, held_out).kinds for value in kind.values
+         for case, form in value.forms.items() if case != "a"}
+        for held_out in (False, True)
+    )  # fmt: skip
+    assert not trained & unseen
 
 
 def test_other_seeds_hold_out_the_same_values() -> None:
@@ -159,7 +171,7 @@ def test_a_repeated_call_makes_what_is_missing_and_another_request_is_refused(tm
     write_recall(tmp_path / "out", request)
     assert (tmp_path / "out/en-d1.jsonl").stat().st_mtime_ns == kept
     assert (tmp_path / "out/en-d2.jsonl").read_bytes() == (tmp_path / "whole/en-d2.jsonl").read_bytes()
-    with pytest.raises(DataError, match=r"asked for otherwise \(count, seed differ\)"):
+    with pytest.raises(DataError, match=r"of another request \(other count, seed\)"):
         write_recall(tmp_path / "out", RecallRequest(**{**vars(request), "seed": 1, "count": 21}))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("Dear")
