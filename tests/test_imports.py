@@ -58,7 +58,9 @@ DATA_PREP_MAY = (
 # What its verbs may import besides: the order of a run and its steps, and arguments that all verbs share.
 DATA_VERBS_MAY = (
     "rxt_dist.commands.arguments",
+    "rxt_dist.data.dialogue_rows",
     "rxt_dist.data.dataset",
+    "rxt_dist.data.dialogue_rows",
     "rxt_dist.data.masking",
     "rxt_dist.data.mixture",
     "rxt_dist.data.sampler",

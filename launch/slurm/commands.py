@@ -234,7 +234,11 @@ def _chain_wish(
     if surplus:
         raise ConfigError(f"{surplus[0]} belongs to one run, and {file} is a chain: leave it out, or name a run file.")
     chain = load_chain(file, overrides or [])
-    return ChainWish(file, overrides or [], chain, lambda run, after: _wish(run, site, dict(given), after, None))
+
+    def make(run: Any, after: Path | None) -> Any:
+        return _wish(run, site, dict(given), [after] if after else None, None)
+
+    return ChainWish(file, overrides or [], chain, make)
 
 
 def _launch_chain(wish: Any, dry_run: bool) -> None:

@@ -20,7 +20,7 @@ from launch.slurm.freeze import freeze_code, require_whole
 from launch.slurm.job import Description, JobFolder
 from launch.slurm.ledger import Ledger
 from launch.slurm.options import JobOptions, SlurmOptions
-from launch.slurm.script import Place, run_script
+from launch.slurm.script import SUBMIT, Place, run_script
 from rxt_dist.config.duration import seconds_of
 from rxt_dist.config.load import resolved_yaml
 from rxt_dist.config.run import RunConfig
@@ -148,7 +148,7 @@ def _written_and_submitted(
             check_script(text, wish.options, nodes=wish.options.nodes, gpus=gpus_asked(wish.options))
             target.mkdir(exist_ok=True)
             write_atomic(target / "run.yaml", resolved_yaml(_settled(wish)))
-            write_atomic(target / "submit.sbatch", text)
+            write_atomic(target / SUBMIT, text)
             description = _description(wish, number, lead, counts, place.code)
             description.write()
             Ledger(folder.ledger).add("submitted", submission=number)
@@ -162,7 +162,7 @@ def _written_and_submitted(
 
 def _hand_over(description: Description, dependency: list[str]) -> list[str]:
     """Submit as many jobs as a chain has; each is noted at once. Where one is refused, none stays."""
-    script = description.folder.submission(description.submission) / "submit.sbatch"
+    script = description.folder.submission(description.submission) / SUBMIT
     jobs: list[str] = []
     try:
         for link in range(description.chain):
@@ -363,7 +363,7 @@ def check_script(text: str, options: JobOptions, nodes: int, gpus: int) -> None:
         return
     check_partition(options, client.node_kinds(), nodes, gpus)
     with tempfile.TemporaryDirectory(prefix="rxt-launch-") as name:
-        file = Path(name) / "submit.sbatch"
+        file = Path(name) / SUBMIT
         file.write_text(text, encoding="utf-8")
         client.would_start(str(file))
 

@@ -325,10 +325,10 @@ def test_values_are_labels_of_the_turn_that_asks() -> None:
     rows = micro.rows
     assert micro.samples == (8, 7)
     assert rows.labels == 10 * 4
-    assert rows.targets_P[rows.value_V].tolist() == [32, 30, 31, 31, 32, 30]
-    assert rows.turn_P[rows.value_V].tolist() == [1, 1, 1, 2, 2, 5]
-    assert rows.ask_V.tolist() == [0, 1, 1, 2, 2, 3]
-    assert rows.distance_A.tolist() == [0, 0, 1, 4]
+    assert rows.targets_P[rows.value_N].tolist() == [32, 30, 31, 31, 32, 30]
+    assert rows.turn_P[rows.value_N].tolist() == [1, 1, 1, 2, 2, 5]
+    assert rows.ask_N.tolist() == [0, 1, 1, 2, 2, 3]
+    assert rows.distance_N.tolist() == [0, 0, 1, 4]
     assert stage.distances == (1, 2, 3, 4)
     names = [each.name for each in stage.terms]
     assert names[-4:] == ["recall-1", "recall-2", "recall-3", "recall-4"]
@@ -341,11 +341,11 @@ def test_recalled_is_what_is_right_in_all_its_tokens() -> None:
     micro = stage.prepare(recall_batch(), 0)
     rows, nothing = micro.rows, torch.zeros(())
     hits_P = torch.ones(rows.labels, dtype=torch.bool)
-    hits_P[rows.value_V[2]] = False
+    hits_P[rows.value_N[2]] = False
     losses_P = torch.arange(rows.labels).float()
     part = Decoded(losses_P.sum(), losses_P, hits_P, nothing, nothing, torch.zeros(3, 8), nothing, nothing)
     output = stage._output(rows, [part])
-    lost = losses_P[rows.value_V].tolist()
+    lost = losses_P[rows.value_N].tolist()
     assert output.hits_J[term(stage, "recall")] == 3
     assert output.hits_J[-4:].tolist() == [1, 1, 0, 0]
     assert output.sums_J[-4:].tolist() == [sum(lost[:3]), sum(lost[3:5]), 0, 0]
