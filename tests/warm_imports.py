@@ -3,6 +3,8 @@
 import gc
 import os
 
+# All that is imported stays, and no collection of garbage need look for it, here or in a program.
+gc.disable()
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
 
@@ -17,5 +19,5 @@ import rxt_dist.engine.deepspeed
 import rxt_dist.train.run  # noqa: F401
 
 torch.set_num_threads(1)
-# Every collection of garbage in a program would walk through all of it.
 gc.freeze()
+gc.enable()
