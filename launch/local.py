@@ -54,7 +54,8 @@ class Launch:
     patience: Patience = field(default_factory=Patience)
 
     def __post_init__(self) -> None:
-        self.deadline = time.time() + self.seconds if self.seconds is not None else None
+        # By a clock that nobody sets: the day of a machine may jump.
+        self._end = time.monotonic() + self.seconds if self.seconds is not None else None
         if self.old_stop is None:
             self.old_stop = file_identity(self.run / "STOP") if self.run else ""
 
@@ -64,9 +65,14 @@ class Launch:
         return self.run is not None and file_identity(self.run / "STOP") not in ("", self.old_stop)
 
     @property
+    def deadline(self) -> float | None:
+        """When the time limit is over, in seconds since the epoch as the clock stands now; None: there is none."""
+        return None if self._end is None else time.time() + self._end - time.monotonic()
+
+    @property
     def time_is_over(self) -> bool:
         """Whether the time limit leaves no room for another life."""
-        return self.deadline is not None and time.time() >= self.deadline
+        return self._end is not None and time.monotonic() >= self._end
 
 
 def launch(wanted: Launch, received: Received | None = None) -> int:
@@ -120,8 +126,19 @@ def _life(wanted: Launch, record: Record, received: Received, attempt: int) -> E
 
 
 def _one_life(wanted: Launch, record: Record, received: Received, attempt: int) -> Ending:
-    token, port, ranks = uuid.uuid4().hex[:12], free_port(), list[Rank]()
+    """One life on one port. What keeps ranks from being started (no more processes, a full /tmp) is how it ended."""
+    token = uuid.uuid4().hex[:12]
     record.new_life(token)
+    try:
+        ending = _lived(wanted, record, received, attempt, token)
+    except OSError as error:
+        reason = f"ranks cannot be started ({type(error).__name__}: {error})"
+        ending = Ending(ExitCode.CRASH, reason, reason)
+    return replace(ending, reason=record.ended(ending.code, ending.reason))
+
+
+def _lived(wanted: Launch, record: Record, received: Received, attempt: int, token: str) -> Ending:
+    port, ranks = free_port(), list[Rank]()
     command = [*wanted.command, *(() if record.has_started else wanted.once)]
     record.line(f"life {token}, restart {attempt}: {wanted.ranks} ranks on port {port}: {' '.join(command)}")
     launched = time.time()
@@ -140,8 +157,7 @@ def _one_life(wanted: Launch, record: Record, received: Received, attempt: int) 
                 with suppress(subprocess.TimeoutExpired):
                     started.process.wait(wanted.patience.grace)
         record.flush()
-        ending = _asked_for(ending_of(ends, record.logs), received)
-    return replace(ending, reason=record.ended(ending.code, ending.reason))
+        return _asked_for(ending_of(ends, record.logs), received)
 
 
 def _asked_for(ending: Ending, received: Received) -> Ending:

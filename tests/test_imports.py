@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = (
     "errors",
+    "lasting",
     "files",
     "locks",
     "ranks",
@@ -59,6 +60,7 @@ DATA_VERBS_MAY = (
     "rxt_dist.commands.arguments",
     "rxt_dist.data.dialogue_rows",
     "rxt_dist.data.dataset",
+    "rxt_dist.data.dialogue_rows",
     "rxt_dist.data.masking",
     "rxt_dist.data.mixture",
     "rxt_dist.data.sampler",

@@ -54,7 +54,10 @@ GpusPerNode = Annotated[
 ]
 MinNodes = Annotated[int | None, typer.Option(help="Go on with so few nodes where no more are to be had.")]
 Follow = Annotated[bool, typer.Option("--follow", help="Show state, step, loss and speed until the job ends.")]
-After = Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="Start when that run is finished.")]
+After = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="RUN_DIR", help="Start when that run is finished; several: when all are."),
+]
 FromCheckpoint = Annotated[
     str | None, typer.Option("--from", metavar="step-N", help="Begin at this checkpoint (see `train`).")
 ]

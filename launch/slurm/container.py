@@ -60,7 +60,7 @@ def _places(config: RunConfig, run: Path, mounts: Sequence[str]) -> list[str]:
 
 
 def _read_by(config: RunConfig) -> Iterator[Path]:
-    start = config.start
     paths = [config.data.path, *(phase.path for phase in config.data.mixture), config.data.tokenizer]
-    paths += [start.run, start.export] if start is not None else []
+    for origin in config.start.origins if config.start is not None else ():
+        paths += [origin.run, origin.export]
     yield from (path for path in paths if path is not None)

@@ -25,6 +25,10 @@ exec $process
 """)
 
 
+# Names of the scripts in a submission's folder.
+SUBMIT, CLOSE = "submit.sbatch", "close.sbatch"
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a job lives. folder: of its submission, for script and output. directory: the current directory of the
@@ -108,7 +112,7 @@ def closing_script(name: str, options: ArrayOptions, place: Place, command: Sequ
         *options.sbatch,
     ]
     process = [place.python, "-m", "launch.slurm.data_task", *command]
-    return _text(f"Completes and verifies {name}.", lines, options, place, process)
+    return _text(f"Completes and verifies {name}.", lines, options, place, process, CLOSE)
 
 
 def slurm_time(seconds: int) -> str:
@@ -129,10 +133,12 @@ def _common_lines(options: JobOptions, place: Place, job: str) -> Iterator[str]:
     yield "--open-mode=append"
 
 
-def _text(title: str, lines: Sequence[str], options: JobOptions, place: Place, process: Sequence[str]) -> str:
+def _text(
+    title: str, lines: Sequence[str], options: JobOptions, place: Place, process: Sequence[str], file: str = SUBMIT
+) -> str:
     return _TEMPLATE.substitute(
         title=title,
-        path=place.folder / "submit.sbatch",
+        path=place.folder / file,
         header="\n".join(f"#SBATCH {line}" for line in lines),
         environment="\n".join(_environment(options, place)),
         process=shlex.join(process),

@@ -20,7 +20,7 @@ from launch.slurm.freeze import freeze_code, require_whole
 from launch.slurm.job import Description, JobFolder
 from launch.slurm.ledger import Ledger
 from launch.slurm.options import JobOptions, SlurmOptions
-from launch.slurm.script import Place, run_script
+from launch.slurm.script import SUBMIT, Place, run_script
 from rxt_dist.config.duration import seconds_of
 from rxt_dist.config.load import resolved_yaml
 from rxt_dist.config.run import RunConfig
@@ -43,13 +43,13 @@ _ADMISSION_SECONDS = 600
 class Wish:
     """What a person wants to have submitted.
 
-    config: the run, with the cluster as the options have it. after: run directory that has to be finished first.
+    config: the run, with the cluster as the options have it. after: run directories that have to be finished first.
     from_checkpoint: where the first life begins.
     """
 
     config: RunConfig
     options: SlurmOptions
-    after: Path | None = None
+    after: tuple[Path, ...] = ()
     from_checkpoint: str | None = None
 
     @property
@@ -148,7 +148,7 @@ def _written_and_submitted(
             check_script(text, wish.options, nodes=wish.options.nodes, gpus=gpus_asked(wish.options))
             target.mkdir(exist_ok=True)
             write_atomic(target / "run.yaml", resolved_yaml(_settled(wish)))
-            write_atomic(target / "submit.sbatch", text)
+            write_atomic(target / SUBMIT, text)
             description = _description(wish, number, lead, counts, place.code)
             description.write()
             Ledger(folder.ledger).add("submitted", submission=number)
@@ -162,7 +162,7 @@ def _written_and_submitted(
 
 def _hand_over(description: Description, dependency: list[str]) -> list[str]:
     """Submit as many jobs as a chain has; each is noted at once. Where one is refused, none stays."""
-    script = description.folder.submission(description.submission) / "submit.sbatch"
+    script = description.folder.submission(description.submission) / SUBMIT
     jobs: list[str] = []
     try:
         for link in range(description.chain):
@@ -306,7 +306,7 @@ def _node_counts(wish: Wish) -> list[int]:
         file.write_text(resolved_yaml(_settled(wish)), encoding="utf-8")
         command = [sys.executable, "-m", "rxt_dist.train.admission", str(file)]
         command += [str(count * options.gpus_per_node) for count in counts]
-        command += ["--start-later"] if wish.after is not None else []
+        command += ["--start-later"] if wish.after else []
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_ADMISSION_SECONDS, check=False)
         except subprocess.TimeoutExpired as error:
@@ -363,7 +363,7 @@ def check_script(text: str, options: JobOptions, nodes: int, gpus: int) -> None:
         return
     check_partition(options, client.node_kinds(), nodes, gpus)
     with tempfile.TemporaryDirectory(prefix="rxt-launch-") as name:
-        file = Path(name) / "submit.sbatch"
+        file = Path(name) / SUBMIT
         file.write_text(text, encoding="utf-8")
         client.would_start(str(file))
 
@@ -438,16 +438,25 @@ def _require_free(run: Path) -> None:
 
 
 def _dependency(wish: Wish) -> list[str]:
-    """What makes a job wait for another run to be finished."""
-    if wish.after is None:
-        return []
-    with suppress(OSError, ValueError):
-        if json.loads((wish.after / "finished.json").read_bytes()):
-            return []
-    description = JobFolder(wish.after).description()
-    if description is None or not description.jobs:
-        raise ConfigError(
-            f"{wish.after} has no job on this cluster and is not finished, so nothing can wait for it: submit it first."
-        )
+    """What makes a job wait for other runs to be finished."""
+    jobs = [job for run in wish.after for job in _last_job(run)]
     # Without the second a job would wait for ever for one that failed.
-    return [f"--dependency=afterok:{description.jobs[-1]}", "--kill-on-invalid-dep=yes"]
+    return [f"--dependency=afterok:{':'.join(jobs)}", "--kill-on-invalid-dep=yes"] if jobs else []
+
+
+def _last_job(run: Path) -> list[str]:
+    """The job with which a run will be finished; none if it is.
+
+    Raises:
+        ConfigError: nothing of it runs or waits.
+    """
+    with suppress(OSError, ValueError):
+        if json.loads((run / "finished.json").read_bytes()):
+            return []
+    description = JobFolder(run).description()
+    job = description.jobs[-1] if description and description.jobs else None
+    state = client.job_state(job) if job is not None and client.there() else None
+    if job is None or (client.there() and (state is None or state.state not in client.ACTIVE)):
+        ended = f", whose last job ({job}) has ended," if job is not None else " has no job on this cluster and"
+        raise ConfigError(f"{run}{ended} is not finished, so nothing can wait for it: submit it first.")
+    return [job]

@@ -19,6 +19,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -40,6 +41,8 @@ _FINAL = re.compile(r"step-(\d{8,})")
 _UNFINISHED = re.compile(r"step-(\d{8,})\.tmp")
 # sha256 releases the interpreter lock; more threads than this only queue up at one disk.
 _HASH_THREADS = 4
+# A file that a disk does not give out is asked for again after these: to go back costs the work of an interval.
+_READ_PAUSES = (1.0, 5.0)
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,10 @@ class CheckpointStore:
             # What is committed is committed; the next save tries again.
             _LOGGER.warning("Old checkpoints in %s cannot be removed (%s).", self.directory, error)
         return final
+
+    def has_manifest(self, step: int) -> bool:
+        """Whether a committed checkpoint of `step` is there; its manifest is the first that pruning removes."""
+        return (self.folder(step) / MANIFEST).exists()
 
     def list(self) -> _Listing:
         """Every checkpoint folder by ascending step, unfinished ones included; reads manifests, hashes nothing."""
@@ -504,12 +511,23 @@ def _content_problem(folder: Path, file: FileRecord) -> str | None:
     if problem := _size_problem(folder, file):
         return problem
     try:
-        actual = sha256_file(folder / file.name)
+        actual = _read_hash(folder / file.name)
     except OSError as error:
         return f"{file.name}: cannot be read ({error.strerror})"
     if actual == file.sha256:
         return None
     return f"{file.name}: damaged (sha256 {actual[:12]} instead of {file.sha256[:12]})"
+
+
+def _read_hash(path: Path) -> str:
+    for pause in _READ_PAUSES:
+        try:
+            return sha256_file(path)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            time.sleep(pause)
+    return sha256_file(path)
 
 
 def _describe(step: int, path: Path, committed: bool) -> CheckpointInfo:

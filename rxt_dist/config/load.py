@@ -158,9 +158,16 @@ def is_model_file(path: Path) -> bool:
     return isinstance(values, dict) and "decoder" in values
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes out what stands in several places, instead of naming it by an alias: a person reads and edits it."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def resolved_yaml(config: Config) -> str:
     """The whole configuration with all defaults, as YAML that `load_run` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def training_hash(config: RunConfig) -> str:

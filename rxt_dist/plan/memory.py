@@ -23,6 +23,8 @@ _PROCESS_BYTES = 400_000_000
 USABLE = 0.9
 # Elements that are reduced or updated at once; a larger parameter goes alone (rxt_dist/engine/deepspeed.py).
 _PORTION_ELEMENTS = 1 << 24
+# Of them, what DeepSpeed reduces at once on CPU.
+_CPU_BUCKET_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,6 @@ def memory_per_gpu(setting: Setting) -> Memory:
     for parameters, frozen, copies in setting.held:
         weights += (parameters + frozen) * setting.element_bytes / (copies if setting.zero >= 3 else 1)
         optimizer += parameters * masters * FLOAT32_BYTES / (copies if setting.zero >= 1 else 1)
-    gathers = setting.zero == 3 and setting.copies[1] > 1
-    layer = local_moe_parameters(setting.config.model, setting.expert_parallel)
-    gathered = 2 * layer * setting.element_bytes if gathers and "decoder" in setting.config.stage.parts() else 0
     gone_through = moments(setting)
     peak = max(gone_through, key=lambda moment: moment.total)
     return Memory(
@@ -81,7 +80,7 @@ def memory_per_gpu(setting: Setting) -> Memory:
         round(optimizer),
         peak.activations,
         peak.logits,
-        gathered,
+        _gathered(setting),
         peak.passing,
         _buffers(setting),
         _PROCESS_BYTES,
@@ -145,18 +144,34 @@ def _passing(setting: Setting, layer: Layer, elements: int) -> int:
     """A layer's gradients, where they do not stay as they are, and the copy in which they are summed or reduced."""
     _, growing = _gradients(setting)
     fresh = 0 if growing else elements * setting.element_bytes
-    copies = int(setting.zero >= 1 or setting.element_bytes != FLOAT32_BYTES)
-    if setting.on_cpu and setting.zero == 3 and setting.config.cluster.ranks > 1:
-        copies += 1  # Gloo reduces a copy.
-    return fresh + copies * elements * FLOAT32_BYTES
+    copied = setting.zero >= 1 or setting.element_bytes != FLOAT32_BYTES
+    if setting.on_cpu and setting.zero == 3 and setting.element_bytes == FLOAT32_BYTES:
+        # They pass through the buffers in portions. Averages of split experts are over fewer ranks than their sums,
+        # and DeepSpeed scales them in a copy.
+        copied = setting.expert_parallel > 1
+    return fresh + copied * elements * FLOAT32_BYTES
+
+
+def _gathered(setting: Setting) -> int:
+    """Weights of the layer at work, on a GPU of the next one too."""
+    if setting.zero < 3 or setting.copies[1] == 1 or "decoder" not in setting.config.stage.parts():
+        return 0
+    layer = local_moe_parameters(setting.config.model, setting.expert_parallel)
+    return (1 if setting.on_cpu else 2) * layer * setting.element_bytes
 
 
 def _buffers(setting: Setting) -> int:
-    """Two on a GPU, where one is filled while the other is reduced."""
-    if setting.zero == 0 and setting.config.cluster.ranks == 1:
-        return 0
-    elements = min(sum(parameters for parameters, _, _ in setting.held), _PORTION_ELEMENTS)
-    return (1 if setting.on_cpu or setting.zero == 0 else 2) * elements * FLOAT32_BYTES
+    """What is reduced at once: in a bucket, on a GPU also in the other one or in a copy that is laid out for the ranks.
+
+    On CPU, ZeRO-3 has such a copy with this rank's result behind it, and gloo makes another one.
+    """
+    ranks, elements = setting.config.cluster.ranks, sum(parameters for parameters, _, _ in setting.held)
+    if setting.zero == 0:
+        return min(elements, _PORTION_ELEMENTS) * FLOAT32_BYTES if ranks > 1 else 0
+    if not setting.on_cpu:
+        return 2 * min(elements, _PORTION_ELEMENTS) * FLOAT32_BYTES
+    times = 3 + 1 / ranks if setting.zero == 3 else 1
+    return round(times * min(elements, _CPU_BUCKET_ELEMENTS)) * FLOAT32_BYTES
 
 
 def _updated(setting: Setting) -> int:

@@ -159,12 +159,12 @@ class SmatStage(Stage):
             turn_UB = torch.arange(len(rows.turns)).unsqueeze(1) - rows.system_B.long()
             cut_UB = turn_UB % self.config.depth == 0
         rates = self.rates(0 if trained_tokens is None else trained_tokens)
-        turns_T = torch.bincount(rows.turn_P, minlength=self.config.turns)
-        recalls_D = torch.bincount(rows.distance_A, minlength=len(self.distances) + 1)[: len(self.distances)]
-        told = [rows.labels, rows.read_tokens, rows.read_tokens, rows.reads, rows.writes, len(rows.distance_A)]
+        turns_J = torch.bincount(rows.turn_P, minlength=self.config.turns)
+        recalls_J = torch.bincount(rows.distance_N, minlength=len(self.distances) + 1)[: len(self.distances)]
+        told = [rows.labels, rows.read_tokens, rows.read_tokens, rows.reads, rows.writes, len(rows.distance_N)]
         return SmatBatch(
             rows=rows,
-            counts=tuple(map(float, [*told, *turns_T.tolist(), *recalls_D.tolist()])),
+            counts=tuple(map(float, [*told, *turns_J.tolist(), *recalls_J.tolist()])),
             cut_UB=cut_UB,
             trains_memory=rates["memory"] > 0,
             trains_encoder=rates["encoder"] > 0,
@@ -175,7 +175,13 @@ class SmatStage(Stage):
 
     def views(self, micro: SmatBatch) -> Mapping[str, SmatBatch]:
         """What the memory is worth: the one that was written, the one that all dialogues begin with, none, and what
-        another dialogue has written until the same turn."""
+        another dialogue has written until the same turn.
+
+        Raises:
+            ValueError: dialogues without a neighbour.
+        """
+        if len(micro.samples) % 2:
+            raise ValueError(f"dialogues change memories in pairs, but the micro-batch has {len(micro.samples)}")
         return {memory: replace(micro, memory=memory) for memory in MEMORIES}
 
     def counts(self, micro: SmatBatch) -> Tensor:
@@ -221,11 +227,11 @@ class SmatStage(Stage):
         """
         rows, read = micro.rows, []
         written = range(max(1, first), end) if micro.memory in ("true", "foreign") else range(0)
-        encoded_LWTD = self._encoded(micro, written) if written else None
+        encoded_LRTD = self._encoded(micro, written) if written else None
         change = memory_LBSD.new_zeros(())
         for turn in range(first, end):
-            if encoded_LWTD is not None and turn in written:
-                memory_LBSD, changed = self._written(memory_LBSD, encoded_LWTD, micro, turn, written.start)
+            if encoded_LRTD is not None and turn in written:
+                memory_LBSD, changed = self._written(memory_LBSD, encoded_LRTD, micro, turn, written.start)
                 change = change + changed
             here = rows.reads_of(turn, turn + 1)
             readers_R = (rows.others_R if micro.memory == "foreign" else rows.readers_R)[here]
@@ -239,14 +245,14 @@ class SmatStage(Stage):
         assert model.embedding is not None
         assert model.encoder is not None
         here = rows.writes_of(turns.start, turns.stop)
-        keys_WT = rows.written_keys_WT[here]
-        positions_WT = _positions(keys_WT)
+        keys_RT = rows.written_keys_RT[here]
+        positions_RT = _positions(keys_RT)
         with torch.set_grad_enabled(micro.trains_encoder and torch.is_grad_enabled()):
-            encoded: Tensor = model.encoder(model.embedding(rows.written_WT[here]), positions_WT, keys_BT=keys_WT)
+            encoded: Tensor = model.encoder(model.embedding(rows.written_RT[here]), positions_RT, keys_BT=keys_RT)
         return encoded
 
     def _written(
-        self, memory_LBSD: Tensor, encoded_LWTD: Tensor, micro: SmatBatch, turn: int, first: int
+        self, memory_LBSD: Tensor, encoded_LRTD: Tensor, micro: SmatBatch, turn: int, first: int
     ) -> tuple[Tensor, Tensor]:
         """The memory that a turn reads, and the sum over dialogues of the rms by which the write changed it.
 
@@ -262,8 +268,8 @@ class SmatStage(Stage):
             cut_B = micro.cut_UB[turn].view(1, -1, 1, 1)
             memory_LBSD = torch.where(cut_B, memory_LBSD.detach(), memory_LBSD)
         with torch.set_grad_enabled(micro.trains_memory and torch.is_grad_enabled()):
-            encoded_LBTD = encoded_LWTD[:, at : at + count]
-            new_LBSD = write_turn(self.model, memory_LBSD[:, :count], encoded_LBTD, rows.written_keys_WT[here])
+            encoded_LBTD = encoded_LRTD[:, at : at + count]
+            new_LBSD = write_turn(self.model, memory_LBSD[:, :count], encoded_LBTD, rows.written_keys_RT[here])
         new_LBSD = new_LBSD[:, :living]
         change_B = (new_LBSD.detach() - memory_LBSD[:, :living].detach()).square().mean((0, 2, 3)).sqrt()
         if living < memory_LBSD.shape[1]:
@@ -307,14 +313,14 @@ class SmatStage(Stage):
             }
         )
         by_turn = _sums_by(rows.turn_P, self.config.turns, sums.losses_P, sums.hits_P)
-        lost_V, missed_V = sums.losses_P.index_select(0, rows.value_V), ~sums.hits_P.index_select(0, rows.value_V)
-        lost_A, missed_A = _sums_by(rows.ask_V, len(rows.distance_A), lost_V, missed_V)
+        lost_N, missed_N = sums.losses_P.index_select(0, rows.value_N), ~sums.hits_P.index_select(0, rows.value_N)
+        lost_each_N, missed_each_N = _sums_by(rows.ask_N, len(rows.distance_N), lost_N, missed_N)
         # Recalled is what is right in all its tokens.
-        recalled_A = missed_A == 0
-        by_distance = _sums_by(rows.distance_A, len(self.distances), lost_A, recalled_A)
-        top = [sums.loss, sums.balance, sums.z, sums.rms, sums.change, lost_A.sum()]
-        nothing = torch.zeros_like(recalled_A.sum())
-        hits = [sums.hits_P.sum(), *[nothing] * 4, recalled_A.sum()]
+        recalled_N = missed_each_N == 0
+        by_distance = _sums_by(rows.distance_N, len(self.distances), lost_each_N, recalled_N)
+        top = [sums.loss, sums.balance, sums.z, sums.rms, sums.change, lost_each_N.sum()]
+        nothing = torch.zeros_like(recalled_N.sum())
+        hits = [sums.hits_P.sum(), *[nothing] * 4, recalled_N.sum()]
         return StageOutput(
             sums_J=torch.cat([torch.stack(top), by_turn[0], by_distance[0]]),
             hits_J=torch.cat([torch.stack(hits), by_turn[1], by_distance[1]]),
@@ -328,5 +334,5 @@ def _positions(rows_RT: Tensor) -> Tensor:
 
 def _sums_by(group_N: Tensor, groups: int, losses_N: Tensor, hits_N: Tensor) -> tuple[Tensor, Tensor]:
     """Sums of losses (float32) and hits (int64) by group; in one order, as additions to places have none on a GPU."""
-    is_of_GN = torch.arange(groups, device=group_N.device).unsqueeze(1) == group_N
-    return torch.where(is_of_GN, losses_N, 0.0).sum(1), (is_of_GN & hits_N).sum(1)
+    is_of_JN = torch.arange(groups, device=group_N.device).unsqueeze(1) == group_N
+    return torch.where(is_of_JN, losses_N, 0.0).sum(1), (is_of_JN & hits_N).sum(1)

@@ -36,10 +36,10 @@ class TurnRows:
     turns: of each turn, see `TurnEnds`. The row that is written before turn u is read is row u - 1 of its dialogue.
     tokens_RT: int64, rows that are read; valid_RT: bool, False on padding and in a row that counts for nothing.
     readers_R: int64, the dialogue of each; others_R: another one, of a batch of an even number of dialogues.
-    written_WT: int64, rows that are written; written_keys_WT: bool, False on padding but for the first token of a row.
+    written_RT: int64, rows that are written; written_keys_RT: bool, False on padding but for the first token of a row.
     labelled_P: int64, the positions among the R * T that have a label; targets_P: the labels; turn_P: their turns.
-    value_V: int64, the labels (of the P) that belong to values that are asked for; ask_V: to which.
-    distance_A: int64, for each of these the place of its distance among those that have a figure, or their number.
+    value_N: int64, the labels (of the P) that belong to values that are asked for; ask_N: to which.
+    distance_N: int64, for each of these the place of its distance among those that have a figure, or their number.
     system_B: bool, dialogues whose first row is a system prompt, which is written and not read.
     labels, read_tokens, reads, writes: how many there are that count.
     """
@@ -49,14 +49,14 @@ class TurnRows:
     valid_RT: Tensor
     readers_R: Tensor
     others_R: Tensor
-    written_WT: Tensor
-    written_keys_WT: Tensor
+    written_RT: Tensor
+    written_keys_RT: Tensor
     labelled_P: Tensor
     targets_P: Tensor
     turn_P: Tensor
-    value_V: Tensor
-    ask_V: Tensor
-    distance_A: Tensor
+    value_N: Tensor
+    ask_N: Tensor
+    distance_N: Tensor
     system_B: Tensor
     labels: int
     read_tokens: int
@@ -87,15 +87,9 @@ def rows_of(batch: TurnBatch, train_mode: bool, distances: tuple[int, ...]) -> t
         train_mode: as in `answer_labels`.
         distances: those that have a figure of their own.
     """
-    length_BU = batch.lengths_BU.numpy()
-    order_B = np.argsort(-(length_BU > 0).sum(1), kind="stable")
-    tokens_BUT, length_BU = batch.tokens_BUT.numpy()[order_B], length_BU[order_B]
-    recalls_BU3 = batch.recalls_BU3.numpy()[order_B]
-    if length_BU.shape[1] == 1:
-        # A second turn of nobody, so that all parts take part in every step.
-        tokens_BUT, length_BU, recalls_BU3 = (
-            np.concatenate([each, np.zeros_like(each)], axis=1) for each in (tokens_BUT, length_BU, recalls_BU3)
-        )
+    order_B = np.argsort(-(batch.lengths_BU.numpy() > 0).sum(1), kind="stable")
+    tensors = batch.tokens_BUT, batch.lengths_BU, batch.recalls_BU3
+    tokens_BUT, length_BU, recalls_BU3 = (_with_second_turn(tensor.numpy()[order_B]) for tensor in tensors)
     is_live_BU = length_BU > 0
     asks_B = ((tokens_BUT[:, 0] == QUERY_ID) | (tokens_BUT[:, 0] == RESULT_ID)).any(1)
     is_system_B = is_live_BU[:, 0] & ~asks_B
@@ -104,7 +98,7 @@ def rows_of(batch: TurnBatch, train_mode: bool, distances: tuple[int, ...]) -> t
     readers = [_or_first(is_read) for is_read in is_read_BU.T]
     writers = [_or_first(is_live) for is_live in is_live_BU.T[1:]]
     reader_R, turn_R = _flat(readers, 0)
-    writer_W, turn_W = _flat(writers, 1)
+    writer_R, written_turn_R = _flat(writers, 1)
     is_read_R = is_read_BU[reader_R, turn_R]
     tokens_RT, width = tokens_BUT[reader_R, turn_R], tokens_BUT.shape[2]
     valid_RT = (np.arange(width) < length_BU[reader_R, turn_R][:, None]) & is_read_R[:, None]
@@ -113,20 +107,20 @@ def rows_of(batch: TurnBatch, train_mode: bool, distances: tuple[int, ...]) -> t
     labelled_P = np.flatnonzero(labels_RT != NO_LOSS)
     labels_R = (labels_RT != NO_LOSS).sum(1)
     turn_P = np.repeat(turn_R - is_system_B[reader_R], labels_R)
-    value_V, ask_V, distance_A = _asked(recalls_BU3[reader_R, turn_R], labelled_P, width, distances)
+    value_N, ask_N, distance_N = _asked(recalls_BU3[reader_R, turn_R], labelled_P, width, distances)
     arrays = {
         "tokens_RT": tokens_RT,
         "valid_RT": valid_RT,
         "readers_R": reader_R,
         "others_R": _others(order_B)[reader_R],
-        "written_WT": tokens_BUT[writer_W, turn_W - 1],
-        "written_keys_WT": np.arange(width) < np.maximum(length_BU[writer_W, turn_W - 1], 1)[:, None],
+        "written_RT": tokens_BUT[writer_R, written_turn_R - 1],
+        "written_keys_RT": np.arange(width) < np.maximum(length_BU[writer_R, written_turn_R - 1], 1)[:, None],
         "labelled_P": labelled_P,
         "targets_P": labels_RT.reshape(-1)[labelled_P],
         "turn_P": turn_P,
-        "value_V": value_V,
-        "ask_V": ask_V,
-        "distance_A": distance_A,
+        "value_N": value_N,
+        "ask_N": ask_N,
+        "distance_N": distance_N,
         "system_B": is_system_B,
     }
     ends = (
@@ -144,6 +138,13 @@ def rows_of(batch: TurnBatch, train_mode: bool, distances: tuple[int, ...]) -> t
         writes=int(is_live_BU[:, 1:].sum()),
     )
     return rows, order_B
+
+
+def _with_second_turn(array_BU: Ints) -> Ints:
+    """Where no dialogue has a second turn, one of nobody, so that all parts take part in every step."""
+    if array_BU.shape[1] > 1:
+        return array_BU
+    return np.concatenate([array_BU, np.zeros_like(array_BU)], axis=1)
 
 
 def _or_first(is_wanted_B: Bools) -> Ints:
@@ -169,24 +170,24 @@ def _others(order_B: Ints) -> Ints:
 def _asked(recalls_R3: Ints, labelled_P: Ints, width: int, distances: tuple[int, ...]) -> tuple[Ints, Ints, Ints]:
     """Values that are asked for, all of whose tokens have a label: their labels, which value each belongs to, and the
     place of each value's distance."""
-    row_A = np.flatnonzero(recalls_R3[:, 0] > 0)
-    distance_A, first_A, end_A = recalls_R3[row_A].T
-    lengths_A = end_A - first_A
-    ask_V = np.repeat(np.arange(len(row_A)), lengths_A)
+    row_N = np.flatnonzero(recalls_R3[:, 0] > 0)
+    distance_N, first_N, end_N = recalls_R3[row_N].T
+    lengths_N = end_N - first_N
+    ask_N = np.repeat(np.arange(len(row_N)), lengths_N)
     # A token is predicted at the position before it.
-    offset_V = np.arange(len(ask_V)) - np.repeat(np.cumsum(lengths_A) - lengths_A, lengths_A)
-    position_V = (row_A * width + first_A - 1)[ask_V] + offset_V
-    value_V = np.minimum(np.searchsorted(labelled_P, position_V), max(0, len(labelled_P) - 1))
-    has_label_V = labelled_P[value_V] == position_V if len(labelled_P) else np.zeros(len(position_V), dtype=bool)
-    is_whole_A = (lengths_A > 0) & (np.bincount(ask_V[~has_label_V], minlength=len(row_A)) == 0)
-    kept_V = is_whole_A[ask_V]
-    ask_V = (np.cumsum(is_whole_A) - 1)[ask_V[kept_V]]
-    return value_V[kept_V], ask_V, _places(distance_A[is_whole_A], distances)
+    offset_N = np.arange(len(ask_N)) - np.repeat(np.cumsum(lengths_N) - lengths_N, lengths_N)
+    position_N = (row_N * width + first_N - 1)[ask_N] + offset_N
+    value_N = np.minimum(np.searchsorted(labelled_P, position_N), max(0, len(labelled_P) - 1))
+    has_label_N = labelled_P[value_N] == position_N if len(labelled_P) else np.zeros(len(position_N), dtype=bool)
+    is_whole_N = (lengths_N > 0) & (np.bincount(ask_N[~has_label_N], minlength=len(row_N)) == 0)
+    kept_N = is_whole_N[ask_N]
+    ask_N = (np.cumsum(is_whole_N) - 1)[ask_N[kept_N]]
+    return value_N[kept_N], ask_N, _places(distance_N[is_whole_N], distances)
 
 
-def _places(distance_A: Ints, distances: tuple[int, ...]) -> Ints:
+def _places(distance_N: Ints, distances: tuple[int, ...]) -> Ints:
     """The place of each distance among `distances`; their number where it is not among them."""
     known = np.array(distances, dtype=np.int64)
-    place_A = np.searchsorted(known, distance_A)
-    is_known_A = np.isin(distance_A, known)
-    return np.where(is_known_A, place_A, len(known))
+    place_N = np.searchsorted(known, distance_N)
+    is_known_N = np.isin(distance_N, known)
+    return np.where(is_known_N, place_N, len(known))

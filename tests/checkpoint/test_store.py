@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from rxt_dist.checkpoint import store as module
 from rxt_dist.checkpoint.store import LATEST, MANIFEST, CheckpointStore, FileRecord
 from rxt_dist.errors import CheckpointError, DiskError, SupersededError
 
@@ -559,3 +560,24 @@ def test_what_another_process_removes_meanwhile_is_not_listed(
     monkeypatch.setattr(Path, "stat", gone)
     (info,) = store.list()
     assert 0 < info.bytes < size
+
+
+@pytest.mark.parametrize(("times", "found"), [(2, 2), (3, 1)])
+def test_a_disk_that_fails_for_seconds_costs_no_interval(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, times: int, found: int
+) -> None:
+    save(store, 1)
+    bad = save(store, 2) / "model.safetensors"
+    waited, read = [], module.sha256_file
+
+    def fail(path: Path) -> str:
+        if path == bad and len(waited) < times:
+            if len(waited) == 2:
+                waited.append(0.0)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return read(path)
+
+    monkeypatch.setattr(module, "sha256_file", fail)
+    monkeypatch.setattr("rxt_dist.checkpoint.store.time.sleep", waited.append)
+    assert newest(store)[0] == found
+    assert waited[:2] == [1.0, 5.0]

@@ -30,7 +30,14 @@ DERIVED = ("sft", "decoder-sft")
 PRECISE = [(kind, "float32") for kind in OTHERS] + [(kind, "bfloat16") for kind in ("memory", "frozen-experts")]
 
 # Two groups of parameters then have different rates for the first steps.
-SETTINGS: dict[str, dict[str, Any]] = {"lm": {"embedding_after": 2 * ROWS * TOKENS + 1}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "lm": {"embedding_after": 2 * ROWS * TOKENS + 1},
+    "smat": {"memory_after": ROWS * TOKENS, "encoder_after": 3 * ROWS * TOKENS, "recompute_turns": False},
+}
+# Further topologies of a stage.
+FURTHER: dict[str, list[dict[str, Any]]] = {
+    "smat": [{"zero": 3, "expert_parallel": 2, "recompute_turns": True}, {"zero": 1, "recompute_turns": True}]
+}
 
 
 def topologies(kind: str) -> list[dict[str, Any]]:
@@ -51,7 +58,7 @@ def topologies(kind: str) -> list[dict[str, Any]]:
         found.append({"zero": 3, "expert_parallel": 2, "reading": True})
     if "decoder" in config.stage.parts():
         found.append({"zero": 3, "reading": True, "accumulation": 2})
-    return found
+    return found + FURTHER.get(kind, [])
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -59,7 +66,7 @@ def test_a_topology_changes_nothing(kind: str, ranks: Ranks) -> None:
     own = {"stage": kind, **SETTINGS.get(kind, {})}
     expected = ranks.run(train, 1, topologies=[{"engine": "plain", "zero": 0, **own}])[0][0]
     wanted = topologies(kind)
-    results = ranks.run(train, 2, topologies=[{**each, **own} for each in wanted])[0]
+    results = ranks.run(train, 2, topologies=[{**own, **each} for each in wanted])[0]
     for topology, actual in zip(wanted, results, strict=True):
         assert actual["agreed"], topology
         assert actual["fragments"] == [], topology

@@ -101,7 +101,7 @@ def test_a_node_that_lacks_a_disk_is_named_and_avoided(new_run: NewRun, rack: Ra
     finally:
         rack.on("gpu02", "umount", str(Path(torch.__file__).parent))
     (bad,) = run.ledger("bad_node")
-    assert (bad["host"], run.nodes(), run.state()) == ("gpu02", ["gpu01", "gpu03"], "finished")
+    assert (bad["host"], run.state(), "gpu02" in run.nodes()) == ("gpu02", "finished", False)
     assert "the check does not start there" in bad["problem"]
 
 
@@ -177,7 +177,7 @@ def on_two_nodes(rack: Rack, run: ClusterRun, command: Callable[[int], list[str]
         )
         for number in (0, 1)
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in started]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
 
 

@@ -78,14 +78,25 @@ def test_every_option_of_a_training_arrives(run_file: str, tmp_path: Path, monke
     monkeypatch.setattr(submit, "render", lambda wish, warn: wishes.append(wish) or "the script\n")
     options = [word for words, _ in TRAINING.values() for word in words]
     done = told(
-        "slurm", run_file, *options, "--after", "runs/first", "--from", "step-5", "--time-limit", "1h", "--dry-run"
+        "slurm",
+        run_file,
+        *options,
+        "--after",
+        "runs/first",
+        "--after",
+        "second",
+        "--from",
+        "step-5",
+        "--time-limit",
+        "1h",
+        "--dry-run",
     )
     assert (done.exit_code, done.stdout) == (0, "the script\n")
     (wish,) = wishes
     assert {name: getattr(wish.options, name) for name in TRAINING} == {
         name: value for name, (_, value) in TRAINING.items()
     }
-    assert (wish.after, wish.from_checkpoint) == (Path("runs/first"), "step-5")
+    assert (wish.after, wish.from_checkpoint) == ((Path("runs/first"), Path("second")), "step-5")
     assert (wish.config.cluster.nodes, wish.config.cluster.gpus_per_node) == (4, 2)
     assert wish.config.train.time_limit == "1h"
     assert told("slurm", run_file, "--conda", "c", "--gres", "gpu:1", "--dry-run").exit_code == 0

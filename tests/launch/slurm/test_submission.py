@@ -69,7 +69,7 @@ def make_wish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     monkeypatch.chdir(tmp_path)
     tiny = TinyRun(tmp_path, tmp_path / "shards")
 
-    def make(after: Path | None = None, **options: Any) -> Wish:
+    def make(after: tuple[Path, ...] = (), **options: Any) -> Wish:
         options = {"nodes": 2, "gpus_per_node": 2} | options
         return Wish(load_run(tiny.file, []), SlurmOptions(**options), after)
 
@@ -251,19 +251,29 @@ def test_a_chain_follows_one_another_and_a_stage_the_one_before(
 ) -> None:
     first = tmp_path / "runs/first"
     with pytest.raises(ConfigError, match="nothing can wait for it"):
-        submitted(make_wish(after=first))
+        submitted(make_wish(after=(first,)))
     JobFolder(first).submission(1).mkdir(parents=True)
     described = submit._description(make_wish(), 1, 60, [2], tmp_path / "code")
     submit.replace(described, run=str(first), jobs=["7", "8"]).write()
-    assert submitted(make_wish(after=first, requeue=False, chain=3)) == ["101", "102", "103"]
+    with pytest.raises(ConfigError, match=r"whose last job \(8\) has ended, is not finished"):
+        submitted(make_wish(after=(first,)))
+    cluster.states["8"] = "PENDING"
+    assert submitted(make_wish(after=(first,), requeue=False, chain=3)) == ["101", "102", "103"]
     assert cluster.submitted == [
         ("--dependency=singleton,afterok:8", "--kill-on-invalid-dep=yes"),
         ("--dependency=singleton",),
         ("--dependency=singleton",),
     ]
+    second = tmp_path / "runs/second"
+    JobFolder(second).submission(1).mkdir(parents=True)
+    submit.replace(described, run=str(second), jobs=["9"]).write()
+    cluster.states["9"] = "RUNNING"
+    cluster.submitted.clear()
+    submitted(make_wish(after=(first, second)))
+    assert cluster.submitted == [("--dependency=afterok:8:9", "--kill-on-invalid-dep=yes")], "a run takes from both"
     (first / "finished.json").write_text('{"step": 1}')
     cluster.submitted.clear()
-    submitted(make_wish(after=first))
+    submitted(make_wish(after=(first,)))
     assert cluster.submitted == [()]
 
 
@@ -348,7 +358,7 @@ def test_a_look_asks_for_all_that_a_submission_asks_for(
     make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="nothing can wait for it"):
-        render(make_wish(after=tmp_path / "runs/first"), print)
+        render(make_wish(after=(tmp_path / "runs/first",)), print)
     (tmp_path / "runs").touch()
     with pytest.raises(ConfigError, match="a file"):
         render(make_wish(), print)
