@@ -10,6 +10,7 @@ the synchronous save, the products without a save, and the disk's own sequential
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -97,43 +98,51 @@ def one_round(
     """Disk, synchronous save, save in the background, verification and load, one after another."""
     size = sum(4 * tensor.numel() for fragment in engine.held for tensor in fragment.tensors.values()) / 1e9
     written, read = disk(folder / "plain", int(size * 1e9))
+    saving = time.process_time()
     waited = seconds(lambda: save_state(engine, frozen, store, 2 * number, {}))
+    saving = time.process_time() - saving
     figures = behind(saves, 2 * number + 1)
     checkpoint = store.read(2 * number + 1)
     for file in checkpoint.files:
         drop(checkpoint.path / file.name)
+    loading = time.process_time()
     checked = seconds(lambda: verify_together(engine.ranks, store, checkpoint.step))
     loaded = seconds(lambda: load_state(engine, frozen, checkpoint, 1))
+    loading = time.process_time() - loading
     return {
         "state, GB": size,
         "disk writes, GB/s": written,
         "disk reads, GB/s": read,
+        "sha256 of what is in memory, one processor, GB/s": hashing(),
         "synchronous save, s": waited,
+        "synchronous save, processor seconds a GB": saving / size,
         **figures,
         "stall / synchronous save": figures["stall, s"] / waited,
         "verify, GB/s": size / checked,
         "load after it, with checksum, GB/s": size / loaded,
+        "verify and load, processor seconds a GB": loading / size,
         "verify / disk reads": size / checked / read,
         "verify and load / disk reads": size / (checked + loaded) / read,
     }
 
 
 def behind(saves: BackgroundSaves, number: int) -> dict[str, float]:
-    """The stall of a save in the background, and what steps beside it take."""
-    quiet = [seconds(step) for _ in range(30)]
+    """The stall of a save in the background, and what steps beside it take; then as many steps without one."""
     stall = seconds(lambda: saves.start(number, {}))
     busy = []
     while saves.outcome is None:
         busy.append(seconds(step))
     outcome = saves.wait()
     assert outcome.error is None, outcome.error
+    quiet = [seconds(step) for _ in busy]
     usual = statistics.median(quiet)
     return {
         "stall, s": stall,
         "until it is committed, s": outcome.seconds,
         "step without a save, s": usual,
+        "step without a save, slowest / median": max(quiet) / usual,
         "step beside a save, median / without": statistics.median(busy) / usual,
-        "step beside a save, slowest / without": max(busy) / usual,
+        "step beside a save, slowest / median without": max(busy) / usual,
     }
 
 
@@ -164,6 +173,13 @@ def disk(path: Path, size: int) -> tuple[float, float]:
     taken = seconds(read)
     path.unlink()
     return size / 1e9 / written, size / 1e9 / taken
+
+
+def hashing() -> float:
+    """10^9 bytes a second of sha256, which no verification can pass on one processor."""
+    block = bytes(BLOCK)
+    digest = hashlib.sha256()
+    return 32 * BLOCK / 1e9 / seconds(lambda: [digest.update(block) for _ in range(32)])
 
 
 def drop(path: Path) -> None:

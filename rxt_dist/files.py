@@ -16,7 +16,8 @@ from typing import Any
 
 from rxt_dist.errors import ConfigError, DiskError, UserError
 
-_CHUNK_BYTES = 1 << 22
+# What is read and hashed at once stays in a processor's cache.
+_CHUNK_BYTES = 1 << 20
 _UNITS = (("KB", 10**3), ("MB", 10**6), ("GB", 10**9), ("TB", 10**12))
 
 # What the system says where a person has to act. Everything else, a missing file above all, may be our own mistake and
@@ -165,7 +166,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         fsync_dir(path.parent)
     except OSError as error:
         # A full disk names no file, and nobody has asked for the temporary one.
-        error.filename, error.filename2 = str(path), None
+        error.filename = str(path)
+        del error.filename2
         raise
 
 
@@ -180,11 +182,12 @@ def json_bytes(value: Any) -> bytes:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file, read in blocks."""
+    """Hex sha256 of a file, read in blocks, each into the memory of the last."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_CHUNK_BYTES):
-            digest.update(block)
+    with open(path, "rb", buffering=0) as file:
+        block = memoryview(bytearray(max(1, min(_CHUNK_BYTES, os.fstat(file.fileno()).st_size))))
+        while count := file.readinto(block):
+            digest.update(block[:count])
     return digest.hexdigest()
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from rxt_dist import files
 from rxt_dist.errors import ConfigError, DiskError, ExitCode
 from rxt_dist.files import (
     access_error,
@@ -140,3 +142,21 @@ def test_too_little_space_is_told_in_figures_that_differ(tmp_path: Path, monkeyp
     with pytest.raises(DiskError, match=r"needs about 9\.991 MB in .*/a/b, but only 9\.990 MB is free"):
         require_free_space(tmp_path / "a" / "b", 9_991_000, "This")
     require_free_space(tmp_path / "a" / "b", 9_990_000, "This")
+
+
+def test_an_error_of_writing_names_the_file_alone(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"gone/a\.json'$"):
+        write_atomic(tmp_path / "gone/a.json", "{}")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=r"folder'$"):
+        write_atomic(tmp_path / "folder", "{}")
+
+
+@pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 35, 400])
+def test_a_hash_is_that_of_the_whole_file_whatever_the_blocks(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_CHUNK_BYTES", 10)
+    content = bytes(number % 251 for number in range(size))
+    (tmp_path / "file").write_bytes(content)
+    assert files.sha256_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()

@@ -36,9 +36,11 @@ def build_shards(folder: Path, seq_len: int = SEQ_LEN) -> Path:
     return folder / "shards"
 
 
-def build_interaction_shards(folder: Path, tokenizer: Path, kind: Kind = "single", seq_len: int = SEQ_LEN) -> Path:
+def build_interaction_shards(
+    folder: Path, tokenizer: Path, kind: Kind = "single", seq_len: int = SEQ_LEN, text_bytes: int = 120_000
+) -> Path:
     """A small bilingual dataset of single interactions or dialogues, with the tokenizer of `build_shards`."""
-    write_interactions(folder / "chats", text_bytes=120_000)
+    write_interactions(folder / "chats", text_bytes=text_bytes)
     inputs = (folder / "chats" / kind,)
     request = InteractionRequest(
         inputs, folder / "shards", tokenizer, seq_len=seq_len, kind=kind, eval_fraction=0.1, workers=1

@@ -17,6 +17,7 @@ from blake3 import blake3
 
 from data_prep.building.encode import Backend
 from data_prep.interactions.reader import Interaction, InteractionCounts, Record
+from data_prep.interactions.recalls import SpanFinder
 from rxt_dist.data.interactions import (
     ANSWER_ID,
     CALL_ID,
@@ -46,7 +47,11 @@ _CONTROL_LITERAL = re.compile("|".join(re.escape(token) for token in SPECIAL_TOK
 @dataclass(frozen=True)
 class EncodedRecord:
     """A record as ids: for each interaction uint16 [tokens], BOS and EOS included. `targets` are the tokens with loss,
-    `rank` is 64 bits of the hash of the record's texts, `ordinal` its number among the records of the unit."""
+    `rank` is 64 bits of the hash of the record's texts, `ordinal` its number among the records of the unit.
+
+    recalls: (distance, first token, end) of the value that each turn recalls, zeros where it recalls none; empty where
+    no turn does. held_out: it is for evaluation, whatever its rank.
+    """
 
     ordinal: int
     turns: list[npt.NDArray[np.uint16]]
@@ -56,6 +61,8 @@ class EncodedRecord:
     text_bytes: int
     literals: int
     rank: int
+    recalls: tuple[tuple[int, int, int], ...] = ()
+    held_out: bool = False
 
     @property
     def tokens(self) -> int:
@@ -63,10 +70,13 @@ class EncodedRecord:
 
 
 class InteractionEncoder:
-    """Encodes records for one template and row length; `counts` is added to."""
+    """Encodes records for one template and row length; `counts` is added to, `spans` knows the backend's tokens."""
 
-    def __init__(self, backend: Backend, seq_len: int, template: str, counts: InteractionCounts) -> None:
+    def __init__(
+        self, backend: Backend, seq_len: int, template: str, counts: InteractionCounts, spans: SpanFinder
+    ) -> None:
         self._backend, self._seq_len, self._template, self._counts = backend, seq_len, template, counts
+        self._spans = spans
 
     def encode(self, records: list[Record], first_ordinal: int) -> Iterator[EncodedRecord]:
         """The records that fit the template and the row, in order."""
@@ -98,7 +108,27 @@ class InteractionEncoder:
                 text_bytes=sum(len(text.encode()) for text in texts_of),
                 literals=literals,
                 rank=_rank(record.interactions),
+                recalls=self._recalls(record, parts, whole),
+                held_out=record.held_out,
             )
+
+    def _recalls(
+        self, record: Record, parts: list[list[tuple[int, npt.NDArray[np.uint16]]]], turns: list[npt.NDArray[np.uint16]]
+    ) -> tuple[tuple[int, int, int], ...]:
+        found = []
+        for recall, interaction, of_turn, turn in zip(
+            record.recalls, record.interactions, parts, turns, strict=bool(record.recalls)
+        ):
+            if recall is None:
+                found.append((0, 0, 0))
+                continue
+            markers = [marker for marker, _ in of_turn]
+            at = markers.index(ANSWER_ID)
+            # Counted from the end, since the query may have been shortened.
+            first = len(turn) - 1 - sum(1 + len(ids) for _, ids in of_turn[at:]) + 1
+            start, end = self._spans.span(interaction.answer, recall.value, len(of_turn[at][1]))
+            found.append((recall.distance, first + start, first + end))
+        return tuple(found)
 
     def _shaped(self, record: Record) -> list[Interaction] | None:
         """The interactions with the parts that the template has, or None where it cannot express one of them."""

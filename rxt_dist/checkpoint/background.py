@@ -21,6 +21,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from rxt_dist.checkpoint.daemons import processors
 from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.host_copy import HostCopy
 from rxt_dist.checkpoint.state import begin, own_share
@@ -35,6 +36,8 @@ _POLL = timedelta(seconds=1)
 _PATIENCE_SECONDS = 3600.0
 # Priority of the writing threads: on processors that are all busy they get a tenth of what training gets.
 _NICE = 10
+# Files that are written at once beside training, where there are processors for it; else one after another.
+_MOST_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,8 @@ class BackgroundSaves:
             channel.tell("begun", False)
             raise
         channel.tell("begun", True)
-        records, checksums = share.write(self._store, step), [share.checksum()]
+        threads = _threads()
+        records, checksums = share.write(self._store, step, threads), [share.checksum(threads)]
         for rank in channel.others:
             said = channel.hear("written", rank)
             if said["error"] is not None:
@@ -148,11 +152,16 @@ class BackgroundSaves:
         channel.tell("bytes", share.bytes)
         if not channel.hear("begun", 0):
             return 0  # Rank 0 has failed, and says why.
+        threads = _threads()
         try:
-            records = writing_errors(share.rank, lambda: share.write(self._store, step))
+            records = writing_errors(share.rank, lambda: share.write(self._store, step, threads))
             channel.tell(
                 "written",
-                {"records": [asdict(record) for record in records], "checksum": share.checksum(), "error": None},
+                {
+                    "records": [asdict(record) for record in records],
+                    "checksum": share.checksum(threads),
+                    "error": None,
+                },
             )
         except UserError as error:
             channel.tell("written", {"error": [type(error).__name__, str(error)]})
@@ -206,6 +215,11 @@ class _Channel:
         if what == "written":  # Read once; the store keeps in memory whatever it is not told to forget.
             self.store.delete_key(key)
         return value
+
+
+def _threads() -> int:
+    """How many may write beside training: more than half of the processors would make it wait, at any priority."""
+    return max(1, min(_MOST_THREADS, processors() // 2))
 
 
 def _prefer_training() -> None:

@@ -7,11 +7,10 @@ from bisect import bisect_right, insort
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor
 
+from rxt_dist.checkpoint.reading import OpenFiles
 from rxt_dist.checkpoint.store import Checkpoint
 from rxt_dist.errors import CheckpointError
 
@@ -20,10 +19,12 @@ ROUTING_FILE = "routing.safetensors"
 
 @dataclass(frozen=True)
 class _Piece:
+    """A run of a flattened parameter: its first element and length, and the byte of a file where it begins."""
+
     start: int
     length: int
     path: Path
-    key: str
+    at: int
 
 
 def rank_file(rank: int, part: int = 0) -> str:
@@ -49,7 +50,7 @@ class SavedPieces:
         names = [record.name for record in checkpoint.files if record.name != ROUTING_FILE]
         # Taken from the end.
         self._unopened = sorted(names, key=lambda name: (name.startswith(own), name))
-        self._files: dict[Path, Any] = {}
+        self._files = OpenFiles()
         self._lock = threading.Lock()
         self._pieces: dict[tuple[str, str], list[_Piece]] = defaultdict(list)
 
@@ -70,10 +71,9 @@ class SavedPieces:
         if not self._unopened:
             return False
         path = self._checkpoint.path / self._unopened.pop()
-        file = self._files[path] = safe_open(path, "pt")
-        for key in file.keys():  # noqa: SIM118 - not a dict
+        for key, place in self._files.places(path).items():
             kind, name, start = key.split("|")
-            piece = _Piece(int(start), file.get_slice(key).get_shape()[0], path, key)
+            piece = _Piece(int(start), place.length, path, place.at)
             insort(self._pieces[kind, name], piece, key=_start_of)
         return True
 
@@ -106,8 +106,7 @@ class SavedPieces:
                     "written by a run with another model or stage; resume it with the configuration it has."
                 )
             stop = min(end, piece.start + piece.length)
-            part = self._files[piece.path].get_slice(piece.key)[at - piece.start : stop - piece.start]
-            target[at - start : stop - start].copy_(part)
+            self._files.read(piece.path, piece.at + 4 * (at - piece.start), target[at - start : stop - start])
             at = stop
 
 

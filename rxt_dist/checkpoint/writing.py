@@ -6,9 +6,11 @@ import errno
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,10 +25,12 @@ T = TypeVar("T")
 
 # Elements of a piece that are checksummed at once; what is made of them stays in a processor's cache.
 _CHECKSUM_ELEMENTS = 1 << 17
+# A host takes them as rows of so many columns.
+_CHECKSUM_COLUMNS = 1 << 12
 # A rank begins another file beyond this: one thread hashes 1 to 2 GB/s, which is less than many disks read.
 _FILE_BYTES = 1 << 29
-# Files that a rank writes and hashes at once.
-_THREADS = 4
+# Files that a rank writes and hashes at once while training waits.
+THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Share:
         """Of all pieces."""
         return sum(4 * tensor.numel() for fragment in self.fragments for tensor in fragment.tensors.values())
 
-    def write(self, store: CheckpointStore, step: int) -> list[FileRecord]:
+    def write(self, store: CheckpointStore, step: int, threads: int = THREADS) -> list[FileRecord]:
         """Write the files of this rank into the folder of `step` and make them durable."""
         folder = store.unfinished_folder(step)
         files: list[tuple[Path, Mapping[str, Tensor]]] = [
@@ -50,13 +54,13 @@ class Share:
         ]
         if self.rank == 0:
             files.append((folder / ROUTING_FILE, self.routing))
-        return map_on_daemons(lambda file: store.record(file[0], write_tensors(*file)), files, _THREADS)
+        return map_on_daemons(lambda file: store.record(file[0], write_tensors(*file)), files, threads)
 
-    def checksum(self) -> int:
+    def checksum(self, threads: int = THREADS) -> int:
         """This rank's part of the sum over all weights and moments of bits * place, modulo 2^64: the sum of all parts
         is equal for equal state on any topology."""
         pieces = [(kind, part, tensor) for part in self.fragments for kind, tensor in part.tensors.items()]
-        return wrapped(sum(map_on_daemons(lambda piece: _checksum(*piece), pieces, _THREADS)))
+        return wrapped(sum(map_on_daemons(lambda piece: _checksum(*piece), pieces, threads)))
 
     def _files(self) -> Iterator[dict[str, Tensor]]:
         """Pieces by the file that they go into; one file at least."""
@@ -73,14 +77,44 @@ class Share:
 
 
 def _checksum(kind: str, fragment: Fragment, tensor: Tensor) -> int:
-    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    odd = torch.arange(min(_CHECKSUM_ELEMENTS, tensor.numel()), dtype=torch.int64, device=tensor.device) * 2 + 1
-    for first in range(0, tensor.numel(), _CHECKSUM_ELEMENTS):
-        bits = tensor.detach()[first : first + _CHECKSUM_ELEMENTS].view(torch.int32).to(torch.int64)
-        # The sum of bits * (2 * place + 1); int64 products and sums wrap around, which is what a checksum wants.
-        total += 2 * (fragment.start + first) * bits.sum()
+    total = _host_sum if tensor.device.type == "cpu" else _device_sum
+    return total(tensor.detach().view(torch.int32), fragment.start) * (
+        zlib.crc32(f"{kind}|{fragment.name}".encode()) | 1
+    )
+
+
+def _device_sum(values: Tensor, start: int) -> int:
+    """The sum of values [n] * (2 * place + 1), places from `start` on, modulo 2^64.
+
+    int64 products and sums wrap around, which is what a checksum wants.
+    """
+    total = torch.zeros((), dtype=torch.int64, device=values.device)
+    odd = torch.arange(min(_CHECKSUM_ELEMENTS, values.numel()), dtype=torch.int64, device=values.device) * 2 + 1
+    for first in range(0, values.numel(), _CHECKSUM_ELEMENTS):
+        bits = values[first : first + _CHECKSUM_ELEMENTS].to(torch.int64)
+        total += 2 * (start + first) * bits.sum()
         total += bits.mul_(odd[: len(bits)]).sum()
-    return int(total.item()) * (zlib.crc32(f"{kind}|{fragment.name}".encode()) | 1)
+    return int(total.item())
+
+
+def _host_sum(values: Tensor, start: int) -> int:
+    """As `_device_sum`, on one processor and in half the time: sums of rows and columns are weighed, not elements.
+
+    numpy, since torch would begin as many threads in each of ours as the machine has processors.
+    """
+    found, total, columns = values.numpy(), 0, min(_CHECKSUM_COLUMNS, _CHECKSUM_ELEMENTS)
+    block, whole = columns * (_CHECKSUM_ELEMENTS // columns), len(found) - len(found) % columns
+    room = np.empty(min(block, max(whole, columns)), np.int64)
+    weights = 2 * np.arange(max(columns, block // columns), dtype=np.int64)
+    cuts = [*range(0, whole, block), whole, len(found)]
+    for first, end in pairwise(cuts):  # The last of them is less than a row.
+        values_NC = found[first:end].reshape(-1, min(columns, end - first) or 1)
+        bits_NC = room[: values_NC.size].reshape(values_NC.shape)
+        np.copyto(bits_NC, values_NC)
+        rows_N, columns_C = bits_NC.sum(1), bits_NC.sum(0)
+        total += int((columns_C * weights[: len(columns_C)]).sum()) + (2 * (start + first) + 1) * int(rows_N.sum())
+        total += columns * int((rows_N * weights[: len(rows_N)]).sum())
+    return total
 
 
 def wrapped(total: int) -> int:

@@ -127,6 +127,27 @@ def test_what_writes_makes_way_for_training(
     assert all(nice > own for nice in found)
 
 
+@pytest.mark.parametrize(("there", "used"), [(1, 1), (2, 1), (3, 1), (4, 2), (8, 4), (128, 4)])
+def test_half_of_the_processors_are_left_to_training(there: int, used: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "processors", lambda: there)
+    assert background._threads() == used
+
+
+def test_no_save_takes_the_memory_of_one_that_is_being_written(
+    engine: Any, frozen: FrozenWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = stopped(monkeypatch, "begin")
+    store = CheckpointStore(tmp_path, 2)
+    saves = BackgroundSaves(engine, frozen, store)
+    saves.start(1, {})
+    engine.train()
+    with pytest.raises(AssertionError, match="two saves at once"):
+        saves.start(2, {})
+    go_on.set()
+    assert saves.wait().error is None
+    assert store.verify(1) == []
+
+
 def test_a_full_disk_is_an_outcome_and_leaves_room(
     engine: Any, frozen: FrozenWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

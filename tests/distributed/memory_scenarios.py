@@ -20,6 +20,7 @@ from rxt_dist.data.loader import token_batch
 from rxt_dist.engine.build import build_engine, keep_freed_memory
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.interface import Engine
+from rxt_dist.engine.reduction import PortionedAverage
 from rxt_dist.model.init import InitialWeights
 from rxt_dist.plan.memory import memory_per_gpu
 from rxt_dist.plan.setting import Setting
@@ -108,6 +109,32 @@ def memory(context: RankContext, topology: dict[str, Any], experts: int) -> dict
         "planned": planned.total,
         "copied masters": _copied_masters(engine),
     }
+
+
+def averages(context: RankContext, shapes: list[list[int]], elements: int) -> dict[str, Any]:
+    """This rank's parts of the averages of random gradients; what each rank has; sizes of the buffers that were given
+    away."""
+    torch.distributed.init_process_group("gloo")
+    generators = [torch.Generator().manual_seed(rank) for rank in range(context.world_size)]
+    every = [[torch.randn(shape, generator=generator) for shape in shapes] for generator in generators]
+    gradients = [gradient.clone() for gradient in every[context.rank]]
+    sent: list[int] = []
+    reduce_scatter = torch.distributed.reduce_scatter_tensor
+
+    def counted(output: torch.Tensor, given: torch.Tensor, **where: Any) -> Any:
+        sent.append(given.numel())
+        return reduce_scatter(output, given, **where)
+
+    torch.distributed.reduce_scatter_tensor = counted
+    try:
+        parts = PortionedAverage(elements)(gradients)
+    finally:
+        torch.distributed.reduce_scatter_tensor = reduce_scatter
+    own = all(
+        part.untyped_storage().data_ptr() == gradient.untyped_storage().data_ptr()
+        for part, gradient in zip(parts, gradients, strict=True)
+    )
+    return {"parts": [part.clone() for part in parts], "every": every, "sent": sent, "in place": own}
 
 
 def _copied_masters(engine: Any) -> int:

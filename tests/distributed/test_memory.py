@@ -56,6 +56,20 @@ def test_a_run_from_pieces_trains_as_one_from_the_whole_model(index: int, begun:
         assert torch.equal(pieces[key], value), key
 
 
+def test_gradients_are_averaged_in_portions(ranks: Ranks) -> None:
+    """Of three ranks: parts of unequal length, empty ones, gradients that share a portion, one that takes several."""
+    shapes, elements = [[10], [1], [2, 3, 5], [4, 1], [2]], 12
+    of_ranks = ranks.run(memory_scenarios.averages, 3, shapes=shapes, elements=elements)
+    for rank, found in enumerate(of_ranks):
+        wanted = [sum(gradients) / 3 for gradients in zip(*found["every"], strict=True)]
+        for part, mean in zip(found["parts"], wanted, strict=True):
+            length = -(-mean.numel() // 3)
+            assert torch.allclose(part, mean.flatten()[rank * length : (rank + 1) * length], atol=1e-6)
+        assert found["in place"]
+        # 4 + 1 + 10 + 2 + 1 numbers of each rank, four at a time.
+        assert found["sent"] == [12, 12, 12, 12, 6]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("zero", "expert_parallel", "count"), [(3, 1, 1), (1, 1, 2), (3, 2, 2)])
 def test_memory_of_a_rank_is_as_planned(zero: int, expert_parallel: int, count: int, ranks: Ranks) -> None:

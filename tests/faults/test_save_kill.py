@@ -29,7 +29,7 @@ LAST, KILLED_AT, SIZE = 6, 4, 1000
 # Where a save stands still: (module or class, function, which call of this save, before or after it); and whether the
 # checkpoint is committed by then.
 PHASES = {
-    "copy": (host_copy.Tensor, "copy_", 1, "after", False),
+    "copy": (host_copy.np, "copyto", 1, "after", False),
     "write": (tensor_file, "open", 1, "after", False),
     "fsync of a file": (tensor_file.os, "fsync", 1, "before", False),
     "record": (CheckpointStore, "record", 1, "after", False),

@@ -90,7 +90,8 @@ def forward(precision: torch.dtype, *overrides: str) -> tuple[StageOutput, set[s
 def _no_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, chunk: int) -> ClassifierSums:
     assert hidden.device == weight.device == bias.device == targets.device == GPU
     counted = targets != IGNORE
-    return ClassifierSums(hidden.new_zeros((), dtype=torch.float32), counted.sum(), counted.sum())
+    losses = torch.zeros_like(targets, dtype=torch.float32)
+    return ClassifierSums(hidden.new_zeros((), dtype=torch.float32), counted.sum(), counted.sum(), losses, counted)
 
 
 @pytest.fixture(autouse=True)

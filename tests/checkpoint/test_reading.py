@@ -1,0 +1,124 @@
+"""Tensors of files are read to their places, however few bytes the system gives at once and whoever else reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rxt_dist.checkpoint import reading
+from rxt_dist.checkpoint.daemons import map_on_daemons
+from rxt_dist.checkpoint.reading import OpenFiles, Place
+from rxt_dist.errors import CheckpointError
+
+A, B = torch.arange(1000.0), -torch.arange(1.0, 8.0)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    save_file({"a": A, "b": B, "none": torch.empty(0)}, tmp_path / "file", {"format": "pt"})
+    return tmp_path / "file"
+
+
+def read(path: Path, name: str, first: int, target: torch.Tensor) -> torch.Tensor:
+    files = OpenFiles()
+    files.read(path, files.places(path)[name].at + 4 * first, target)
+    return target
+
+
+def test_every_tensor_has_its_place(path: Path) -> None:
+    places = OpenFiles().places(path)
+    assert {name: place.length for name, place in places.items()} == {"a": 1000, "b": 7, "none": 0}
+    assert torch.equal(read(path, "a", 0, torch.empty(1000)), A)
+    assert torch.equal(read(path, "b", 2, torch.empty(4)), B[2:6])
+    assert read(path, "none", 0, torch.empty(0)).numel() == 0
+
+
+def test_a_system_that_reads_a_little_at_a_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does beyond 2 GB, on a signal, and over some networks: also in the middle of a number."""
+    real = os.preadv
+
+    def little(number: int, views: Sequence[Any], at: int) -> int:
+        return real(number, [views[0][:101]], at)
+
+    monkeypatch.setattr(reading.os, "preadv", little)
+    assert torch.equal(read(path, "a", 3, torch.empty(900)), A[3:903])
+
+
+@pytest.mark.parametrize("make", [lambda: torch.empty(20, dtype=torch.bfloat16), lambda: torch.empty(40)[::2]])
+def test_a_target_of_another_type_or_with_gaps_is_filled_in_blocks(
+    make: Any, monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    monkeypatch.setattr(reading, "_BLOCK_ELEMENTS", 7)
+    target = make()
+    assert torch.equal(read(path, "a", 5, target), A[5:25].to(target.dtype))
+
+
+def test_a_parameter_that_is_trained_is_filled(path: Path) -> None:
+    target = torch.nn.Parameter(torch.empty(10))
+    read(path, "a", 0, target)
+    assert torch.equal(target.data, A[:10])
+
+
+def test_no_more_files_stay_open_than_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that read from a file which is put out meanwhile read on."""
+    monkeypatch.setattr(reading, "_MOST_OPEN", 3)
+    paths = [tmp_path / str(number) for number in range(20)]
+    for number, path in enumerate(paths):
+        save_file({"a": A + number}, path)
+    before = len(os.listdir("/proc/self/fd"))
+    held = [OpenFiles()]
+    at = held[0].places(paths[0])["a"].at
+
+    def check(number: int) -> bool:
+        target = torch.empty(1000)
+        held[0].read(paths[number % 20], at, target)
+        return torch.equal(target, A + number % 20)
+
+    assert all(map_on_daemons(check, range(200), 8))
+    assert len(os.listdir("/proc/self/fd")) == before + 3
+    held.clear()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_that_ends_too_early_is_said(path: Path) -> None:
+    place = OpenFiles().places(path)["a"]
+    os.truncate(path, place.at + 4 * 1000 - 1)
+    with pytest.raises(CheckpointError, match="file ends 1 bytes before its last tensor"):
+        read(path, "a", 0, torch.empty(1000))
+
+
+def described(entry: Any) -> bytes:
+    text = json.dumps({"a": entry}).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(8)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 100,
+        (4).to_bytes(8, "little") + b"null",
+        described({"dtype": "BF16", "shape": [4], "data_offsets": [0, 8]}),
+        described({"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}),
+        described({"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}),
+        described({"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}),
+        described({"shape": [2]}),
+    ],
+)
+def test_what_is_no_file_of_such_tensors_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(CheckpointError, match="file is not a file of float32 tensors"):
+        OpenFiles().places(tmp_path / "file")
+
+
+def test_a_place_is_a_byte_and_a_number_of_elements(tmp_path: Path) -> None:
+    content = described({"dtype": "F32", "shape": [2], "data_offsets": [0, 8]})
+    (tmp_path / "file").write_bytes(content)
+    assert OpenFiles().places(tmp_path / "file") == {"a": Place(len(content) - 8, 2)}
