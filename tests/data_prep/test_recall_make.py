@@ -115,6 +115,21 @@ def test_facts_of_a_dialogue_cannot_be_taken_for_each_other() -> None:
     assert several
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_brother_has_the_name_of_a_man_and_a_sister_that_of_a_woman(language: str) -> None:
+    (kind,) = (kind for kind in SPEECHES[language].kinds if kind.name == "relative")
+    gender = {str(value): value.gender for value in kind.values}
+    slots = {str(slot): slot.gender for slot in kind.slots}
+    rng, seen = random.Random(4), set()
+    speech = replace(SPEECHES[language], kinds=(replace(kind, tells=kind.tells[:1], asks=kind.asks[:1]),))
+    for _ in range(100):
+        for one in draw(speech, 2, rng):
+            slot = next(name for name in slots if f" {name} " in one.answer)
+            assert gender[one.value] == slots[slot], one
+            seen.add(slots[slot])
+    assert seen == {0, 1}
+
+
 def test_a_question_alone_does_not_decide_its_answer() -> None:
     request = RecallRequest(languages=("pl",), distances=(2,), held_out_distances=(), variety="small")
     answers: dict[str, Counter[str]] = {}

@@ -146,6 +146,9 @@ def test_a_chain_goes_on_where_it_ended_with_the_same_result(file: Path, tmp_pat
     text = refusal(load_chain(file, ["sft.seed=9"]))
     assert "link 'sft'" in text
     assert "seed was 1, is 9" in text
+    text = refusal(load_chain(file, ["sft.optimizer.lr=0.5"]))
+    assert "is finished, and optimizer.lr was 0.001, is 0.5: nothing would be trained with that" in text
+    check_chain(load_chain(file, ["common.train.micro_batch_rows=2", "common.log.every_steps=2"]), 1)
     shutil.rmtree(chain.runs["joint"].directory)
     text = refusal(chain)
     assert "link 'sft': it has begun with the weights of link 'joint', but" in text
@@ -388,5 +391,6 @@ def test_the_folder_of_a_chain_stands_for_its_runs(file: Path, tmp_path: Path) -
     for name in ("joint", "memory"):
         chain.runs[name].directory.mkdir()
         (chain.runs[name].directory / "events.jsonl").touch()
-    assert runs_of(chain.directory) == [tmp_path / "runs/joint", tmp_path / "runs/memory"]
+    begun = [tmp_path / "runs/joint", tmp_path / "runs/memory"]
+    assert runs_of(chain.directory) == runs_of(file) == begun
     assert runs_of(tmp_path / "elsewhere") == [tmp_path / "elsewhere"]

@@ -15,7 +15,7 @@ import extended  # noqa: F401  (adds the stage of docs/extending.md)
 import pytest
 import torch
 from tiny import ROWS, TOKENS, batch_for, make_stage, relative, run_config
-from training_run import STEP_TOKENS, TinyRun, build_interaction_shards, build_shards
+from training_run import SHARED_BY_TWO, STEP_TOKENS, TinyRun, build_interaction_shards, build_shards
 
 from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.pieces import SavedPieces
@@ -353,7 +353,7 @@ def test_a_run_reports_its_terms_and_goes_on_after_a_stop(kind: str, tmp_path: P
 def test_a_cluster_takes_it(kind: str, tmp_path: Path, shards: Path) -> None:
     """On two ranks or one; in a job that is submitted while the run it begins from is still trained, too."""
     engine = "parallel={engine: deepspeed, zero: 1, expert_parallel: 0}"
-    own = [stage_override(kind), engine, "train.micro_batch_rows=1"]
+    own = [stage_override(kind), engine, SHARED_BY_TWO, "train.micro_batch_rows=1"]
     config = fresh(TinyRun(tmp_path, shards), kind, *own[1:])
     assert admitted(config, [2, 1], start_later=False) == [2, 1]
     start = f"start={{run: {tmp_path}/first, parts: {list(config.stage.parts())}}}"
@@ -365,7 +365,7 @@ def test_a_cluster_takes_it(kind: str, tmp_path: Path, shards: Path) -> None:
 
 @EACH_STAGE
 def test_experts_that_do_not_train_are_not_split(kind: str, tmp_path: Path, shards: Path) -> None:
-    wanted = [stage_override(kind), "parallel={engine: deepspeed, zero: 1, expert_parallel: 2}"]
+    wanted = [stage_override(kind), "parallel={engine: deepspeed, zero: 1, expert_parallel: 2}", SHARED_BY_TWO]
     config = fresh(TinyRun(tmp_path, shards), kind, *wanted[1:], "cluster.gpus_per_node=2")
     model = make_stage(config_of(kind)).model
     if any(parameter.requires_grad and ".experts." in name for name, parameter in model.named_parameters()):
