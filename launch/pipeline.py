@@ -71,11 +71,23 @@ def _as_error(code: int, text: str) -> UserError:
 
 
 class Pipeline:
-    """A chain that was checked, and how it is run."""
+    """A chain that was checked, and how it is run.
 
-    def __init__(self, chain: Chain, options: Options, start: Callable[[Launch, Received], int] = launch) -> None:
+    Args:
+        old_stop: identity of the chain's STOP file that was there when the command began; None: look now. A newer one
+            was made while the chain was checked, and is meant for this command.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        options: Options,
+        start: Callable[[Launch, Received], int] = launch,
+        old_stop: str | None = None,
+    ) -> None:
         self.chain, self.options, self._start = chain, options, start
         self.folder = ChainDirectory(chain)
+        self._old_stop = file_identity(self.folder.stop_file) if old_stop is None else old_stop
         self.received = Received()
         self._stop_is_asked = False
         self._running: RunConfig | None = None
@@ -92,7 +104,9 @@ class Pipeline:
         """
         self.folder.require_free()
         with access_errors(self.chain.directory), self.folder.taken(), signals_noted() as self.received:
-            self.folder.stop_file.unlink(missing_ok=True)
+            if self._old_stop and file_identity(self.folder.stop_file) == self._old_stop:
+                self.folder.stop_file.unlink(missing_ok=True)
+            self._stop_is_asked = file_identity(self.folder.stop_file) != ""
             with self._watching():
                 for number, link in enumerate(self.chain.links, 1):
                     code = self._link(number, link)

@@ -217,8 +217,12 @@ def test_a_stop_file_of_the_chain_reaches_the_run_and_ends_the_chain(file: Path)
     calls: list[Launch] = []
     assert Pipeline(chain, Options(1), noting(calls, until_it_is_asked)).run() == ExitCode.STOPPED
     assert names(calls) == ["joint"]
-    # An old one asks for nothing any more.
+    # An old one asks for nothing any more; one that was made while the chain was checked is meant for this command.
     assert Pipeline(chain, Options(1), noting(calls, 86)).run() == 86
+    late = Pipeline(chain, Options(1), noting(calls, 86))
+    (chain.directory / "STOP").touch()
+    assert late.run() == ExitCode.STOPPED
+    assert names(calls) == ["joint", "sft"]
 
 
 def test_a_chain_has_one_time_limit_for_all_its_links(file: Path) -> None:
