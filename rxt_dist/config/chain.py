@@ -149,6 +149,8 @@ def load_chain(path: Path, overrides: Sequence[str] = ()) -> Chain:
         ConfigError: for anything wrong in the files or overrides, with file and line and what is allowed.
     """
     tree = Tree.read(path)
+    if isinstance(tree.values, dict) and "links" not in tree.values and "train" in tree.values:
+        raise ConfigError(f"{path} is a run and no chain of runs: use `rxt-dist train {path}`, or name a chain's file.")
     links = tree.values.get("links") if isinstance(tree.values, dict) else None
     names = list(links) if isinstance(links, dict) else []
     for override in overrides:

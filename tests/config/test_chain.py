@@ -215,6 +215,11 @@ def test_mistakes_are_told_with_their_place(links: Any, said: str, runs: Path) -
         assert "chain.yaml:" in text
 
 
+def test_a_run_in_the_place_of_a_chain_is_told_so(runs: Path) -> None:
+    with pytest.raises(ConfigError, match=r"joint.yaml is a run and no chain of runs: use `rxt-dist train"):
+        load_chain(runs / "joint.yaml")
+
+
 def test_a_chain_is_told_from_a_run(runs: Path) -> None:
     assert is_chain(chain_file(runs, {"joint": {"run": "joint.yaml"}}))
     assert not is_chain(runs / "joint.yaml")
