@@ -5,6 +5,7 @@ ends the chain with its exit code, and the same command goes on there.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,8 +52,14 @@ def check(file: Path, overrides: Sequence[str], ranks: int | None) -> None:
     command = [sys.executable, "-m", "rxt_dist.train.chain_check", str(file), str(ranks or 0), *overrides]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=_CHECK_SECONDS, check=False)
     if done.returncode:
-        text = done.stderr.rpartition("error: ")[2].strip() or done.stderr[-2000:]
-        raise _as_error(done.returncode, text)
+        raise _as_error(done.returncode, refusal_of(done.stderr))
+
+
+def refusal_of(stderr: str) -> str:
+    """What the check says behind its `error: `, which begins a line; before it warnings may stand. Else the end of
+    all."""
+    found = re.search(r"^error: (.*)", stderr, re.DOTALL | re.MULTILINE)
+    return found[1].strip() if found else stderr[-2000:]
 
 
 def _as_error(code: int, text: str) -> UserError:

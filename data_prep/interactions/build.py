@@ -205,7 +205,14 @@ class _UnitBuilder:
     def __call__(self, unit: Unit, report: Report) -> dict[str, Any]:
         """Write the unit's shards; what its manifest says. `report` is told (bytes of input passed, tokens made)."""
         counts = InteractionCounts()
-        encoder = InteractionEncoder(self._backend, self._spec.seq_len, self._request.template, counts, self._spans)
+        encoder = InteractionEncoder(
+            self._backend,
+            self._spec.seq_len,
+            self._request.template,
+            counts,
+            self._spans,
+            self._request.kind == "dialogues",
+        )
         sources: dict[str, _Source] = {}
         ordinal = passed = tokens = 0
         for part in unit.slices:

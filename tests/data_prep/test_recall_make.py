@@ -39,6 +39,26 @@ def test_every_sentence_of_every_kind_holds_its_value_once(language: str) -> Non
                     assert sentence[-1] in ".?", sentence
 
 
+def test_english_articles_fit_the_words_after_them() -> None:
+    rng = random.Random(3)
+    for kind in SPEECHES["en"].kinds:
+        for slot in kind.slots:
+            for value in kind.values[:12]:
+                for told in kind.tells:
+                    made = fact(replace(kind, tells=(told,)), slot, value, SPEECHES["en"], rng)
+                    wrong = r"\ba (?!ukulele)[aeiou]|\ban [^aeiou]"
+                    assert not re.search(wrong, f"{made.told} {made.answer}"), made
+
+
+def test_polish_days_are_in_the_case_of_their_question() -> None:
+    rng = random.Random(4)
+    asked = {query for query, _ in (filler(rng) for _ in range(100) for filler in SPEECHES["pl"].fillers)}
+    assert {query for query in asked if "dzień jest" in query} == {
+        f"Jaki dzień jest po {day}?"
+        for day in ("poniedziałku", "wtorku", "środzie", "czwartku", "piątku", "sobocie", "niedzieli")
+    }
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_values_are_many_and_none_is_part_of_another(language: str) -> None:
     for kind in SPEECHES[language].kinds:

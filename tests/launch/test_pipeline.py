@@ -16,11 +16,11 @@ import yaml
 from training_run import TinyRun, build_interaction_shards, build_shards
 
 from launch.local import Launch
-from launch.pipeline import Options, Pipeline
+from launch.pipeline import Options, Pipeline, refusal_of
 from launch.watching import Received
 from rxt_dist.checkpoint.retention import MIN_KEEP
 from rxt_dist.checkpoint.store import CheckpointStore
-from rxt_dist.config.chain import Chain, load_chain
+from rxt_dist.config.chain import Chain, DataJob, load_chain
 from rxt_dist.config.load import load_run
 from rxt_dist.errors import ConfigError, DataError, ExitCode
 from rxt_dist.ranks import Ranks
@@ -273,6 +273,47 @@ def test_a_data_job_is_done_once(tmp_path: Path, shards: dict[str, Path]) -> Non
     assert [state["state"] for state in link_states(chain)] == ["finished", *["waiting"] * 4]
     other = job_chain(tmp_path, shards, "pass", made)
     assert "link 'texts': it has made" in refusal(other)
+
+
+@pytest.mark.usefixtures("script")
+def test_data_that_was_removed_is_made_again_where_it_is_read(tmp_path: Path, shards: dict[str, Path]) -> None:
+    made = tmp_path / "made"
+    content = content_of(tmp_path, shards)
+    content["links"]["joint"]["run"]["data"]["path"] = str(made / "shards")
+    job = {"data": [f"import os; os.mkdir({str(made)!r})"], "makes": str(made)}
+    content["links"] = {"texts": job, **content["links"]}
+    chain = load_chain(write(tmp_path, content))
+    folder = ChainDirectory(chain)
+    for _ in range(2):
+        assert Pipeline(chain, Options(1), noting([], 86)).run() == 86
+        assert folder.job_is_done("texts")
+        made.rmdir()
+        assert not folder.job_is_done("texts")
+        check_chain(chain, 1)  # the run will find it
+    finish(chain, "joint")
+    assert folder.job_is_done("texts"), "nobody reads it any more"
+    # What jobs read counts as well, and other arguments are no fault where nothing has been made by the old ones.
+    content["links"]["texts"]["data"] = ["pass"]
+    more = {"data": ["pass", str(made / "x")], "makes": str(tmp_path)}
+    content["links"] = {"texts": content["links"].pop("texts"), "more": more, **content["links"]}
+    other = load_chain(write(tmp_path, content))
+    assert not ChainDirectory(other).job_is_done("texts")
+    ChainDirectory(other).check_job("texts", DataJob(("pass",), made))
+
+
+def test_a_chain_that_is_taken_is_refused_whoever_else_looks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the attempt to lock and a second look who held it may be gone: that must not let two in."""
+    chain = load_chain(file)
+    with ChainDirectory(chain).taken():
+        monkeypatch.setattr("rxt_dist.train.chain_dir.held", lambda path: False)
+        with pytest.raises(ConfigError, match="another process runs this chain"), ChainDirectory(chain).taken():
+            pass
+
+
+def test_a_refusal_by_the_check_is_told_whole() -> None:
+    text = "link 'joint': x cannot be read: parse error: line 3. Name another file."
+    assert refusal_of(f"UserWarning: some error: of torch\nerror: {text}\n") == text
+    assert refusal_of("Killed") == "Killed"
 
 
 @pytest.mark.usefixtures("script")
