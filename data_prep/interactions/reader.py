@@ -8,9 +8,9 @@ A record is one interaction, a list of them, or a chat:
 
 Beside `interactions` may stand a `system` prompt. Optional tags are `language` (or `lang`), `source` and `held_out`
 (true: never trained on); an interaction of a list may say what it recalls (`recalls.py`). Values are text; a tool call
-or result may be any JSON and is then kept as JSON text. A tool call of nothing ([], {}, nulls in any depth) is none, and
-so is a tool result {}; the
-result [] says that nothing was found. What happens to bad input, counted in `InteractionCounts`:
+or result may be any JSON and is then kept as JSON text. A tool call of nothing ([], {}, nulls in any depth) is none,
+and so is a tool result {}; the result [] says that nothing was found. What happens to bad input, counted in
+`InteractionCounts`:
 
 - A record with an interaction that has nothing to answer, or no answer and no tool call, is skipped as a whole: the
   rest of a dialogue may lean on it.
