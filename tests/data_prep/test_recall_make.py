@@ -216,6 +216,12 @@ def test_a_repeated_call_makes_what_is_missing_and_another_request_is_refused(tm
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
+def test_a_name_of_its_own() -> None:
+    """So that near dialogues and far ones stand in one dataset as sources of their own."""
+    found = parts(RecallRequest(languages=("pl",), distances=(2,), held_out_distances=(3,), name="near"))
+    assert [part.source for part in found] == ["near-d2", "near-d2-values", "near-d3"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -226,6 +232,7 @@ def test_a_repeated_call_makes_what_is_missing_and_another_request_is_refused(tm
         ({"distances": (2, 12)}, "name each once; a distance is trained or held out"),
         ({"turns": 16}, "--turns is 16, but what is asked for 16 turns later needs 17 turns"),
         ({"held_out_values": 0.6}, "--held-out-values is 0.6; it is a share from 0 to 0.5"),
+        ({"name": "Near by"}, "--name is 'Near by'; sources are called by small letters, digits and _"),
         ({"variety": "huge"}, "--variety is 'huge'; known are small, full"),
     ],
 )

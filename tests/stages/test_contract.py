@@ -299,7 +299,7 @@ def stage_override(kind: str) -> str:
 
 def fresh(tiny: TinyRun, kind: str, *overrides: str) -> RunConfig:
     """A run of the stage, with the word that all may begin afresh where it expects something else."""
-    settings = [stage_override(kind), *overrides]
+    settings = [stage_override(kind), *([SHARED_BY_TWO] if READS.get(kind) == "dialogues" else []), *overrides]
     if expected := load_run(tiny.file, settings).stage.expects():
         settings.append(f"start={{fresh: [{', '.join(expected)}]}}")
     return load_run(tiny.file, settings)
@@ -353,7 +353,7 @@ def test_a_run_reports_its_terms_and_goes_on_after_a_stop(kind: str, tmp_path: P
 def test_a_cluster_takes_it(kind: str, tmp_path: Path, shards: Path) -> None:
     """On two ranks or one; in a job that is submitted while the run it begins from is still trained, too."""
     engine = "parallel={engine: deepspeed, zero: 1, expert_parallel: 0}"
-    own = [stage_override(kind), engine, SHARED_BY_TWO, "train.micro_batch_rows=1"]
+    own = [stage_override(kind), engine, "train.micro_batch_rows=1"]
     config = fresh(TinyRun(tmp_path, shards), kind, *own[1:])
     assert admitted(config, [2, 1], start_later=False) == [2, 1]
     start = f"start={{run: {tmp_path}/first, parts: {list(config.stage.parts())}}}"
