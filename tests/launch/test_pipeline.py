@@ -54,7 +54,8 @@ def content_of(folder: Path, shards: dict[str, Path]) -> dict[str, Any]:
     for kind, read in READS.items():
         data = run["data"] | {"path": str(shards[read])}
         links[kind] = {"run": run | {"name": kind, "data": data, "stage": {"kind": kind}}}
-    links["memory"]["set"] = links["smat"]["set"] = {"stage": {"turns": 2}}
+    # Two turns are two rows' worth of tokens.
+    links["memory"]["set"] = links["smat"]["set"] = {"stage": {"turns": 2}, "train": {"micro_batch_rows": 2}}
     return {"name": "chain", "output": str(folder / "runs"), "links": links}
 
 
