@@ -10,6 +10,7 @@ sections at tiny shapes on the CPU, in one process: it shows that the program is
 from __future__ import annotations
 
 import argparse
+import gc
 import subprocess
 import sys
 import time
@@ -52,6 +53,13 @@ def main() -> int:
 def _work(sections: list[Section], folder: Path, dry: bool, ends: float) -> int:
     """Be the process of some sections."""
     report, device = Report(folder), Device(dry)
+    if dry:
+        # On a GPU a process runs one section, which may need neither of them.
+        import torch._dynamo  # noqa: F401
+
+        import rxt_dist.engine.deepspeed  # noqa: F401
+    # Garbage is collected between measurements; what is imported by now need not be looked through each time.
+    gc.freeze()
     went_well = [run_section(section, report, device, ends) for section in sections]
     return int(not all(went_well))
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +44,7 @@ class Word:
         return self.forms["nom"]
 
 
-def _table(lines: str, cases: str) -> tuple[Word, ...]:
+def word_table(lines: str, cases: str) -> tuple[Word, ...]:
     """One word a line: gender letter, then one form for each of `cases`, separated by commas."""
     words = []
     for line in lines.strip().splitlines():
@@ -76,7 +76,7 @@ def _coloured(thing: Word, colour: dict[str, tuple[str, str, str]]) -> Word:
 
 
 _PEOPLE = {
-    "en": _table(
+    "en": word_table(
         """
         m, Tom
         m, Jack
@@ -97,7 +97,7 @@ _PEOPLE = {
         """,
         "nom",
     ),
-    "pl": _table(
+    "pl": word_table(
         """
         m, Tomek, Tomka, Tomkowi, Tomka, Tomkiem
         m, Janek, Janka, Jankowi, Janka, Jankiem
@@ -121,7 +121,7 @@ _PEOPLE = {
 }
 
 _ANIMALS = {
-    "en": _table(
+    "en": word_table(
         """
         m, cat
         m, dog
@@ -136,7 +136,7 @@ _ANIMALS = {
         """,
         "nom",
     ),
-    "pl": _table(
+    "pl": word_table(
         """
         m, kot, kota, kotu, kota, kotem
         m, pies, psa, psu, psa, psem
@@ -154,7 +154,7 @@ _ANIMALS = {
 }
 
 _PLACES = {
-    "en": _table(
+    "en": word_table(
         """
         n, in the forest, to the forest, from the forest
         n, in the garden, to the garden, from the garden
@@ -171,7 +171,7 @@ _PLACES = {
         """,
         "at to from",
     ),
-    "pl": _table(
+    "pl": word_table(
         """
         n, w lesie, do lasu, z lasu
         n, w ogrodzie, do ogrodu, z ogrodu
@@ -192,7 +192,7 @@ _PLACES = {
 
 _EN_THINGS = "key letter watch kite book map ball lamp box mirror feather coin".split()  # noqa: SIM905 - a word list
 _EN_COLOURS = "red green yellow white black silver golden blue brown purple grey wooden".split()  # noqa: SIM905
-_PL_THINGS = _table(
+_PL_THINGS = word_table(
     """
     m, klucz, klucza, klucz, kluczem
     m, list, listu, list, listem
@@ -498,7 +498,7 @@ def dialogue(rng: random.Random, language: str) -> list[Turn]:
 _SPEAKERS = {"en": ("User", "Model"), "pl": ("Użytkownik", "Model")}
 
 
-def render(turns: list[Turn], language: str) -> str:
+def render(turns: Sequence[Mapping[str, Any]], language: str) -> str:
     """Turns as plain text, for pre-training on documents."""
     user, model = _SPEAKERS[language]
     return "\n".join(f"{user}: {turn['query']}\n{model}: {turn['answer']}" for turn in turns)

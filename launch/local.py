@@ -13,7 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -54,7 +54,8 @@ class Launch:
     patience: Patience = field(default_factory=Patience)
 
     def __post_init__(self) -> None:
-        self.deadline = time.time() + self.seconds if self.seconds is not None else None
+        # By a clock that nobody sets: the day of a machine may jump.
+        self._end = time.monotonic() + self.seconds if self.seconds is not None else None
         if self.old_stop is None:
             self.old_stop = file_identity(self.run / "STOP") if self.run else ""
 
@@ -64,15 +65,23 @@ class Launch:
         return self.run is not None and file_identity(self.run / "STOP") not in ("", self.old_stop)
 
     @property
+    def deadline(self) -> float | None:
+        """When the time limit is over, in seconds since the epoch as the clock stands now; None: there is none."""
+        return None if self._end is None else time.time() + self._end - time.monotonic()
+
+    @property
     def time_is_over(self) -> bool:
         """Whether the time limit leaves no room for another life."""
-        return self.deadline is not None and time.time() >= self.deadline
+        return self._end is not None and time.monotonic() >= self._end
 
 
-def launch(wanted: Launch) -> int:
+def launch(wanted: Launch, received: Received | None = None) -> int:
     """Run until all ranks have ended, and again after a preemption or a crash, as often as is wanted.
 
     After a signal to this process, a STOP file or the time limit nothing is started again.
+
+    Args:
+        received: signals that the caller notes, who does something after this too; None: they are noted here.
 
     Returns:
         The exit code of the last life: 76 or 75 if a rank says stopped or preempted, else that of the rank with which
@@ -80,7 +89,7 @@ def launch(wanted: Launch) -> int:
     """
     record = Record(wanted.run)
     left, barren, attempt = wanted.resume_attempts, list[tuple[int, str]](), 0
-    with signals_noted() as received:
+    with signals_noted() if received is None else nullcontext(received) as received:
         while True:
             before = record.committed()
             ending = _life(wanted, record, received, attempt)
@@ -117,8 +126,19 @@ def _life(wanted: Launch, record: Record, received: Received, attempt: int) -> E
 
 
 def _one_life(wanted: Launch, record: Record, received: Received, attempt: int) -> Ending:
-    token, port, ranks = uuid.uuid4().hex[:12], free_port(), list[Rank]()
+    """One life on one port. What keeps ranks from being started (no more processes, a full /tmp) is how it ended."""
+    token = uuid.uuid4().hex[:12]
     record.new_life(token)
+    try:
+        ending = _lived(wanted, record, received, attempt, token)
+    except OSError as error:
+        reason = f"ranks cannot be started ({type(error).__name__}: {error})"
+        ending = Ending(ExitCode.CRASH, reason, reason)
+    return replace(ending, reason=record.ended(ending.code, ending.reason))
+
+
+def _lived(wanted: Launch, record: Record, received: Received, attempt: int, token: str) -> Ending:
+    port, ranks = free_port(), list[Rank]()
     command = [*wanted.command, *(() if record.has_started else wanted.once)]
     record.line(f"life {token}, restart {attempt}: {wanted.ranks} ranks on port {port}: {' '.join(command)}")
     launched = time.time()
@@ -137,8 +157,7 @@ def _one_life(wanted: Launch, record: Record, received: Received, attempt: int) 
                 with suppress(subprocess.TimeoutExpired):
                     started.process.wait(wanted.patience.grace)
         record.flush()
-        ending = _asked_for(ending_of(ends, record.logs), received)
-    return replace(ending, reason=record.ended(ending.code, ending.reason))
+        return _asked_for(ending_of(ends, record.logs), received)
 
 
 def _asked_for(ending: Ending, received: Received) -> Ending:

@@ -34,6 +34,7 @@ VERBS = {
     "evaluate": "rxt_dist.commands.answer:evaluate",
     "config": "rxt_dist.commands.config:app",
     "launch": "launch.commands:app",
+    "pipeline": "launch.commands:pipeline",
 }
 
 app = typer.Typer(

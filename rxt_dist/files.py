@@ -166,7 +166,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         fsync_dir(path.parent)
     except OSError as error:
         # A full disk names no file, and nobody has asked for the temporary one.
-        error.filename, error.filename2 = str(path), None
+        error.filename = str(path)
+        del error.filename2
         raise
 
 

@@ -62,11 +62,12 @@ def _tell(answer: dict[str, Any]) -> None:
 def problems_of_node(ranks: int, run: Path) -> Iterator[str]:
     """What is wrong with this node, a sentence each."""
     yield from _gpu_problems(ranks)
-    for place, needed in (
-        (Path("/dev/shm"), _SHM_PER_RANK * ranks),
-        (Path(tempfile.gettempdir()), _DISK),
-        (run, _DISK),
-    ):
+    places = [(Path("/dev/shm"), _SHM_PER_RANK * ranks)]
+    try:
+        places.append((Path(tempfile.gettempdir()), _DISK))
+    except OSError:
+        yield "no temporary folder can be written to (TMPDIR, /tmp, /var/tmp)"
+    for place, needed in [*places, (run, _DISK)]:
         try:
             free = shutil.disk_usage(place).free
         except OSError as error:

@@ -11,6 +11,9 @@ from rxt_dist.errors import ConfigError
 
 _TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+_PORTS = 1 << 16
+# A number of more is a slip, and Python refuses to read one of thousands.
+_MOST_DIGITS = 18
 
 
 @dataclass(frozen=True)
@@ -60,17 +63,19 @@ def export_ranks(ranks: Ranks, environ: MutableMapping[str, str]) -> None:
     node nor two lives of one job meet on a port.
 
     Raises:
-        ConfigError: more than one rank and nothing that says where rank 0 listens.
+        ConfigError: more than one rank and nothing that says where rank 0 listens, or what should be a number is none.
     """
     environ.update(RANK=str(ranks.rank), WORLD_SIZE=str(ranks.world_size), LOCAL_RANK=str(ranks.local_rank))
+    if "MASTER_PORT" in environ and not 0 < _number(environ, "MASTER_PORT") < _PORTS:
+        raise ConfigError(f"MASTER_PORT is {environ['MASTER_PORT']}, but a port lies between 1 and {_PORTS - 1}.")
     if "MASTER_ADDR" in environ and "MASTER_PORT" in environ:
         return
     if ranks.world_size == 1:
         address, port = "127.0.0.1", free_port()
     elif "SLURM_JOB_NODELIST" in environ and "SLURM_JOB_ID" in environ:
         address = first_host(environ["SLURM_JOB_NODELIST"])
-        life = int(environ.get("SLURM_RESTART_COUNT", "0"))
-        port = 10000 + (int(environ["SLURM_JOB_ID"]) + 7 * life) % 20000
+        life = _number(environ, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in environ else 0
+        port = 10000 + (_number(environ, "SLURM_JOB_ID") + 7 * life) % 20000
     else:
         raise ConfigError(
             f"MASTER_ADDR and MASTER_PORT are not both set, so {ranks.world_size} ranks cannot find each other. "
@@ -78,6 +83,13 @@ def export_ranks(ranks: Ranks, environ: MutableMapping[str, str]) -> None:
         )
     environ.setdefault("MASTER_ADDR", address)
     environ.setdefault("MASTER_PORT", str(port))
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    text = environ[name]
+    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
+        raise ConfigError(f"{name} is '{text}' in the environment, but must be a whole number. Mend it, or unset it.")
+    return int(text)
 
 
 def first_host(nodelist: str) -> str:

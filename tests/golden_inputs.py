@@ -115,6 +115,32 @@ def write_chats(root: Path) -> None:
         shutil.copyfile(STORED / name, root / "pl" / name)
 
 
+def _recalling(seed: str, language: str, number: int) -> dict[str, Any]:
+    """A dialogue of which the last turn answers with what was told first, or (every third) one without such a turn."""
+    stream = numbers(f"{seed} {number}")
+    words = _WORDS[language].split()
+    value = words[next(stream) % len(words)]
+    turns = [{"query": f"It is {value}.", "answer": text(f"{seed} a {number}", language, 3)}]
+    turns += [_single(f"{seed} {number} {turn}", language, 4 * turn) for turn in range(1 + next(stream) % 3)]
+    if number % 3:
+        turns.append(
+            {"query": "What is it?", "answer": f"[{value}]", "recall": {"distance": len(turns), "value": value}}
+        )
+    record: dict[str, Any] = {"interactions": turns, "language": language}
+    return record | ({"held_out": True, "source": "far"} if number % 7 == 6 else {})
+
+
+def write_recalls(root: Path) -> None:
+    """Dialogues that recall and such that do not, in three files."""
+    root.mkdir(parents=True)
+    for language in ("en", "pl"):
+        (root / f"{language}.jsonl").write_bytes(lines([_recalling("r", language, number) for number in range(50)]))
+    plain = [
+        record for number in range(90) if "recall" not in (record := _recalling("o", "en", number))["interactions"][-1]
+    ]
+    (root / "plain.jsonl").write_bytes(lines(plain))
+
+
 def write_megatron(prefix: Path) -> None:
     """A `.bin/.idx` pair of int32 ids: a document is one or two sequences, [BOS] and [EOS] around most."""
     stream, tokenizer = numbers("megatron"), Tokenizer.from_str(tokenizer_json())

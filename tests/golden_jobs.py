@@ -27,6 +27,7 @@ DIGESTS = {
     "alpha": ("5f12eede08c9e685", "2627b1d598174cee"),
     "dialogues": ("7fda41ac27ad72c6", "22cfc06430dd1a32"),
     "several turns": ("3b254aeb3ffb61be", "87954e0145cfb183"),
+    "recalls": ("15d6c00888d3dc20", "99611687ec80a946"),
     "repacked": ("90be6d9daf7077fe", "ec140ac0d620a123"),
     "imported": ("3eedf42694d73445", "a8bf528fad3eedc9"),
 }
@@ -35,6 +36,7 @@ _INTERACTIONS: dict[str, dict[str, Any]] = {
     "alpha": {"kind": "single", "skip_other_kinds": True, "template": "alpha"},
     "dialogues": {"kind": "dialogues"},
     "several turns": {"kind": "dialogues", "skip_other_kinds": True},
+    "recalls": {"kind": "dialogues"},
 }
 
 
@@ -44,6 +46,7 @@ def write_inputs(place: Path) -> None:
     (place / "tokenizer.json").write_text(golden_inputs.tokenizer_json(), encoding="utf-8")
     golden_inputs.write_texts(place / "texts")
     golden_inputs.write_chats(place / "chats")
+    golden_inputs.write_recalls(place / "recalls")
     golden_inputs.write_megatron(place / "corpus")
     run("documents", place, place / "first")
 
@@ -55,7 +58,8 @@ def run(kind: str, place: Path, out: Path, say: Any = lambda line: None, **shari
     with _small_units():
         if kind in _INTERACTIONS:
             options = {"eval_fraction": 0.1, **_INTERACTIONS[kind], **sharing}
-            request = interactions.InteractionRequest((place / "chats",), out, tokenizer, 128, **options)
+            records = place / ("recalls" if kind == "recalls" else "chats")
+            request = interactions.InteractionRequest((records,), out, tokenizer, 128, **options)
             return interactions.build_interactions(request, say)
         if kind == "repacked":
             return repack(RepackRequest(place / "first", out, 150, **sharing), say)

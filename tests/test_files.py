@@ -144,6 +144,14 @@ def test_too_little_space_is_told_in_figures_that_differ(tmp_path: Path, monkeyp
     require_free_space(tmp_path / "a" / "b", 9_990_000, "This")
 
 
+def test_an_error_of_writing_names_the_file_alone(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"gone/a\.json'$"):
+        write_atomic(tmp_path / "gone/a.json", "{}")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=r"folder'$"):
+        write_atomic(tmp_path / "folder", "{}")
+
+
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 35, 400])
 def test_a_hash_is_that_of_the_whole_file_whatever_the_blocks(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

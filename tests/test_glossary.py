@@ -38,8 +38,8 @@ def test_every_letter_has_one_meaning_and_every_suffix_such_letters() -> None:
 
 
 def test_a_letter_without_a_meaning_is_found() -> None:
-    source = "def f(self, x_BTQ, mask_BT, q_BTHd, weight_C1):\n    self.bad_W = x_BTQ\n    return UPPER_Q"
-    assert unknown_suffixes(source) == {"x_BTQ", "bad_W"}
+    source = "def f(self, x_BTQ, mask_BT, q_BTHd, weight_C1):\n    self.bad_Q = x_BTQ\n    return UPPER_Q"
+    assert unknown_suffixes(source) == {"x_BTQ", "bad_Q"}
 
 
 def test_every_place_is_there() -> None:

@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = (
     "errors",
+    "lasting",
     "files",
     "locks",
     "ranks",
@@ -57,7 +58,9 @@ DATA_PREP_MAY = (
 # What its verbs may import besides: the order of a run and its steps, and arguments that all verbs share.
 DATA_VERBS_MAY = (
     "rxt_dist.commands.arguments",
+    "rxt_dist.data.dialogue_rows",
     "rxt_dist.data.dataset",
+    "rxt_dist.data.dialogue_rows",
     "rxt_dist.data.masking",
     "rxt_dist.data.mixture",
     "rxt_dist.data.sampler",
@@ -70,6 +73,8 @@ LAUNCH_MAY = (
     "rxt_dist.lives",
     "rxt_dist.locks",
     "rxt_dist.ranks",
+    "rxt_dist.report.chain",
+    "rxt_dist.train.chain_dir",
     "rxt_dist.train.events",
     "rxt_dist.train.run_dir",
 )
@@ -81,6 +86,7 @@ DATA_PREP_ORDER = (
     "units",
     "pictures",
     "synthetic",
+    "recall",
     "tokenizing",
     "cleaning",
     "building",

@@ -60,3 +60,20 @@ def test_asking_whether_a_lock_is_held_writes_nothing(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert not held(path)
+
+
+def test_a_lock_on_a_file_that_its_holder_removed_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch that is refused removes the lock file that it made, just as another one has opened it."""
+    path = tmp_path / ".lock"
+    flock, removed = fcntl.flock, []
+
+    def remove_first(file: object, flags: int) -> None:
+        if not removed:
+            removed.append(path.unlink())
+        flock(file, flags)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with locked(path) as first, locked(path) as second:
+        assert (first, second) == (Lock.TAKEN, Lock.BUSY)

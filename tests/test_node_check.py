@@ -38,6 +38,14 @@ def test_full_places_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(list(problems_of_node(1, tmp_path))) == 2, "shared memory by the ranks"
 
 
+def test_a_node_without_a_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(node_check.tempfile, "gettempdir", none)
+    assert "no temporary folder can be written to (TMPDIR, /tmp, /var/tmp)" in list(problems_of_node(1, tmp_path))
+
+
 def test_a_run_directory_that_is_not_there(tmp_path: Path) -> None:
     assert any("No such file" in problem for problem in problems_of_node(1, tmp_path / "gone"))
 

@@ -63,3 +63,20 @@ def test_ranks_without_a_meeting_place_are_refused() -> None:
 )
 def test_first_host(nodelist: str, host: str) -> None:
     assert first_host(nodelist) == host
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("MASTER_PORT", "tcp", "MASTER_PORT is 'tcp' in the environment, but must be a whole number"),
+        ("MASTER_PORT", "", "MASTER_PORT is ''"),
+        ("MASTER_PORT", "-1", "MASTER_PORT is '-1'"),
+        ("MASTER_PORT", "0", "MASTER_PORT is 0, but a port lies between 1 and 65535"),
+        ("MASTER_PORT", "65536", "MASTER_PORT is 65536"),
+        ("SLURM_JOB_ID", "12_4", "SLURM_JOB_ID is '12_4'"),
+        ("SLURM_RESTART_COUNT", "two", "SLURM_RESTART_COUNT is 'two'"),
+    ],
+)
+def test_what_should_be_a_number_is_refused_by_its_name(name: str, value: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        export_ranks(Ranks(0, 8, 0), JOB | {name: value})

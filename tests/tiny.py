@@ -131,7 +131,8 @@ DIALOGUES = ((20, 9, 12), (32,), (6, 7), (8, 24, 5), (11, 11), (7,), (31, 8, 9),
 
 
 def dialogue_batch(step: int = 0) -> TurnBatch:
-    """Batch number `step`: dialogues of unequal numbers of turns; every turn is an interaction."""
+    """Batch number `step`: dialogues of unequal numbers of turns, every third time of one; every turn is an
+    interaction."""
     turns = max(map(len, DIALOGUES))
     random = np.random.default_rng(step)
     tokens = np.zeros((len(DIALOGUES), turns, TOKENS), dtype=np.int64)
@@ -141,8 +142,16 @@ def dialogue_batch(step: int = 0) -> TurnBatch:
             text = random.integers(SPECIAL_COUNT, 128, length)
             text[[0, 1, length // 2 + 1, length - 1]] = BOS_ID, QUERY_ID, ANSWER_ID, EOS_ID
             tokens[b, u, :length], lengths[b, u] = text, length
+    if step % 3 == 1:
+        # No dialogue has a second turn.
+        turns = 1
+        tokens, lengths = tokens[:, :1], lengths[:, :1]
     samples = np.arange(len(DIALOGUES), dtype=np.int64) + step * len(DIALOGUES)
-    return TurnBatch(torch.from_numpy(tokens), torch.from_numpy(lengths), torch.from_numpy(samples))
+    recalls = np.zeros((*lengths.shape, 3), dtype=np.int64)
+    # What the last turns of two dialogues recall, told one turn and two turns before.
+    if turns > 2:
+        recalls[3, 2], recalls[6, 2] = (1, 4, 5), (2, 6, 8)
+    return TurnBatch(*(torch.from_numpy(array) for array in (tokens, lengths, samples, recalls)))
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -159,6 +168,7 @@ BATCHES: dict[str, Callable[[int], Any]] = {
     "sft": interaction_batch,
     "decoder-sft": interaction_batch,
     "memory": dialogue_batch,
+    "smat": dialogue_batch,
     "lm": packed_batch,
     "frozen-experts": packed_batch,
     "encoder": packed_batch,

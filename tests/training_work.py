@@ -9,15 +9,21 @@ import torch
 from tiny import make_stage
 from torch.profiler import ProfilerActivity, profile
 
+from rxt_dist.data.dialogue_source import TurnBatch
 from rxt_dist.data.loader import TokenBatch, token_batch
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.plan.setting import Setting
 from rxt_dist.stages.base import Stage
 
 
-def batch_of(setting: Setting, step: int = 0) -> TokenBatch:
-    """A micro-batch of random tokens, each row one document."""
-    rows, length = setting.micro_rows, setting.seq_len
+def batch_of(setting: Setting, step: int = 0) -> TokenBatch | TurnBatch:
+    """A micro-batch of random tokens, each row one document, or a dialogue whose turns are as long as they may be."""
+    rows, length, turns = setting.micro_rows, setting.seq_len, setting.config.stage.dialogue().number
+    if setting.config.stage.kind == "memory":
+        random = torch.Generator().manual_seed(step)
+        ids = torch.randint(16, setting.config.model.vocab_size, (rows, turns, length), generator=random)
+        recalls = torch.zeros(rows, turns, 3, dtype=torch.int64)
+        return TurnBatch(ids, torch.full((rows, turns), length), torch.arange(rows), recalls)
     tokens = np.random.default_rng(step).integers(16, setting.config.model.vocab_size, (rows, length))
     narrow = torch.from_numpy(tokens.astype(np.uint16).view(np.int16))
     samples = np.arange(rows) + step * rows

@@ -18,6 +18,7 @@ from data_prep.commands.import_megatron import import_megatron
 from data_prep.commands.interactions import interactions
 from data_prep.commands.mix import mix
 from data_prep.commands.plan import plan
+from data_prep.commands.recall import recall
 from data_prep.commands.repack import repack
 from data_prep.commands.sample import sample
 from data_prep.commands.show import show
@@ -63,6 +64,7 @@ for verb in (
     show,
     diff,
     repack,
+    recall,
     interactions,
     import_megatron,
     export_megatron,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from data_prep.building.builder import Built
     from data_prep.building.workers import Progress as UnitProgress
     from rxt_dist.config.run import DataConfig
+    from rxt_dist.data.dialogues import AnyManifest
     from rxt_dist.data.manifest import DatasetManifest
 
 _PLAIN_SECONDS = 10.0
@@ -147,7 +148,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.0f} h"
 
 
-def summary(dataset: Path, manifest: DatasetManifest) -> dict[str, Any]:
+def summary(dataset: Path, manifest: AnyManifest) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from data_prep.commands.common import JSON, emit, print_table
-from data_prep.commands.order import require_end
+from data_prep.commands.order import phase_dataset_of, require_end
 from rxt_dist.commands.arguments import Overrides
 from rxt_dist.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rxt_dist.config.run import DataConfig
+    from rxt_dist.config.run import DataConfig, RunConfig
     from rxt_dist.data.manifest import SourceInfo
     from rxt_dist.data.mixture import PhaseDataset, PhaseDatasets
     from rxt_dist.data.sampler import GlobalOrder
@@ -38,10 +38,10 @@ def mix(
     """
     from rxt_dist.data.mixture import planned_order
 
-    data, run_tokens = _data_of(target, overrides or [])
-    read, origin = _datasets(data)
+    data, run = _data_of(target, overrides or [])
+    read, origin = _datasets(data, run)
     sources = read.sources
-    total = int(tokens) if tokens else run_tokens
+    total = int(tokens) if tokens else run.train.total_tokens if run else None
     require_end(data, total, target, "give --tokens, or name the run file")
     unbounded = data.model_copy(update={"max_epochs": float("inf")})
     order = planned_order(read, unbounded, total, seed=0)
@@ -83,8 +83,8 @@ class _Row:
         return {**vars(self), "passes": self.passes}
 
 
-def _data_of(target: Path, overrides: list[str]) -> tuple[DataConfig, int | None]:
-    """The data configuration, and the tokens of the run if it is one."""
+def _data_of(target: Path, overrides: list[str]) -> tuple[DataConfig, RunConfig | None]:
+    """The data configuration, and the run if it is one."""
     from rxt_dist.config.load import load_data, load_run
     from rxt_dist.config.tree import Tree
 
@@ -92,21 +92,32 @@ def _data_of(target: Path, overrides: list[str]) -> tuple[DataConfig, int | None
         values = Tree.read(target).values
         if isinstance(values, dict) and "train" in values:
             run = load_run(target, overrides)
-            return run.data, run.train.total_tokens
+            return run.data, run
     return load_data(target, overrides), None
 
 
-def _datasets(data: DataConfig) -> tuple[PhaseDatasets, str]:
-    """What the phases read, and where its sizes are from."""
-    from rxt_dist.data.manifest import DATASET_FILE, load_manifest
-    from rxt_dist.data.mixture import PhaseDataset, phase_datasets
+def _datasets(data: DataConfig, run: RunConfig | None) -> tuple[PhaseDatasets, str]:
+    """What the phases read, and where its sizes are from.
+
+    Raises:
+        ConfigError: dialogues, and no run that says how many turns of them are read.
+    """
+    from rxt_dist.data.dialogues import DialogueManifest, load_any_manifest
+    from rxt_dist.data.manifest import DATASET_FILE
+    from rxt_dist.data.mixture import phase_datasets
 
     expected = None if (data.path / DATASET_FILE).is_file() or data.build is None else _expected(data)
 
     def look(path: Path) -> PhaseDataset:
         if expected is not None and path == data.path:
             return expected[0]
-        return PhaseDataset.of(path, load_manifest(path))
+        manifest = load_any_manifest(path)
+        if run is None and isinstance(manifest, DialogueManifest):
+            raise ConfigError(
+                f"{path} holds dialogues, and how many turns of each are read, so how many tokens it has, is the "
+                f"stage's to say: name the run file."
+            )
+        return phase_dataset_of(path, run, manifest)
 
     read = phase_datasets(data, look)
     others = "".join(f" and {dataset.path}" for dataset in read.datasets[1:])

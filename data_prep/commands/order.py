@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rxt_dist.errors import ConfigError
+from rxt_dist.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from rxt_dist.config.run import DataConfig, RunConfig
-    from rxt_dist.data.manifest import DatasetManifest
-    from rxt_dist.data.mixture import PhaseDatasets
+    from rxt_dist.data.dialogues import AnyManifest
+    from rxt_dist.data.mixture import PhaseDataset, PhaseDatasets
     from rxt_dist.data.sampler import GlobalOrder
 
 
@@ -26,8 +26,30 @@ def require_end(data: DataConfig, total_tokens: int | None, name: Path, advice: 
         )
 
 
+def phase_dataset_of(path: Path, run: RunConfig | None, manifest: AnyManifest | None = None) -> PhaseDataset:
+    """What phases read of a dataset of either kind. Of dialogues the stage of the run says how many turns count; one
+    where there is no run, so that positions and passes are right but tokens are not.
+
+    Raises:
+        DataError: no such dataset, or documents where the run's stage reads dialogues, or the other way round.
+    """
+    from rxt_dist.data.dialogue_rows import dialogue_phase_dataset
+    from rxt_dist.data.dialogues import DialogueManifest, load_any_manifest
+    from rxt_dist.data.mixture import PhaseDataset
+
+    manifest = manifest or load_any_manifest(path)
+    turns = getattr(run.stage, "turns", None) if run else None
+    is_dialogues = isinstance(manifest, DialogueManifest)
+    if run is not None and is_dialogues != (turns is not None):
+        holds, reads = ("dialogues", "rows") if is_dialogues else ("rows", "dialogues")
+        raise DataError(f"{path} holds {holds}, but stage '{run.stage.kind}' of {run.name} reads {reads}.")
+    if isinstance(manifest, DialogueManifest):
+        return dialogue_phase_dataset(path, manifest, turns or 1)
+    return PhaseDataset.of(path, manifest)
+
+
 def order_of(
-    dataset: Path, manifest: DatasetManifest, file: Path | None, seed: int | None
+    dataset: Path, manifest: AnyManifest, file: Path | None, seed: int | None
 ) -> tuple[GlobalOrder, PhaseDatasets, RunConfig | None]:
     """The order of a run file, of a data file, or (None) of a run that mixes all sources by their size.
 
@@ -43,8 +65,8 @@ def order_of(
     from rxt_dist.config.load import load_data, load_run
     from rxt_dist.config.run import DataConfig
     from rxt_dist.config.tree import Tree
-    from rxt_dist.data.manifest import load_manifest
-    from rxt_dist.data.mixture import PhaseDataset, phase_datasets, planned_order
+    from rxt_dist.data.dialogues import DialogueManifest
+    from rxt_dist.data.mixture import phase_datasets, planned_order
 
     run = None
     data = DataConfig(path=dataset)
@@ -53,12 +75,15 @@ def order_of(
         if isinstance(values, dict) and "train" in values:
             run = load_run(file)
         data = run.data if run else load_data(file)
+        if run is None and isinstance(manifest, DialogueManifest):
+            raise ConfigError(
+                f"{file} is a data file, which does not say how many turns of a dialogue a stage reads, and so not how "
+                f"long a phase is: name the run file."
+            )
     if run is not None and seed is not None and seed != run.seed:
         raise ConfigError(f"--seed is {seed}, but {file} is a run with seed {run.seed}: leave out --seed.")
     data = data.model_copy(update={"max_epochs": float("inf"), "path": dataset})
-    read = phase_datasets(
-        data, lambda path: PhaseDataset.of(path, manifest if path == dataset else load_manifest(path))
-    )
+    read = phase_datasets(data, lambda path: phase_dataset_of(path, run, manifest if path == dataset else None))
     total = run.train.total_tokens if run else None
     run_seed = run.seed if run else seed or 0
     return planned_order(read, data, total, run_seed), read, run

@@ -18,6 +18,7 @@ from data_prep.building.folder import Say, alone
 from data_prep.building.rowstream import HeldOut, Ids, RowStream, require_fraction
 from data_prep.building.workers import Report, Show
 from data_prep.corpora import require_apart
+from data_prep.interactions.columns import OUR_COLUMNS, Columns
 from data_prep.interactions.encode import EncodedRecord, InteractionEncoder
 from data_prep.interactions.hashes import forget_hashes, with_hashes
 from data_prep.interactions.reader import (
@@ -26,9 +27,11 @@ from data_prep.interactions.reader import (
     find_record_files,
     read_records,
 )
+from data_prep.interactions.recalls import SpanFinder
 from data_prep.readers.base import Input, Slice
 from data_prep.tokenizing.tokenizer import load_tokenizer
 from data_prep.units import Unit, group, require_as_seen
+from rxt_dist.config.stages import MAX_TURNS
 from rxt_dist.data.dialogues import (
     DIALOGUES_VERSION,
     DialogueManifest,
@@ -52,7 +55,7 @@ from rxt_dist.data.manifest import (
 from rxt_dist.data.packing import PACKING_VERSION
 from rxt_dist.data.rows import INTERACTION_BOUNDARIES
 from rxt_dist.data.writer import ShardSpec, ShardWriter
-from rxt_dist.errors import DataError
+from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import write_json_atomic
 
 REPORT_FILE = "interactions.json"
@@ -72,7 +75,11 @@ class InteractionRequest(Sharing):
     """What is to be built; `seq_len` is the most tokens of an interaction, BOS and EOS included.
 
     With `skip_other_kinds` records of the other kind are left out and counted: dialogues of several interactions where
-    single ones are built, and single ones where dialogues are.
+    single ones are built, and single ones where dialogues are. With `split_dialogues` each interaction of a dialogue is
+    built as a single one. `columns` are the names of the records' fields.
+
+    Raises:
+        ConfigError: dialogues are to be split and built, or split and left out.
     """
 
     inputs: tuple[Path, ...]
@@ -83,9 +90,16 @@ class InteractionRequest(Sharing):
     template: Template = "beta"
     eval_fraction: float = 0.02
     skip_other_kinds: bool = False
+    split_dialogues: bool = False
+    columns: Columns = OUR_COLUMNS
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.split_dialogues and (self.kind == "dialogues" or self.skip_other_kinds):
+            raise ConfigError(
+                "--split-dialogues builds each interaction of a dialogue as a single one, so that it goes with "
+                "--kind single and without --skip-other-kinds."
+            )
         require_fraction(self.eval_fraction)
 
 
@@ -142,7 +156,7 @@ class _Dialogues:
         self._dialogues = self._turns = self._tokens = self._targets = self._text_bytes = 0
 
     def add(self, item: EncodedRecord) -> None:
-        self._writer.add(item.turns)
+        self._writer.add(item.turns, item.recalls)
         self._dialogues += 1
         self._turns += len(item.turns)
         self._tokens += item.tokens
@@ -165,7 +179,7 @@ class _Source:
 
     def add(self, item: EncodedRecord) -> None:
         self.report.add(SourceReport("", len(item.turns), int(self._is_dialogues), item.tokens, item.targets))
-        self._put(self._held_out.add(item.rank, item))
+        self._put([("eval", item)] if item.held_out else self._held_out.add(item.rank, item))
 
     def finish(self, name: str) -> dict[str, Any]:
         self._put(self._held_out.finish())
@@ -196,16 +210,24 @@ class _UnitBuilder:
     def __init__(self, work: InteractionWork) -> None:
         self._out, self._request, self._spec = work.out, work.request, work.spec
         self._backend = open_backend(work.backend, work.out / TOKENIZER_FILE, work.threads)
+        self._spans = SpanFinder(work.out / TOKENIZER_FILE)
 
     def __call__(self, unit: Unit, report: Report) -> dict[str, Any]:
         """Write the unit's shards; what its manifest says. `report` is told (bytes of input passed, tokens made)."""
         counts = InteractionCounts()
-        encoder = InteractionEncoder(self._backend, self._spec.seq_len, self._request.template, counts)
+        encoder = InteractionEncoder(
+            self._backend,
+            self._spec.seq_len,
+            self._request.template,
+            counts,
+            self._spans,
+            self._request.kind == "dialogues",
+        )
         sources: dict[str, _Source] = {}
         ordinal = passed = tokens = 0
         for part in unit.slices:
             unpacked, text_bytes = _unpacked(part.input), 0
-            for records in _groups(read_records(part.input, counts), _GROUP_RECORDS):
+            for records in _groups(read_records(part.input, counts, self._request.columns), _GROUP_RECORDS):
                 wanted = self._of_kind(records, counts)
                 for item in encoder.encode(wanted, ordinal):
                     if item.source not in sources:
@@ -232,9 +254,18 @@ class _UnitBuilder:
         """The records that are built; the others are counted.
 
         Raises:
-            DataError: a dialogue where single interactions are built, and nobody asked to leave it out.
+            DataError: a dialogue where single interactions are built, and nobody asked to leave it out; a dialogue of
+                more turns than any stage reads.
         """
         is_single = self._request.kind == "single"
+        if not is_single:
+            _require_turns(records)
+        if self._request.split_dialogues:
+            return [
+                replace(record, interactions=(interaction,), recalls=(), system=None)
+                for record in records
+                for interaction in record.interactions
+            ]
         if not self._request.skip_other_kinds:
             if is_single:
                 _require_single(records)
@@ -264,13 +295,23 @@ def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield group
 
 
+def _require_turns(records: list[Record]) -> None:
+    endless = next((record for record in records if len(record.interactions) > MAX_TURNS), None)
+    if endless is not None:
+        raise DataError(
+            f"{endless.place} is a dialogue of {len(endless.interactions):,} interactions, but no stage reads more "
+            f"than {MAX_TURNS:,}. Cut it into several, or leave it out."
+        )
+
+
 def _require_single(records: list[Record]) -> None:
     several = next((record for record in records if len(record.interactions) > 1), None)
     if several is not None:
         raise DataError(
             f"{several.place} is a dialogue of {len(several.interactions)} interactions, but single ones are to be "
             f"built: a later turn means nothing without those before it. Build dialogues (--kind dialogues), leave the "
-            f"file out, or leave such records out and count them (--skip-other-kinds)."
+            f"file out, leave such records out and count them (--skip-other-kinds), or build each of their "
+            f"interactions by itself all the same (--split-dialogues)."
         )
 
 
@@ -334,6 +375,10 @@ class InteractionJob(Job[InteractionResult]):
         # which met a dialogue goes on with it; single ones among dialogues are either in the rows or not.
         if request.skip_other_kinds and request.kind == "dialogues":
             settings["skip_other_kinds"] = True
+        if request.split_dialogues:
+            settings["split_dialogues"] = True
+        if request.columns.pairs:
+            settings["columns"] = dict(request.columns.pairs)
         return settings
 
     def _files(self) -> tuple[InputFile, ...]:
@@ -350,7 +395,7 @@ class InteractionJob(Job[InteractionResult]):
         """What builds these units, with the fast backend where it proves equal on the first records, and pays."""
         backend = "tokenizers"
         if sum(unit.text_bytes for unit in units) >= _WORTH_A_CHECK:
-            first = islice(read_records(self._inputs[0], InteractionCounts()), _GROUP_RECORDS)
+            first = islice(read_records(self._inputs[0], InteractionCounts(), self._request.columns), _GROUP_RECORDS)
             texts = [text for record in first for item in record.interactions for text in vars(item).values() if text]
             backend = choose_backend("auto", self.out / TOKENIZER_FILE, texts).name
         # What a unit asks of the request; all of its inputs would travel with each.

@@ -6,9 +6,11 @@ A record is one interaction, a list of them, or a chat:
     {"interactions": [{"query": ..., "answer": ...}, ...]}
     {"messages": [{"role": "system" | "user" | "assistant" | "tool", "content": ...}, ...]}
 
-with `language` (or `lang`) and `source` as optional tags. Values are text; a tool call or result may be any JSON and is
-then kept as JSON text. A tool call of nothing ([], {}, nulls in any depth) is none, and so is a tool result {}; the
-result [] says that nothing was found. What happens to bad input, counted in `InteractionCounts`:
+Beside `interactions` may stand a `system` prompt. Optional tags are `language` (or `lang`), `source` and `held_out`
+(true: never trained on); an interaction of a list may say what it recalls (`recalls.py`). Values are text; a tool call
+or result may be any JSON and is then kept as JSON text. A tool call of nothing ([], {}, nulls in any depth) is none,
+and so is a tool result {}; the result [] says that nothing was found. What happens to bad input, counted in
+`InteractionCounts`:
 
 - A record with an interaction that has nothing to answer, or no answer and no tool call, is skipped as a whole: the
   rest of a dialogue may lean on it.
@@ -28,10 +30,13 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.corpora import find_files
+from data_prep.interactions.columns import OUR_COLUMNS, Columns
+from data_prep.interactions.recalls import Recall, recalls_of
 from data_prep.languages import language_of, language_tag
 from data_prep.readers import OBJECT_SUFFIXES, objects
 from data_prep.readers.base import LANGUAGE_COLUMNS, Fields, Input
 from data_prep.units import identity
+from rxt_dist.data.interactions import SYSTEM_HEADING
 from rxt_dist.errors import DataError, nearest
 
 MAX_RECORD_BYTES = 128 << 20
@@ -49,9 +54,13 @@ _NO_CALL = ("[]", "{}", "null")
 _LIST_FIELDS = ("interactions", "messages")
 _THINK_OF_MESSAGE = ("think", "thinking", "reasoning_content")
 _ROLES = ("system", "user", "assistant", "tool")
-_ADVICE = "Needed are 'query' and 'answer', 'interactions', or 'messages'; rename the {}."
+_OTHER_ROLES = {"human": "user", "gpt": "assistant"}
+_ADVICE = (
+    "Needed are 'query' and 'answer', 'interactions', or 'messages'; rename the {}, or say which is which "
+    "(--column query=QUESTION)."
+)
 _NEEDED = (*PART_FIELDS, *_LIST_FIELDS)
-_FIELDS = Fields((*_NEEDED, *LANGUAGE_COLUMNS, "source"), _NEEDED, _ADVICE.format("columns"))
+_ALL = (*_NEEDED, *LANGUAGE_COLUMNS, "source", "held_out", "system")
 
 
 @dataclass(frozen=True)
@@ -70,15 +79,27 @@ class Interaction:
         """Whether there is something to answer, and an answer or a tool call."""
         return bool((self.query or self.tool_result).strip() and (self.answer or self.tool_call).strip())
 
+    @property
+    def is_system_prompt(self) -> bool:
+        """Whether it asks nothing: an instruction alone."""
+        return not (self.query or self.tool_result)
+
 
 @dataclass(frozen=True)
 class Record:
-    """One interaction, or the interactions of one dialogue in order. `place` is the file and line, for messages."""
+    """One interaction, or the interactions of one dialogue in order. `place` is the file and line, for messages.
+
+    recalls: what each interaction recalls; empty where none does. held_out: it is for evaluation, whatever its hash.
+    system: what a dialogue begins with, an interaction that asks nothing, or None.
+    """
 
     interactions: tuple[Interaction, ...]
     language: str
     source: str
     place: str
+    recalls: tuple[Recall | None, ...] = ()
+    held_out: bool = False
+    system: Interaction | None = None
 
 
 @dataclass
@@ -121,13 +142,15 @@ def find_record_files(inputs: Iterable[Path | str]) -> list[Input]:
             for file, status in found]  # fmt: skip
 
 
-def read_records(file: Input, counts: InteractionCounts) -> Iterator[Record]:
-    """The records of one file, in order; `counts` is added to while reading.
+def read_records(file: Input, counts: InteractionCounts, columns: Columns = OUR_COLUMNS) -> Iterator[Record]:
+    """The records of one file, in order; `counts` is added to while reading. `columns` says under which names.
 
     Raises:
         DataError: the file is not what its suffix says, or a record cannot be turned into interactions.
     """
-    for place, value in objects(file, _FIELDS):
+    fields = Fields(columns.of(_ALL), columns.of(_NEEDED), _ADVICE.format("columns"), columns.of_a_table)
+    for place, stored in objects(file, fields):
+        value = columns.read(stored)
         interactions = _interactions(value, place, counts)
         if not interactions or not all(item.is_whole for item in interactions):
             counts.empty += 1
@@ -137,9 +160,28 @@ def read_records(file: Input, counts: InteractionCounts) -> Iterator[Record]:
         tag = next((_text(value[name], place, name) for name in LANGUAGE_COLUMNS if value.get(name)), "")
         language = language_tag(tag) if tag else language_of(file.name, _sample_text(mended))
         source = _folder_name(_text(value.get("source"), place, "source"))
+        recalls = recalls_of(value["interactions"], [item.answer for item in mended], place) if _is_list(value) else ()
+        held_out = _flag(value.get("held_out"), place, "held_out")
         counts.records += 1
         counts.interactions += len(mended)
-        yield Record(mended, language, f"{source}-{language}" if source else language, place)
+        name = f"{source}-{language}" if source else language
+        yield Record(mended, language, name, place, recalls, held_out, _system(value, place))
+
+
+def _is_list(value: Mapping[str, Any]) -> bool:
+    return value.get("interactions") is not None
+
+
+def _system(value: Mapping[str, Any], place: str) -> Interaction | None:
+    """The system prompt of a list of interactions; what a chat begins with is an instruction of its first one."""
+    text = _text(value.get("system"), place, "system") if _is_list(value) else ""
+    return _mended(Interaction(internal=SYSTEM_HEADING + text)) if text.strip() else None
+
+
+def _flag(value: Any, place: str, name: str) -> bool:
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise DataError(f"{place}: '{name}' is {str(value)[:40]!r}, not true or false.")
 
 
 def _interactions(value: Mapping[str, Any], place: str, counts: InteractionCounts) -> list[Interaction]:
@@ -230,6 +272,7 @@ def _of_messages(messages: Sequence[Any], place: str, counts: InteractionCounts)
                 f"'content': rename them."
             )
         role = message.get("role")
+        role = _OTHER_ROLES.get(role, role) if isinstance(role, str) else role
         content = _text(message.get("content"), place, f"{name}.content")
         asked = "query" in open_parts or "tool_result" in open_parts
         if role == "system" and not open_parts:

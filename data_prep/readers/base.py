@@ -157,11 +157,12 @@ class Record:
 @dataclass(frozen=True)
 class Fields:
     """The fields that are read of records: all of them, and those of which a table has to have one; what else is to be
-    done about a table that has none is the `advice`."""
+    done about a table that has none is the `advice`. A table has to have each of the `asked`."""
 
     all: tuple[str, ...]
     needed: tuple[str, ...]
     advice: str
+    asked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from data_prep.readers.base import (
     settle_columns,
 )
 from data_prep.readers.pages import dictionary, pages
-from rxt_dist.errors import DataError
+from rxt_dist.errors import DataError, nearest
 
 _BATCH_ROWS, _BATCH_BYTES = 1000, 8 << 20
 # Of a large column chunk fewer rows are decoded at once: its few longest texts may stand beside each other.
@@ -314,6 +314,11 @@ def read_arrow_objects(item: Input, fields: Fields) -> Iterator[tuple[str, dict[
 
 
 def _known(item: Input, names: list[str], fields: Fields) -> list[str]:
+    lacking = next((name for name in fields.asked if name not in names), None)
+    if lacking is not None:
+        raise DataError(
+            f"{item.path} has no column '{lacking}', which was asked for; it has {names}.{nearest(lacking, names)}"
+        )
     columns = [name for name in names if name in fields.all]
     if not set(columns) & set(fields.needed):
         raise DataError(

@@ -6,7 +6,7 @@ vouched for by the shard's hash alone, so who must not be wrong about documents 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from rxt_dist.data.dialogues import DialogueShard
-from rxt_dist.data.manifest import DatasetManifest, ShardInfo, sums_file
+from rxt_dist.data.manifest import ShardInfo, sums_file
 from rxt_dist.data.rows import PackedRows, row_sums
 from rxt_dist.errors import DataError
 
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
+AnyShard = ShardInfo | DialogueShard
 
 
 def unit_name(shard: ShardInfo | DialogueShard) -> str:
@@ -106,12 +107,13 @@ def starts_of(rows: PackedRows) -> Int64Array:
     return np.asarray(before + (np.cumsum(seq_len - used_R) - (seq_len - used_R))[row_of])
 
 
-def locate(manifest: DatasetManifest, source: int, split: str, row: int) -> tuple[ShardInfo, int]:
-    """The shard that holds a row of a source (by index) and split, and the row's number in it."""
-    for shard in manifest.sources[source].split(split).shards:
-        if row < shard.rows:
+def locate(shards: Sequence[AnyShard], row: int) -> tuple[AnyShard, int]:
+    """Of all shards of a source and split the one that holds a row (or dialogue), and the row's number in it."""
+    for shard in shards:
+        rows = shard.dialogues if isinstance(shard, DialogueShard) else shard.rows
+        if row < rows:
             return shard, row
-        row -= shard.rows
+        row -= rows
     raise IndexError(row)
 
 

@@ -54,12 +54,18 @@ GpusPerNode = Annotated[
 ]
 MinNodes = Annotated[int | None, typer.Option(help="Go on with so few nodes where no more are to be had.")]
 Follow = Annotated[bool, typer.Option("--follow", help="Show state, step, loss and speed until the job ends.")]
-After = Annotated[Path | None, typer.Option(metavar="RUN_DIR", help="Start when that run is finished.")]
+After = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="RUN_DIR", help="Start when that run is finished; several: when all are."),
+]
 FromCheckpoint = Annotated[
     str | None, typer.Option("--from", metavar="step-N", help="Begin at this checkpoint (see `train`).")
 ]
 GpuType = Annotated[str | None, typer.Option(help="Type of GPU, as in a100.", rich_help_panel="Cluster")]
-Gres = Annotated[str | None, typer.Option(help="Ask by --gres in place of --gpus-per-node.", rich_help_panel="Cluster")]
+Gres = Annotated[
+    str | None,
+    typer.Option(help="Ask by --gres in place of --gpus-per-node; none: not at all.", rich_help_panel="Cluster"),
+]
 CpusPerTask = Annotated[int | None, typer.Option(help="CPUs of a rank.", show_default="8", rich_help_panel="Cluster")]
 CpuBind = Annotated[
     str | None, typer.Option(help="How srun binds ranks.", show_default="cores", rich_help_panel="Cluster")

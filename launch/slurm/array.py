@@ -16,8 +16,8 @@ from pathlib import Path
 from launch.slurm import client
 from launch.slurm.freeze import freeze_code
 from launch.slurm.options import ArrayOptions
-from launch.slurm.script import array_script, closing_script
-from launch.slurm.submit import check_script, check_where_possible, place_of, require_slurm
+from launch.slurm.script import CLOSE, SUBMIT, array_script, closing_script
+from launch.slurm.submit import cancel_all, check_script, check_where_possible, place_of, require_slurm
 from rxt_dist.config.load import resolved_yaml
 from rxt_dist.config.run import DataConfig
 from rxt_dist.errors import ConfigError
@@ -84,21 +84,32 @@ def submit_array(wish: ArrayWish) -> Iterator[str]:
         target.mkdir()
         try:
             write_atomic(target / "data.yaml", resolved_yaml(wish.config))
-            write_atomic(target / "submit.sbatch", array)
-            write_atomic(target / "close.sbatch", closing)
-            jobs = [client.submit(str(target / "submit.sbatch"))]
+            write_atomic(target / SUBMIT, array)
+            write_atomic(target / CLOSE, closing)
+            jobs = _hand_over(target, _finds_duplicates(wish.config))
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
     yield f"array {jobs[0]} of {wish.options.tasks} jobs"
-    # After any end of theirs: what a killed one has left, the next completes.
-    if _finds_duplicates(wish.config):
-        jobs.append(client.submit(str(target / "submit.sbatch"), f"--dependency=afterany:{jobs[-1]}"))
-        yield f"array {jobs[-1]}, which builds when all units are surveyed for duplicates"
-    last = client.submit(str(target / "close.sbatch"), f"--dependency=afterany:{jobs[-1]}")
-    write_atomic(target / "jobs", "\n".join([*jobs, last]) + "\n")
-    yield f"job {last}, which completes and verifies {wish.config.path}"
+    for job in jobs[1:-1]:
+        yield f"array {job}, which builds when all units are surveyed for duplicates"
+    yield f"job {jobs[-1]}, which completes and verifies {wish.config.path}"
     yield f"  output: {target}/slurm-*.out"
+
+
+def _hand_over(target: Path, with_survey: bool) -> list[str]:
+    """The ids of the array, of the one after it where all units are surveyed first, and of the job that closes them.
+    Where one is refused, none stays."""
+    jobs = [client.submit(str(target / SUBMIT))]
+    try:
+        # After any end of theirs: what a killed one has left, the next completes.
+        for script in [*([SUBMIT] if with_survey else []), CLOSE]:
+            jobs.append(client.submit(str(target / script), f"--dependency=afterany:{jobs[-1]}"))
+        write_atomic(target / "jobs", "\n".join(jobs) + "\n")
+    except BaseException:
+        cancel_all(jobs)
+        raise
+    return jobs
 
 
 def _require_build(wish: ArrayWish) -> None:

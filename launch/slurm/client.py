@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from rxt_dist.errors import ConfigError, UnavailableError
 
 _SECONDS = 60.0
 # A controller that restarts, or is busy, is back within minutes.
 _PATIENCE_SECONDS, _PAUSE_SECONDS = 300.0, 5.0
-_AWAY = re.compile(r"[Uu]nable to contact|[Cc]onnection refused|timed out|[Ss]ocket|temporarily|[Cc]ommunication", re.A)
+_AWAY = re.compile(
+    r"unable to contact|connection refused|timed out|socket|temporarily|communication|zero bytes|standby|munge",
+    re.A | re.I,
+)
+# Variables that sbatch prefers to an option in a script, where the name does not follow from the option's.
+_VARIABLES = {
+    "array": ("ARRAY_INX",),
+    "time": ("TIMELIMIT",),
+    "mem": ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"),
+    "requeue": ("NO_REQUEUE",),
+    "no-requeue": ("REQUEUE",),
+    "gpus-per-node": ("GPUS", "GPUS_PER_TASK", "GRES"),
+    "gres": ("GPUS", "GPUS_PER_TASK", "GPUS_PER_NODE"),
+}
 
 # States of jobs that wait, and of those that have nodes.
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
@@ -54,13 +70,14 @@ def there() -> bool:
     return shutil.which("sbatch") is not None
 
 
-def call(*command: str, patience: float = 0.0) -> str:
+def call(*command: str, patience: float = 0.0, environment: Mapping[str, str] | None = None) -> str:
     """Run a command of SLURM; its output.
 
     It ignores TERM, which a requeue sends to all processes of the job, also to the command that asked for it.
 
     Args:
         patience: for how many seconds to try again where the controller is away.
+        environment: None: that of this process.
 
     Raises:
         SlurmError: it refused, or the controller stayed away.
@@ -69,8 +86,9 @@ def call(*command: str, patience: float = 0.0) -> str:
     while True:
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=_SECONDS, check=False, preexec_fn=_ignore_term
-            )
+                command, capture_output=True, text=True, timeout=_SECONDS, check=False, preexec_fn=_ignore_term,
+                env=environment,
+            )  # fmt: skip
             said = (done.stderr or done.stdout).strip()
             if done.returncode == 0:
                 return done.stdout
@@ -89,7 +107,23 @@ def _ignore_term() -> None:
 
 def submit(script: str, *options: str) -> str:
     """Submit a script; the id of its job."""
-    return call("sbatch", "--parsable", *options, script).strip().split(";")[0]
+    said = call("sbatch", "--parsable", *options, script, environment=_without_overrides(script))
+    # Some sites greet before it.
+    found = re.findall(r"^(\d+)(?:;\S*)?\s*$", said, re.M)
+    if not found:
+        raise SlurmError(f"sbatch did not say which job it made: {said.strip()[:200]!r}. `squeue --me` shows it.")
+    return str(found[-1])
+
+
+def _without_overrides(script: str) -> dict[str, str]:
+    """The environment without the variables of a person that sbatch would prefer to what the script says, and without
+    the one that lets it wait for the end of the job."""
+    stated: list[str] = []
+    with suppress(OSError):
+        stated = re.findall(r"^#SBATCH --([a-z-]+)", Path(script).read_text(encoding="utf-8"), re.M)
+    names = {"SBATCH_WAIT"} | {f"SBATCH_{option.upper().replace('-', '_')}" for option in stated}
+    names |= {f"SBATCH_{name}" for option in stated for name in _VARIABLES.get(option, ())}
+    return {name: value for name, value in os.environ.items() if name not in names}
 
 
 def would_start(script: str, *options: str) -> str:
@@ -97,13 +131,18 @@ def would_start(script: str, *options: str) -> str:
 
     Raises:
         ConfigError: never, with what it asks for.
+        SlurmError: it does not answer.
     """
     command = ["sbatch", "--test-only", *options, script]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SECONDS, check=False, env=_without_overrides(script)
+        )
     except subprocess.TimeoutExpired as error:
         raise SlurmError(f"sbatch did not answer within {_SECONDS:g} s.") from error
     said = re.sub(r"^sbatch: (error: )?", "", (done.stderr or done.stdout).strip(), flags=re.M)
+    if done.returncode and _AWAY.search(said):
+        raise SlurmError(f"sbatch cannot say whether this job would start: {said}")
     if done.returncode:
         raise ConfigError(
             f"SLURM would never start this job: {said}. `sinfo` shows partitions, nodes and limits, and the script is "
@@ -179,22 +218,25 @@ def cancel(job: str) -> None:
 
 
 def node_kinds() -> list[NodeKind]:
-    """What the partitions consist of."""
+    """What the partitions consist of, also those that are hidden; a line that says something else is left out."""
     kinds = []
-    for line in call("sinfo", "-h", "-o", "%P|%l|%D|%c|%G").splitlines():
-        name, limit, nodes, cpus, gres = line.strip().split("|")
-        found = re.search(r"gpu(?::[A-Za-z][\w.-]*)?:(\d+)", gres)
+    for line in call("sinfo", "-h", "-a", "-o", "%P|%l|%D|%c|%G").splitlines():
+        fields = line.strip().split("|")
+        if len(fields) != 5 or not fields[2].isdigit():
+            continue
+        name, limit, nodes, cpus, gres = fields
+        least = int(re.sub(r"\D", "", cpus) or 0)
         kinds.append(
-            NodeKind(
-                name.rstrip("*"),
-                name.endswith("*"),
-                _limit_seconds(limit),
-                int(nodes),
-                int(re.sub(r"\D", "", cpus) or 0),
-                int(found[1]) if found else 0,
-            )
+            NodeKind(name.rstrip("*"), name.endswith("*"), _limit_seconds(limit), int(nodes), least, gpus_of(gres))
         )
     return kinds
+
+
+def gpus_of(gres: str) -> int:
+    """GPUs of a list of resources such as `gpu:a100:8(S:0-1),nvme:1`; a type may be a number, as in `gpu:3090:8`."""
+    items = [item.strip().split(":") for item in re.sub(r"\([^)]*\)", "", gres).split(",")]
+    gpus = [item for item in items if item[0] == "gpu"]
+    return sum(int(item[-1]) if item[-1].isdigit() else 1 for item in gpus)
 
 
 def _limit_seconds(text: str) -> float:

@@ -100,6 +100,8 @@ def slurm(
     on, until the run is finished. `rxt-dist launch status|stop|resume runs/NAME` afterwards.
     """
     from launch.slurm.submit import render, submit
+    from rxt_dist.config.chain import is_chain
+    from rxt_dist.config.load import load_run
 
     given = {
         "nodes": nodes, "min_nodes": min_nodes, "gpus_per_node": gpus_per_node, "partition": partition,
@@ -110,7 +112,13 @@ def slurm(
         "mounts": mount, "env": _variables(env), "exclusive": exclusive or None,
         "requeue": False if no_requeue else None, "preflight": False if no_preflight else None,
     }  # fmt: skip
-    wish = _wish(run, with_time_limit(overrides, time_limit), site, given, after, from_checkpoint)
+    if is_chain(run):
+        for_one = {"--after": after, "--from": from_checkpoint, "--follow": follow, "--time-limit": time_limit}
+        chain = _chain_wish(run, overrides, site, given, for_one)
+        _launch_chain(chain, dry_run)
+        return
+    config = load_run(run, with_time_limit(overrides, time_limit))
+    wish = _wish(config, site, given, after, from_checkpoint)
     if dry_run:
         typer.echo(render(wish, lambda text: typer.echo(text, err=True)), nl=False)
         return
@@ -210,27 +218,58 @@ def resume(
         raise typer.Exit(follow_run(run))
 
 
+def _chain_wish(
+    file: Path, overrides: list[str] | None, site: Path | None, given: dict[str, Any], for_one: dict[str, Any]
+) -> Any:
+    """A chain whose jobs all have the same options.
+
+    Raises:
+        ConfigError: an option is given that only a run of its own has.
+    """
+    from launch.slurm.chain import ChainWish
+    from rxt_dist.config.chain import load_chain
+    from rxt_dist.errors import ConfigError
+
+    surplus = [name for name, value in for_one.items() if value]
+    if surplus:
+        raise ConfigError(f"{surplus[0]} belongs to one run, and {file} is a chain: leave it out, or name a run file.")
+    chain = load_chain(file, overrides or [])
+
+    def make(run: Any, after: list[Path]) -> Any:
+        return _wish(run, site, dict(given), after, None)
+
+    return ChainWish(file, overrides or [], chain, make)
+
+
+def _launch_chain(wish: Any, dry_run: bool) -> None:
+    from launch.slurm.chain import render_chain, submit_chain
+
+    if dry_run:
+        typer.echo(render_chain(wish, lambda text: typer.echo(text, err=True)), nl=False)
+        return
+    jobs = submit_chain(wish, typer.echo)
+    typer.echo(f"submitted: {', '.join(jobs) or 'nothing, since nothing is left'}")
+
+
 def _wish(
-    run: Path,
-    overrides: list[str],
+    config: Any,
     site: Path | None,
     given: dict[str, Any],
-    after: Path | None,
+    after: list[Path] | None,
     checkpoint: str | None,
 ) -> Any:
     """What is to be submitted: of nodes and GPUs the option counts, then the site file, then the run's cluster."""
     from launch.slurm.options import SlurmOptions
     from launch.slurm.submit import Wish
-    from rxt_dist.config.load import load_run, load_settings
+    from rxt_dist.config.load import load_settings
 
-    config = load_run(run, overrides)
     options = load_settings(SlurmOptions, site, _stated(given))
     for name, value in (("nodes", config.cluster.nodes), ("gpus_per_node", config.cluster.gpus_per_node)):
         if name not in options.model_fields_set:
             given[name] = value
     options = load_settings(SlurmOptions, site, _stated(given))
     cluster = config.cluster.model_copy(update={"nodes": options.nodes, "gpus_per_node": options.gpus_per_node})
-    return Wish(config.model_copy(update={"cluster": cluster}), options, after, checkpoint)
+    return Wish(config.model_copy(update={"cluster": cluster}), options, tuple(after or ()), checkpoint)
 
 
 def _stated(given: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from rxt_dist.train.events import read_lines
 _FOLLOW_SECONDS = 2.0
 # A job that was submitted a moment ago, or is between two starts, may be unknown for a moment.
 _GONE_LOOKS = 3
+# The queue does not answer.
+_UNKNOWN = "UNKNOWN"
+_LIVING = (*client.ACTIVE, _UNKNOWN)
 
 
 def status_of(run: Path) -> dict[str, Any]:
@@ -35,12 +38,12 @@ def status_of(run: Path) -> dict[str, Any]:
     lines = lines_of(Ledger(folder.ledger).read(), description.submission) if description else []
     ends = [line for line in lines if line["kind"] == "end"]
     figures = [line for line in read_lines(run / "metrics.jsonl") if "tokens_per_s" in line]
-    known = ("step", "tokens", "ar_loss", "tokens_per_s", "time")
+    known = ("step", "tokens", "tokens_per_s", "time")
     return {
         "run": str(run),
         "jobs": jobs,
         "supervisor": _json(folder.status),
-        "newest": {name: figures[-1].get(name) for name in known} if figures else {},
+        "newest": {name: figures[-1].get(name) for name in known} | {"loss": _loss(figures[-1])} if figures else {},
         "finished": bool(_json(run / "finished.json")),
         "trains": held(run / ".lock"),
         "lives": [
@@ -52,10 +55,20 @@ def status_of(run: Path) -> dict[str, Any]:
 
 
 def _job(job: str) -> dict[str, Any]:
-    state = client.job_state(job)
+    try:
+        state = client.job_state(job)
+    except client.SlurmError as error:
+        # What the run's own files say is no less true.
+        return {"job": job, "state": _UNKNOWN, "reason": str(error), "nodes": "", "start": ""}
     if state is not None:
         return {"job": job, "state": state.state, "reason": state.reason, "nodes": state.nodes, "start": state.started}
     return {"job": job, "state": client.last_state(job) or "ENDED", "reason": "", "nodes": "", "start": ""}
+
+
+def _loss(line: dict[str, Any]) -> float | None:
+    """Of the first term of the stage: they stand in its order."""
+    losses = [value for name, value in line.items() if name.endswith("_loss") and "/" not in name]
+    return losses[0] if losses and isinstance(losses[0], float) else None
 
 
 def _output(folder: JobFolder, submission: int, jobs: list[str]) -> str | None:
@@ -74,17 +87,19 @@ def _json(path: Path) -> dict[str, Any]:
 def headline(state: dict[str, Any]) -> str:
     """One line: what it does, and how far it is."""
     words = []
-    active = [job for job in state["jobs"] if job["state"] in client.ACTIVE]
+    active = [job for job in state["jobs"] if job["state"] in _LIVING]
     shown = active[0] if active else (state["jobs"][-1] if state["jobs"] else None)
     own = state["supervisor"]
     if shown is not None:
         words.append(f"job {shown['job']} {shown['state']}")
+        if shown["state"] == _UNKNOWN:
+            words.append(f"({shown['reason']})")
         if shown["state"] in client.WAITING and shown["reason"] not in ("None", ""):
             words.append(f"({shown['reason']})")
             words.append(f"expected to start at {shown['start']}" if shown["start"] not in ("N/A", "") else "")
         if shown["state"] == "RUNNING":
             words.append(f"on {shown['nodes']}, {own.get('state', 'starting')}")
-        elif own.get("why") and shown["state"] not in client.WAITING:
+        elif own.get("why") and shown["state"] not in (*client.WAITING, _UNKNOWN):
             words.append(f"({own.get('state')}: {own['why']})")
     elif not state["finished"]:
         words.append("training, without SLURM" if state["trains"] else "not running")
@@ -92,7 +107,7 @@ def headline(state: dict[str, Any]) -> str:
         words.append("finished")
     newest = state["newest"]
     if newest:
-        loss = newest.get("ar_loss")
+        loss = newest["loss"]
         words.append(f"| step {newest['step']:,}" + (f", loss {loss:.4f}" if isinstance(loss, float) else ""))
         words.append(f"{newest['tokens_per_s']:,.0f} tokens/s" if newest.get("tokens_per_s") else "")
     return " ".join(word for word in words if word)
@@ -107,7 +122,8 @@ def print_status(run: Path, as_json: bool) -> None:
     print(headline(state))
     for life in state["lives"][-5:]:
         code = "no code" if life["code"] is None else f"code {life['code']}"
-        print(f"  life {life['life']} (job {life['job']}) ended at step {life['step']}, {code}: {life['reason']}")
+        name = f"life {life['life']}" if life["life"] else "before a life"
+        print(f"  {name} (job {life['job']}) ended at step {life['step']}, {code}: {life['reason']}")
     if state["excluded"]:
         print(f"  nodes that are avoided: {', '.join(state['excluded'])}")
     if state["output"]:
@@ -128,7 +144,7 @@ def follow_run(run: Path) -> int:
             if line != last:
                 print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
                 last = line
-            active = any(job["state"] in client.ACTIVE for job in state["jobs"])
+            active = any(job["state"] in _LIVING for job in state["jobs"])
             gone = 0 if active else gone + 1
             if gone >= _GONE_LOOKS:
                 codes = [life["code"] for life in state["lives"] if life["code"] is not None]
@@ -145,7 +161,7 @@ def stop_run(run: Path, now: bool) -> Iterator[str]:
     """
     description = JobFolder(run).description()
     jobs = [_job(job) for job in description.jobs] if description and client.there() else []
-    running = [job for job in jobs if job["state"] in client.ACTIVE and job["state"] not in client.WAITING]
+    running = [job for job in jobs if job["state"] in _LIVING and job["state"] not in client.WAITING]
     waiting = [job for job in jobs if job["state"] in client.WAITING]
     trains = held(run / ".lock")
     if not (running or waiting or trains):
@@ -156,6 +172,6 @@ def stop_run(run: Path, now: bool) -> Iterator[str]:
         client.cancel(job["job"])
         yield f"job {job['job']} is cancelled"
     if (running or trains) and not now:
-        yield f"{run} saves at its next step and ends; nothing starts it again by itself"
+        yield f"{run} saves at its next step and ends, by its file STOP; nothing starts it again by itself"
     if description:
         yield f"`rxt-dist launch resume {run}` goes on"

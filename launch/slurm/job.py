@@ -30,8 +30,9 @@ class Description:
     submission: its number. run: the run directory. command: what a rank executes, without the python. once: further
     arguments in the first life. python: the interpreter on the nodes. node_counts: numbers of nodes that the run can
     work on, largest first. lead: seconds from the user signal to the end of the job's time. prefix: a container's
-    command before the python of ranks. srun: further arguments of srun for ranks. old_stop: identity of the STOP file
-    that was there at submission. jobs: ids, in order of submission.
+    command before the python of ranks. srun: further arguments of srun for ranks. chain: jobs of a submission, one
+    after the other. code: the frozen code. old_stop: identity of the STOP file that was there at submission. jobs: ids,
+    in order of submission.
     """
 
     submission: int
@@ -51,6 +52,8 @@ class Description:
     prefix: list[str]
     srun: list[str]
     exclude: str | None
+    chain: int
+    code: str
     old_stop: str
     jobs: list[str]
 
@@ -58,6 +61,11 @@ class Description:
     def folder(self) -> JobFolder:
         """Where it stands."""
         return JobFolder(Path(self.run))
+
+    @property
+    def contained(self) -> bool:
+        """Whether ranks run in an image."""
+        return bool(self.prefix) or any(argument.startswith("--container-image=") for argument in self.srun)
 
     @property
     def file(self) -> Path:

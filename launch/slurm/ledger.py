@@ -50,9 +50,11 @@ class Ledger:
 
 
 def lines_of(lines: Sequence[Line], submission: int) -> list[Line]:
-    """The lines since a submission was made, or taken up again by a person."""
-    starts = [at for at, line in enumerate(lines) if _is(line, "submitted") and line.get("submission") == submission]
-    return list(lines[starts[-1] :]) if starts else []
+    """The lines since a submission was made, or taken up again by a person; where that line was lost, since the first
+    that is of it."""
+    own = [at for at, line in enumerate(lines) if line.get("submission") == submission]
+    starts = [at for at in own if _is(lines[at], "submitted")]
+    return list(lines[starts[-1] :]) if starts else list(lines[own[0] :]) if own else []
 
 
 def excluded_nodes(lines: Sequence[Line]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -40,6 +41,7 @@ _LONGEST = 1000
 _REACH_SECONDS = 30.0
 # Ends by a signal that a machine may be the cause of: memory, bus, kill by the system.
 _MACHINE = (-signal.SIGKILL, -signal.SIGBUS, -signal.SIGSEGV, -signal.SIGILL)
+_SECRET = re.compile(r"JWT|TOKEN|KEY|SECRET|PASS|CREDENTIAL")
 _RECORDED = ("SLURM_", "NCCL_", "GLOO_", "CUDA_", "OMP_", "MASTER_", "RXT_", "DS_", "TORCH", "TRITON", "FI_", "UCX_")
 
 
@@ -113,7 +115,7 @@ class JobLife:
         answers: dict[str, dict[str, Any]] = {}
         step = self._start("check", listen=lambda line: _hear(line, answers))
         deadline = time.monotonic() + _CHECK_SECONDS
-        while not step.ended and time.monotonic() < deadline and self._signals.ended is None:
+        while not step.ended and time.monotonic() < deadline and not self._is_asked():
             if any(answer["problems"] for answer in list(answers.values())):
                 deadline = min(deadline, time.monotonic() + _OTHERS_SECONDS)
             time.sleep(_POLL_SECONDS)
@@ -122,13 +124,20 @@ class JobLife:
         write_json_atomic(self.folder / "nodes.json", dict(answers))
         return self._verdict(dict(answers), ended_by_itself)
 
+    def _is_asked(self) -> bool:
+        return self._signals.user is not None or self._signals.ended is not None
+
     def _verdict(self, answers: dict[str, dict[str, Any]], ended_by_itself: bool) -> LifeEnd | None:
         bad = {host: "; ".join(answer["problems"]) for host, answer in answers.items() if answer["problems"]}
         silent = [host for host in self.hosts if host not in answers]
-        if not bad and silent and not self._signals.ended:
+        if not bad and silent and self._is_asked():
+            return LifeEnd(ExitCode.PREEMPTED, "asked to stop while the nodes were checked")
+        if not bad and silent:
             # A step whose start fails on one node ends on all of them before they can answer.
             gone = unreachable(silent, _REACH_SECONDS) if ended_by_itself else silent
             bad = dict.fromkeys(gone, "does not answer")
+            if not bad and answers:
+                bad = dict.fromkeys(silent, "the check does not start there: is a disk missing, or a package?")
         if bad:
             said = "\n".join(f"  {host}: {problem}" for host, problem in sorted(bad.items()))
             # Where all of several fail, it is not the nodes.
@@ -167,7 +176,7 @@ class JobLife:
                 with suppress(OSError):  # there is the signal, too
                     self._request.touch()
                 # torchrun and containers do not pass it on but end by it: for them there is the file.
-                if self._signals.user and self._wanted.launcher == "srun" and not self._wanted.prefix:
+                if self._signals.user and self._wanted.launcher == "srun" and not self._wanted.contained:
                     step.pass_on(self._signals.user)
             if self._signals.user is not None and time.monotonic() > self._signals.user_at + patience:
                 return True
@@ -191,7 +200,11 @@ class JobLife:
 
     def _record(self) -> None:
         """The environment that ranks inherit, without what may be secret."""
-        known = {name: value for name, value in sorted(os.environ.items()) if name.startswith(_RECORDED)}
+        known = {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(_RECORDED) and not _SECRET.search(name)
+        }
         paths = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "LOADEDMODULES") if name in os.environ}
         write_json_atomic(self.folder / "environment.json", {"hosts": self.hosts, "variables": known | paths})
 

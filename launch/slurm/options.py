@@ -6,6 +6,7 @@ break in a partition's name would be another line of the script.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,6 +64,20 @@ _OWN_LINES = {
     "parsable": "",
     "no-kill": "",
     "k": "",
+    "wait": "--follow",
+    "W": "--follow",
+    "test-only": "--dry-run",
+    "clusters": "",
+    "M": "",
+    # A rank takes the GPU of its number on the node, so it has to see all of them; and ranks of a node follow one
+    # another.
+    "gpus-per-task": "--gpus-per-node",
+    "gpus-per-socket": "--gpus-per-node",
+    "ntasks-per-gpu": "--gpus-per-node",
+    "gpu-bind": "",
+    "tres-per-task": "--gpus-per-node",
+    "distribution": "",
+    "m": "",
 }
 
 
@@ -81,9 +96,10 @@ def _extra_line(text: str) -> str:
     found = re.fullmatch(r"(--([a-z][a-z-]*)|-([A-Za-z]))([ =][ -~]*)?", text)
     if found is None or len(text) > 500:
         raise ValueError(f"{text[:40]!r} is no option of sbatch; one looks like --mail-type=FAIL")
-    name = found[2] or found[3]
-    if name in _OWN_LINES:
-        instead = _OWN_LINES[name]
+    # The beginning of a name does for sbatch.
+    own = [known for known in _OWN_LINES if known == found[3] or (found[2] and known.startswith(found[2]))]
+    if own:
+        instead = _OWN_LINES[own[0]]
         raise ValueError(f"{found[1]} is the launcher's to set{f': use {instead}' if instead else ''}")
     return text
 
@@ -104,6 +120,8 @@ Module = Annotated[str, _made_of(r"[A-Za-z0-9_][A-Za-z0-9_./+-]*", "cuda/12.4")]
 Binding = Annotated[str, _made_of(r"[a-z][a-z0-9_:,x]*", "cores")]
 VariableName = Annotated[str, _made_of(r"[A-Za-z_][A-Za-z0-9_]*", "NCCL_IB_HCA")]
 Plain = Annotated[str, AfterValidator(_plain)]
+# Whatever reads it later is no shell that would know `~`.
+PlainPath = Annotated[str, AfterValidator(_plain), AfterValidator(os.path.expanduser)]
 ExtraLine = Annotated[str, AfterValidator(_extra_line)]
 
 
@@ -120,8 +138,8 @@ class JobOptions(Config):
         None, description="Memory of a node: 480G, or 0 for all of it; null: the site's default."
     )
     modules: tuple[Module, ...] = Field((), description="Modules to load.")
-    conda: Plain | None = Field(None, description="conda environment to activate.")
-    venv: Plain | None = Field(None, description="Virtual environment to activate.")
+    conda: PlainPath | None = Field(None, description="conda environment to activate.")
+    venv: PlainPath | None = Field(None, description="Virtual environment to activate.")
     env: dict[VariableName, Plain] = Field({}, description="Environment variables of the job.")
     sbatch: tuple[ExtraLine, ...] = Field((), description="Further lines for sbatch, such as --mail-type=FAIL.")
 
@@ -146,7 +164,9 @@ class SlurmOptions(JobOptions):
     )
     gpus_per_node: Annotated[PositiveInt, at_most(256)] = Field(1, description="GPUs, and ranks, of a node.")
     gpu_type: Kind | None = Field(None, description="Type of GPU, as in --gpus-per-node=a100:8.")
-    gres: Resource | None = Field(None, description="Ask for GPUs by this --gres in place of --gpus-per-node.")
+    gres: Resource | None = Field(
+        None, description="Ask for GPUs by this --gres in place of --gpus-per-node; none: the cluster counts no GPUs."
+    )
     cpus_per_task: PositiveInt = Field(8, description="CPUs of a rank.")
     exclusive: bool = Field(False, description="Whole nodes, which no other job shares.")
     cpu_bind: Binding = Field("cores", description="How srun binds ranks to CPUs.")
@@ -159,9 +179,9 @@ class SlurmOptions(JobOptions):
         1, description="Jobs that follow one another until all is trained."
     )
     launcher: Literal["srun", "torchrun"] = Field("srun", description="What starts ranks on the nodes.")
-    container: Plain | None = Field(None, description="Image in which ranks run.")
+    container: PlainPath | None = Field(None, description="Image in which ranks run.")
     container_runtime: Literal["apptainer", "pyxis"] = Field("apptainer", description="What runs the image.")
-    mounts: tuple[Plain, ...] = Field((), description="Folders that ranks see in the container.")
+    mounts: tuple[PlainPath, ...] = Field((), description="Folders that ranks see in the container.")
     preflight: bool = Field(True, description="Check all nodes before each start of the ranks.")
 
     @model_validator(mode="after")
@@ -170,6 +190,8 @@ class SlurmOptions(JobOptions):
             raise ValueError(f"min_nodes ({self.min_nodes}) is more than nodes ({self.nodes}): lower it")
         if self.chain > 1 and self.requeue:
             raise ValueError("a chain takes the place of requeues: give --no-requeue with it, or leave it out")
+        if self.gres is not None and self.gpu_type is not None:
+            raise ValueError("gres and gpu_type both say which GPUs: write the type into gres, or leave gres out")
         if self.mounts and self.container is None:
             raise ValueError("mounts belong to a container: name its image, or leave them out")
         return self

@@ -25,6 +25,10 @@ exec $process
 """)
 
 
+# Names of the scripts in a submission's folder.
+SUBMIT, CLOSE = "submit.sbatch", "close.sbatch"
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a job lives. folder: of its submission, for script and output. directory: the current directory of the
@@ -43,12 +47,11 @@ def run_script(name: str, options: SlurmOptions, lead: int, place: Place) -> str
         name: of the job. lead: seconds from the user signal to the end of its time.
     """
     nodes = str(options.nodes) if options.min_nodes is None else f"{options.min_nodes}-{options.nodes}"
-    gpus = f"{options.gpu_type}:{options.gpus_per_node}" if options.gpu_type else str(options.gpus_per_node)
     lines = [
         f"--job-name={name}",
         f"--nodes={nodes}",
         *_tasks(options),
-        f"--gpus-per-node={gpus}" if options.gres is None else f"--gres={options.gres}",
+        *_gpus(options),
         *_common_lines(options, place, "%j"),
         f"--signal=B:{options.signal}@{lead}",
         "--requeue" if options.requeue else "--no-requeue",
@@ -57,6 +60,13 @@ def run_script(name: str, options: SlurmOptions, lead: int, place: Place) -> str
     ]
     process = [place.python, "-m", "launch.slurm.supervisor", str(place.folder / "launch.json")]
     return _text(f"Training of {name}.", lines, options, place, process)
+
+
+def _gpus(options: SlurmOptions) -> list[str]:
+    if options.gres is not None:
+        return [] if options.gres == "none" else [f"--gres={options.gres}"]
+    kind = f"{options.gpu_type}:" if options.gpu_type else ""
+    return [f"--gpus-per-node={kind}{options.gpus_per_node}"]
 
 
 def _tasks(options: SlurmOptions) -> list[str]:
@@ -102,7 +112,7 @@ def closing_script(name: str, options: ArrayOptions, place: Place, command: Sequ
         *options.sbatch,
     ]
     process = [place.python, "-m", "launch.slurm.data_task", *command]
-    return _text(f"Completes and verifies {name}.", lines, options, place, process)
+    return _text(f"Completes and verifies {name}.", lines, options, place, process, CLOSE)
 
 
 def slurm_time(seconds: int) -> str:
@@ -123,10 +133,12 @@ def _common_lines(options: JobOptions, place: Place, job: str) -> Iterator[str]:
     yield "--open-mode=append"
 
 
-def _text(title: str, lines: Sequence[str], options: JobOptions, place: Place, process: Sequence[str]) -> str:
+def _text(
+    title: str, lines: Sequence[str], options: JobOptions, place: Place, process: Sequence[str], file: str = SUBMIT
+) -> str:
     return _TEMPLATE.substitute(
         title=title,
-        path=place.folder / "submit.sbatch",
+        path=place.folder / file,
         header="\n".join(f"#SBATCH {line}" for line in lines),
         environment="\n".join(_environment(options, place)),
         process=shlex.join(process),
@@ -134,13 +146,15 @@ def _text(title: str, lines: Sequence[str], options: JobOptions, place: Place, p
 
 
 def _environment(options: JobOptions, place: Place) -> Iterator[str]:
+    if options.modules or options.conda is not None or options.venv is not None:
+        yield "# Without its software a job would go on with whatever python is there."
     if options.modules:
-        yield f"module load {' '.join(options.modules)}"
+        yield f"module load {' '.join(options.modules)} || exit"
     if options.conda is not None:
-        yield 'source "$(conda info --base)/etc/profile.d/conda.sh"'
-        yield f"conda activate {shlex.quote(options.conda)}"
+        yield 'source "$(conda info --base)/etc/profile.d/conda.sh" || exit'
+        yield f"conda activate {shlex.quote(options.conda)} || exit"
     if options.venv is not None:
-        yield f"source {shlex.quote(options.venv + '/bin/activate')}"
+        yield f"source {shlex.quote(options.venv + '/bin/activate')} || exit"
     for name, value in options.env.items():
         yield f"export {name}={shlex.quote(value)}"
     yield "# The code as it was when this was submitted, whatever has changed since and lies in this directory."

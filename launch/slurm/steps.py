@@ -16,7 +16,14 @@ from launch.slurm.task import HOSTS
 
 # In a shell of two words, because whatever else stands before a rank would be ended by a signal while it starts.
 _DEAF = ["/bin/sh", "-c", 'trap "" TERM USR1 USR2 HUP; exec "$@"', "sh"]
-_NUMBERS = tuple(f"SLURM_{name}" for name in ("NTASKS", "NPROCS", "NTASKS_PER_NODE", "CPUS_PER_TASK", "TRES_PER_TASK"))
+_NUMBERS = ("NTASKS", "NPROCS", "NTASKS_PER_NODE", "CPUS_PER_TASK", "TRES_PER_TASK")
+# What a person's shell may say of every srun: how it prints, which ranks go where, which GPUs a rank sees.
+_HABITS = (
+    "LABELIO", "UNBUFFEREDIO", "STDINMODE", "STDOUTMODE", "STDERRMODE", "DISTRIBUTION", "DIST_PLANESIZE", "RELATIVE",
+    "GPUS_PER_TASK", "NTASKS_PER_GPU", "GPU_BIND", "EXACT", "EXCLUSIVE", "IMMEDIATE", "TIMELIMIT", "REMOTE_CWD",
+    "WORKING_DIR",
+)  # fmt: skip
+_UNSAID = frozenset(f"SLURM_{name}" for name in (*_NUMBERS, *_HABITS))
 # After the first rank has ended well, the others follow within seconds.
 _WAIT_SECONDS = 300
 _INTERRUPT_SECONDS, _END_SECONDS = 0.9, 10.0
@@ -35,9 +42,12 @@ def step_command(wanted: Description, role: str, hosts: Sequence[str], life: Pat
         f"--nodelist={','.join(hosts)}",
         f"--ntasks={len(hosts) * tasks}",
         f"--ntasks-per-node={tasks}",
+        # Ranks of a node follow one another.
+        "--distribution=block",
         f"--cpus-per-task={cpus}",
         "--export=ALL",
-        "--kill-on-bad-exit=1",
+        # Each node answers for itself; ranks are nothing without one another.
+        f"--kill-on-bad-exit={int(role != 'check')}",
         f"--wait={_WAIT_SECONDS}",
         *wanted.srun,
         *_DEAF,
@@ -48,8 +58,8 @@ def step_command(wanted: Description, role: str, hosts: Sequence[str], life: Pat
 
 def step_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment without the job's numbers: they are said by options, and versions of SLURM differ in whether a
-    variable that says another one is passed over or fatal."""
-    return {name: value for name, value in environ.items() if name not in _NUMBERS}
+    variable that says another one is passed over or fatal. And without habits that would change what a step is."""
+    return {name: value for name, value in environ.items() if name not in _UNSAID}
 
 
 def unreachable(hosts: Sequence[str], seconds: float) -> list[str]:

@@ -15,22 +15,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch.slurm import client
-from launch.slurm.freeze import freeze_code
+from launch.slurm.container import in_container
+from launch.slurm.freeze import freeze_code, require_whole
 from launch.slurm.job import Description, JobFolder
 from launch.slurm.ledger import Ledger
 from launch.slurm.options import JobOptions, SlurmOptions
-from launch.slurm.script import Place, run_script
+from launch.slurm.script import SUBMIT, Place, run_script
 from rxt_dist.config.duration import seconds_of
 from rxt_dist.config.load import resolved_yaml
 from rxt_dist.config.run import RunConfig
-from rxt_dist.errors import ConfigError, UserError, error_class
+from rxt_dist.errors import ConfigError, UnavailableError, UserError, error_class
 from rxt_dist.files import access_errors, require_folder, write_atomic
 from rxt_dist.lives import file_identity
 from rxt_dist.locks import Lock, held, locked
 from rxt_dist.train.events import read_lines
 
 # Nothing else may stand in a script's header and in the name of a job's output.
-_PLAIN_PATH = re.compile(r"[A-Za-z0-9_./+=:@,~-]+")
+# (a colon parts the folders of PYTHONPATH, and a comma those of a container).
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_./+=@~-]+")
 # Before anything is known of a run's steps and saves.
 _LEAD_SECONDS, _SAFETY_SECONDS = 300, 60
 _SAVES, _STEPS = 5, 50
@@ -41,13 +43,13 @@ _ADMISSION_SECONDS = 600
 class Wish:
     """What a person wants to have submitted.
 
-    config: the run, with the cluster as the options have it. after: run directory that has to be finished first.
+    config: the run, with the cluster as the options have it. after: run directories that have to be finished first.
     from_checkpoint: where the first life begins.
     """
 
     config: RunConfig
     options: SlurmOptions
-    after: Path | None = None
+    after: tuple[Path, ...] = ()
     from_checkpoint: str | None = None
 
     @property
@@ -70,12 +72,15 @@ def render(wish: Wish, warn: Callable[[str], None]) -> str:
     Raises:
         UserError: whatever refuses the run, the options or the script.
     """
+    require_folder(wish.run)
     folder = JobFolder(wish.run)
     number = folder.newest + 1
     place = _place(wish, folder, number, folder.path / "code-...")
     text = run_script(wish.name, wish.options, signal_lead(wish), place)
+    gpus = gpus_asked(wish.options)
+    _dependency(wish)
     _node_counts(wish)
-    check_where_possible(text, wish.options, wish.options.nodes, wish.options.gpus_per_node, warn)
+    check_where_possible(text, wish.options, wish.options.nodes, gpus, warn)
     return text
 
 
@@ -90,11 +95,10 @@ def submit(wish: Wish, say: Callable[[str], None]) -> list[str]:
     """
     run = wish.run
     require_slurm()
-    _require_no_job(run)
-    if held(run / ".lock"):
-        raise ConfigError(f"{run} is being trained by another process: wait until it has ended, or stop it.")
-    lead, counts, dependency = signal_lead(wish), _node_counts(wish), _dependency(wish)
     require_folder(run)
+    _require_free(run)
+    gpus_asked(wish.options)
+    lead, dependency, counts = signal_lead(wish), _dependency(wish), _node_counts(wish)
     with access_errors(run):
         return _written_and_submitted(wish, lead, counts, dependency, say)
 
@@ -106,15 +110,16 @@ def resubmit(run: Path) -> list[str]:
         UserError: it was never submitted, has a job, or is finished.
     """
     folder = JobFolder(run)
-    description = folder.description()
-    if description is None:
+    if folder.description() is None:
         raise ConfigError(f"{run} was never submitted to SLURM: begin with `rxt-dist launch slurm RUN.yaml`.")
-    _require_no_job(run)
-    if (run / "finished.json").exists():
-        raise ConfigError(f"{run} is finished, so there is nothing to resume (to go back: `launch slurm --from`).")
-    if held(run / ".lock"):
-        raise ConfigError(f"{run} is being trained by another process: wait until it has ended, or stop it.")
+    require_slurm()
     with locked(folder.path / ".lock", wait=True):
+        description = folder.description()
+        assert description is not None
+        _require_free(run)
+        if (run / "finished.json").exists():
+            raise ConfigError(f"{run} is finished, so there is nothing to resume (to go back: `launch slurm --from`).")
+        require_whole(Path(description.code))
         Ledger(folder.ledger).add("submitted", submission=description.submission, again=True)
         description = replace(description, old_stop=file_identity(run / "STOP"))
         description.write()
@@ -133,19 +138,21 @@ def _written_and_submitted(
     with locked(folder.path / ".lock") as lock:
         if lock is Lock.BUSY:
             raise ConfigError(f"{wish.run} is being submitted by another process at this moment.")
+        # Since the first look another launch may have come and gone.
+        _require_free(wish.run)
         number = folder.newest + 1
         target = folder.submission(number)
         try:
             place = _place(wish, folder, number, freeze_code(folder.path))
             text = run_script(wish.name, wish.options, lead, place)
-            check_script(text, wish.options, nodes=wish.options.nodes, gpus=wish.options.gpus_per_node)
+            check_script(text, wish.options, nodes=wish.options.nodes, gpus=gpus_asked(wish.options))
             target.mkdir(exist_ok=True)
             write_atomic(target / "run.yaml", resolved_yaml(_settled(wish)))
-            write_atomic(target / "submit.sbatch", text)
-            description = _description(wish, number, lead, counts)
+            write_atomic(target / SUBMIT, text)
+            description = _description(wish, number, lead, counts, place.code)
             description.write()
             Ledger(folder.ledger).add("submitted", submission=number)
-            jobs = _hand_over(description, dependency, wish.options.chain)
+            jobs = _hand_over(description, dependency)
         except BaseException:
             shutil.rmtree(made if is_new else target, ignore_errors=True)
             raise
@@ -153,23 +160,32 @@ def _written_and_submitted(
     return jobs
 
 
-def _hand_over(description: Description, dependency: list[str], links: int = 1) -> list[str]:
-    """Submit as many jobs as a chain has; each is noted at once."""
-    script = description.folder.submission(description.submission) / "submit.sbatch"
+def _hand_over(description: Description, dependency: list[str]) -> list[str]:
+    """Submit as many jobs as a chain has; each is noted at once. Where one is refused, none stays."""
+    script = description.folder.submission(description.submission) / SUBMIT
     jobs: list[str] = []
-    for link in range(links):
-        # The first may have to wait for another run; all others wait for the one before, whatever its end.
-        waits = dependency if link == 0 else []
-        if links > 1:
-            waits = [
-                f"--dependency={','.join(['singleton', *(text.partition('=')[2] for text in waits[:1])])}",
-                *waits[1:],
-            ]
-        jobs.append(client.submit(str(script), *waits))
-        description = replace(description, jobs=[*description.jobs, jobs[-1]])
-        description.write()
-        Ledger(description.folder.ledger).add("job", job=jobs[-1], submission=description.submission)
+    try:
+        for link in range(description.chain):
+            # The first may have to wait for another run; all others wait for the one before, whatever its end.
+            waits = dependency if link == 0 else []
+            if description.chain > 1:
+                after = (text.partition("=")[2] for text in waits[:1])
+                waits = [f"--dependency={','.join(['singleton', *after])}", *waits[1:]]
+            jobs.append(client.submit(str(script), *waits))
+            description = replace(description, jobs=[*description.jobs, jobs[-1]])
+            description.write()
+            Ledger(description.folder.ledger).add("job", job=jobs[-1], submission=description.submission)
+    except BaseException:
+        cancel_all(jobs)
+        raise
     return jobs
+
+
+def cancel_all(jobs: Sequence[str]) -> None:
+    """Cancel jobs whose files are taken back, as far as the queue answers."""
+    for job in jobs:
+        with suppress(client.SlurmError):
+            client.cancel(job)
 
 
 def _settled(wish: Wish) -> RunConfig:
@@ -191,7 +207,7 @@ def place_of(options: JobOptions, folder: Path, code: Path) -> Place:
     for path in (folder, directory):
         if not _PLAIN_PATH.fullmatch(str(path)):
             raise ConfigError(
-                f"{path} cannot stand in a job's script: it may consist of letters, digits and ./_+=:@,~- alone. Take "
+                f"{path} cannot stand in a job's script: it may consist of letters, digits and ./_+=@~- alone. Take "
                 f"another folder (output=..., or another current directory)."
             )
     return Place(folder, directory, code, _python(options))
@@ -202,10 +218,10 @@ def _python(options: JobOptions) -> str:
     return "python" if options.conda is not None or options.venv is not None else sys.executable
 
 
-def _description(wish: Wish, number: int, lead: int, counts: list[int]) -> Description:
+def _description(wish: Wish, number: int, lead: int, counts: list[int], code: Path) -> Description:
     options, run = wish.options, wish.run
     folder = JobFolder(run).submission(number)
-    prefix, srun = _container(options, run)
+    prefix, srun = in_container(options, wish.config, run, code)
     return Description(
         submission=number,
         run=str(run),
@@ -224,21 +240,11 @@ def _description(wish: Wish, number: int, lead: int, counts: list[int]) -> Descr
         prefix=prefix,
         srun=[*([f"--cpu-bind={options.cpu_bind}"] if client.binds_cpus() else []), *srun],
         exclude=options.exclude,
+        chain=options.chain,
+        code=str(code),
         old_stop=file_identity(run / "STOP"),
         jobs=[],
     )
-
-
-def _container(options: SlurmOptions, run: Path) -> tuple[list[str], list[str]]:
-    """What stands before the python of ranks, and what srun is told, so that they run in an image."""
-    if options.container is None:
-        return [], []
-    seen = list(dict.fromkeys([str(run), str(Path.cwd()), *options.mounts]))
-    if options.container_runtime == "apptainer":
-        return ["apptainer", "exec", "--nv", *(f"--bind={mount}" for mount in seen), options.container], []
-    mounts = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in seen)
-    workdir = f"--container-workdir={Path.cwd()}"
-    return [], [f"--container-image={options.container}", f"--container-mounts={mounts}", workdir]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -254,7 +260,13 @@ def signal_lead(wish: Wish) -> int:
     """
     options, needed = wish.options, _needed_seconds(wish.run)
     if options.signal_lead is None:
-        return min(max(_LEAD_SECONDS, needed or 0), max(1, options.seconds // 2))
+        lead = max(needed or 0, min(_LEAD_SECONDS, max(1, options.seconds // 2)))
+        if lead >= options.seconds > 1:
+            raise ConfigError(
+                f"--time {options.time} is no longer than the {lead} s that this run needs for a step, a checkpoint "
+                f"(twice its longest) and a minute, so it would save and do nothing else: lengthen it."
+            )
+        return lead
     lead = seconds_of(options.signal_lead)
     if lead >= options.seconds:
         raise ConfigError(
@@ -294,11 +306,17 @@ def _node_counts(wish: Wish) -> list[int]:
         file.write_text(resolved_yaml(_settled(wish)), encoding="utf-8")
         command = [sys.executable, "-m", "rxt_dist.train.admission", str(file)]
         command += [str(count * options.gpus_per_node) for count in counts]
-        command += ["--start-later"] if wish.after is not None else []
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_ADMISSION_SECONDS, check=False)
+        command += ["--start-later"] if wish.after else []
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_ADMISSION_SECONDS, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise UnavailableError(
+                f"The run was not looked through within {_ADMISSION_SECONDS} s, in which torch and its data are read: "
+                f"is a disk away, or this machine busy? Try again."
+            ) from error
     if done.returncode:
-        text = done.stderr.rpartition("error: ")[2].strip() or done.stderr[-2000:]
-        raise _as_error(done.returncode, text)
+        said = f"\n{done.stderr}".rpartition("\nerror: ")
+        raise _as_error(done.returncode, said[2].strip() if said[1] else done.stderr[-2000:])
     return [size // options.gpus_per_node for size in json.loads(done.stdout.splitlines()[-1])]
 
 
@@ -345,7 +363,7 @@ def check_script(text: str, options: JobOptions, nodes: int, gpus: int) -> None:
         return
     check_partition(options, client.node_kinds(), nodes, gpus)
     with tempfile.TemporaryDirectory(prefix="rxt-launch-") as name:
-        file = Path(name) / "submit.sbatch"
+        file = Path(name) / SUBMIT
         file.write_text(text, encoding="utf-8")
         client.would_start(str(file))
 
@@ -359,6 +377,8 @@ def check_partition(options: JobOptions, kinds: Sequence[client.NodeKind], nodes
     named = options.partition.split(",") if options.partition else [kind.partition for kind in kinds if kind.default]
     wanted = list(dict.fromkeys(named))
     known = sorted({kind.partition for kind in kinds})
+    if not known:
+        return
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise ConfigError(f"This cluster has no partition '{unknown[0]}'; it has {', '.join(known)}.")
@@ -377,12 +397,34 @@ def check_partition(options: JobOptions, kinds: Sequence[client.NodeKind], nodes
             f"{gpus} GPUs a node are asked for, and nodes of partition {', '.join(wanted)} have {most} at most: lower "
             f"--gpus-per-node, or name another --partition."
         )
-    fitting = sum(kind.nodes for kind in own if kind.gpus >= gpus and kind.partition == own[0].partition)
-    if len(wanted) == 1 and nodes > fitting:
-        raise ConfigError(f"{nodes} nodes are asked for, and partition {wanted[0]} has {fitting} of that kind.")
+    # A job runs in one of several partitions.
+    fitting = max(sum(kind.nodes for kind in own if kind.gpus >= gpus and kind.partition == name) for name in wanted)
+    if nodes > fitting:
+        raise ConfigError(
+            f"{nodes} nodes are asked for, and partition {', '.join(wanted)} has {fitting} of that kind: lower "
+            f"--nodes, or name another --partition."
+        )
 
 
-def _require_no_job(run: Path) -> None:
+def gpus_asked(options: SlurmOptions) -> int:
+    """GPUs of a node that the job asks SLURM for.
+
+    Raises:
+        ConfigError: --gres asks for another number than there are ranks.
+    """
+    if options.gres is None:
+        return options.gpus_per_node
+    gpus = client.gpus_of(options.gres)
+    if gpus not in (0, options.gpus_per_node):
+        raise ConfigError(
+            f"--gres {options.gres} has {gpus} GPUs a node, and --gpus-per-node {options.gpus_per_node} ranks: each "
+            f"rank has one GPU, so let them agree."
+        )
+    return gpus
+
+
+def _require_free(run: Path) -> None:
+    """Refuse a run that has a job, or is being trained in another way."""
     description = JobFolder(run).description()
     for job in description.jobs if description else ():
         state = client.job_state(job)
@@ -391,19 +433,30 @@ def _require_no_job(run: Path) -> None:
                 f"{run} has a job already: {job} is {state.state}. Look at it with `rxt-dist launch status {run}`, end "
                 f"it with `rxt-dist launch stop {run}`."
             )
+    if held(run / ".lock"):
+        raise ConfigError(f"{run} is being trained by another process: wait until it has ended, or stop it.")
 
 
 def _dependency(wish: Wish) -> list[str]:
-    """What makes a job wait for another run to be finished."""
-    if wish.after is None:
-        return []
-    with suppress(OSError, ValueError):
-        if json.loads((wish.after / "finished.json").read_bytes()):
-            return []
-    description = JobFolder(wish.after).description()
-    if description is None or not description.jobs:
-        raise ConfigError(
-            f"{wish.after} has no job on this cluster and is not finished, so nothing can wait for it: submit it first."
-        )
+    """What makes a job wait for other runs to be finished."""
+    jobs = [job for run in wish.after for job in _last_job(run)]
     # Without the second a job would wait for ever for one that failed.
-    return [f"--dependency=afterok:{description.jobs[-1]}", "--kill-on-invalid-dep=yes"]
+    return [f"--dependency=afterok:{':'.join(jobs)}", "--kill-on-invalid-dep=yes"] if jobs else []
+
+
+def _last_job(run: Path) -> list[str]:
+    """The job with which a run will be finished; none if it is.
+
+    Raises:
+        ConfigError: nothing of it runs or waits.
+    """
+    with suppress(OSError, ValueError):
+        if json.loads((run / "finished.json").read_bytes()):
+            return []
+    description = JobFolder(run).description()
+    job = description.jobs[-1] if description and description.jobs else None
+    state = client.job_state(job) if job is not None and client.there() else None
+    if job is None or (client.there() and (state is None or state.state not in client.ACTIVE)):
+        ended = f", whose last job ({job}) has ended," if job is not None else " has no job on this cluster and"
+        raise ConfigError(f"{run}{ended} is not finished, so nothing can wait for it: submit it first.")
+    return [job]

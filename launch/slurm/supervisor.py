@@ -73,9 +73,15 @@ class Supervisor:
     def _life(self, hosts: list[str]) -> Decision:
         """One life and what follows on it."""
         if self.signals.ended is not None:
-            return Decision(
-                Action.CANCELLED, 128 + self.signals.ended, "the job was ended before its ranks were started"
-            )
+            why = "the job was ended before its ranks were started"
+            decision = Decision(Action.CANCELLED, 128 + self.signals.ended, why)
+            # For the other jobs of a chain.
+            self.ledger.add(
+                "end", life=None, job=self.job, submission=self.wanted.submission, code=decision.code, reason=why,
+                step=newest_step(self.record.committed()), progressed=False, blamed=[], excused=True,
+                action=decision.action.value,
+            )  # fmt: skip
+            return decision
         if self.signals.user is not None:
             return Decision(Action.REQUEUE, ExitCode.PREEMPTED, "asked to stop before the ranks were started")
         if self._stop_is_asked():
@@ -168,15 +174,22 @@ class Supervisor:
             return int(decision.code)
         bad = excluded_nodes(self._lines())
         self._state("requeued", why=decision.why)
+        if self.signals.ended is not None:
+            # Since the look at the queue somebody has ended it, and SLURM would revive it.
+            self._state("cancelled", code=decision.code, why="the job was ended before it could be requeued")
+            return int(decision.code)
         try:
             client.requeue(self.job)
-            if bad:
-                client.exclude(self.job, [*filter(None, [self.wanted.exclude]), *bad])
         except client.SlurmError as error:
             if self.signals.ended is None:
                 self._state("failed", code=decision.code, why=str(error))
                 say(f"error: the job cannot be requeued: {error} `rxt-dist launch resume {self.run}` goes on.")
             return int(decision.code)
+        if bad:
+            try:
+                client.exclude(self.job, [*filter(None, [self.wanted.exclude]), *bad])
+            except client.SlurmError as error:
+                say(f"warning: {', '.join(bad)} may be given to the job again: {error}")
         # The end of this process comes from SLURM; one that leaves before would be a job that failed.
         end = time.monotonic() + _REQUEUED_SECONDS
         while self.signals.ended is None and time.monotonic() < end:

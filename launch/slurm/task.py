@@ -15,9 +15,12 @@ import json
 import os
 import runpy
 import signal
+import stat
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 
 from launch.ranks import words_file
@@ -81,11 +84,26 @@ def set_surroundings(environ: MutableMapping[str, str], host: str, cpus: int) ->
         # NCCL takes a name for the beginning of one, unless told not to.
         environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
     environ.setdefault("OMP_NUM_THREADS", str(cpus))
-    temporary = environ.get("TMPDIR", "/tmp")
-    caches = f"{temporary}/rxt-{os.getuid()}-{environ.get('SLURM_JOB_ID', '0')}"
-    environ.setdefault("TRITON_CACHE_DIR", f"{caches}/triton")
-    environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{caches}/inductor")
-    environ.setdefault("TORCH_EXTENSIONS_DIR", f"{caches}/extensions")
+    caches = _private_folder(f"rxt-{os.getuid()}-{environ.get('SLURM_JOB_ID', '0')}")
+    if caches is not None:
+        environ.setdefault("TRITON_CACHE_DIR", f"{caches}/triton")
+        environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{caches}/inductor")
+        environ.setdefault("TORCH_EXTENSIONS_DIR", f"{caches}/extensions")
+
+
+def _private_folder(name: str) -> Path | None:
+    """A folder of this node that is this user's alone, of that name if nobody else has put something there: code is
+    loaded from it. None: this node has no temporary folder, which its check says."""
+    try:
+        folder = Path(tempfile.gettempdir()) / name
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+            return folder
+        return Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    except OSError:
+        return None
 
 
 def _become_agent(folder: Path, description: Description) -> None:

@@ -111,6 +111,11 @@ def _places(folder: Path) -> list[Path]:
         raise CheckpointError(f"There is no folder {folder}.")
     places = [folder] if (folder / "config.json").is_file() else []
     places += sorted(path.parent for path in folder.glob("*/config.json"))
+    if not places and (folder / "export.json").is_file():
+        raise CheckpointError(
+            f"{folder} is an export of this program already, which needs no import: `rxt-dist chat` and "
+            "`start: {export: ...}` take it as it is."
+        )
     if not places:
         raise CheckpointError(
             f"{folder} has no config.json, and no folder in it has one, so nothing says what its weights are of. Name "

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,14 +23,19 @@ from rxt_dist.checkpoint.pieces import SavedPieces
 from rxt_dist.checkpoint.retention import MIN_KEEP
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.config.load import load_run
-from rxt_dist.config.run import StartConfig
+from rxt_dist.config.run import OriginConfig, RunConfig, StartConfig
+from rxt_dist.data.dialogues import load_any_manifest
+from rxt_dist.data.manifest import TOKENIZER_FILE, tokenizer_fingerprint
 from rxt_dist.engine.interface import WEIGHT
-from rxt_dist.errors import CheckpointError, ConfigError
+from rxt_dist.errors import CheckpointError, ConfigError, DataError, UserError
 from rxt_dist.files import sha256_file
 from rxt_dist.stages.base import build_network
 
 Shapes = Mapping[str, tuple[int, ...]]
 _SHOWN = 4
+_CONFIG = "config.resolved.yaml"
+# Elements that are looked at together.
+_PORTION = 1 << 24
 # Integers would be taken for weights as they are, without the scales that they were divided by.
 _FLOATS = ("F64", "F32", "BF16", "F16")
 
@@ -38,19 +43,37 @@ _FLOATS = ("F64", "F32", "BF16", "F16")
 @dataclass(frozen=True)
 class Origin:
     """Where weights came from: `path` as the run named it; run id, step and digest of the checkpoint's manifest, or
-    (without the first two) a digest of an export's files. parts: what was taken."""
+    (without the first two) a digest of an export's files. parts: what was taken. also: further places."""
 
     path: str
     run_id: str | None
     step: int | None
     digest: str
     parts: tuple[str, ...]
+    also: tuple[Origin, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
+        """As JSON values; without `also` where there is nothing in it."""
+        return {name: value for name, value in asdict(self).items() if name != "also" or value}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Origin:
+        """What `to_dict` gave."""
+        also = tuple(cls.from_dict(other) for other in values.get("also", ()))
+        return cls(**{**values, "parts": tuple(values["parts"]), "also": also})
+
+    @property
+    def all(self) -> tuple[Origin, ...]:
+        """This place and the further ones."""
+        return (self, *self.also)
+
+    def __str__(self) -> str:
+        at = f"step {self.step} of {self.path}" if self.step is not None else self.path
+        return f"{', '.join(self.parts)} from {at}"
 
 
+# What was chosen of each place that weights come from: a checkpoint, or None of an export.
+Chosen = tuple[Checkpoint | None, ...]
 # Name of a parameter, an offset in it once it is flattened, and a tensor [n] for the elements from there on.
 Run = tuple[str, int, Tensor]
 
@@ -80,16 +103,32 @@ def check_start(start: StartConfig, model: nn.Module) -> None:
     Raises:
         ConfigError, CheckpointError: naming everything that does not fit.
     """
-    shapes = _weights(start).shapes()
+    for origin in start.origins:
+        check_origin(origin, model, start.unfinished)
+
+
+def check_origin(origin: OriginConfig, model: nn.Module, unfinished: bool) -> None:
+    """`check_start` of one place; unfinished: whether a run may be taken that is not finished."""
+    check_shapes(origin, _weights(origin).shapes(), model)
+    if origin.run is not None and not unfinished:
+        _require_finished(origin.run)
+
+
+def check_shapes(origin: OriginConfig, shapes: Shapes, model: nn.Module) -> None:
+    """Refuse a place that holds parameters of these shapes, where its parts are not those of the model.
+
+    Raises:
+        ConfigError: naming everything that does not fit.
+    """
     there = {name.split(".")[0] for name in shapes}
-    missing = [part for part in start.parts if part not in there]
+    missing = [part for part in origin.parts if part not in there]
     if missing:
         raise ConfigError(
-            f"start.parts names {', '.join(missing)}, but {_place(start)} holds only {', '.join(sorted(there))}: leave "
+            f"start.parts names {', '.join(missing)}, but {origin.place} holds only {', '.join(sorted(there))}: leave "
             f"them out, and they begin afresh, or begin from another run."
         )
-    wanted = {name: tuple(parameter.shape) for name, parameter in _named(model, start.parts)}
-    found = {name: shape for name, shape in shapes.items() if name.split(".")[0] in start.parts}
+    wanted = {name: tuple(parameter.shape) for name, parameter in _named(model, origin.parts)}
+    found = {name: shape for name, shape in shapes.items() if name.split(".")[0] in origin.parts}
     lacking, surplus = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     differing = [
         f"{name} is {list(found[name])} there and {list(shape)} here"
@@ -103,9 +142,51 @@ def check_start(start: StartConfig, model: nn.Module) -> None:
     ]
     if problems:
         raise ConfigError(
-            f"The parts {', '.join(start.parts)} of {_place(start)} are not those of this run's model. Parameters "
+            f"The parts {', '.join(origin.parts)} of {origin.place} are not those of this run's model. Parameters "
             f"{', '.join(problems)}. Use the model of that run, or leave the part out of start.parts."
         )
+
+
+def _require_finished(run: Path) -> None:
+    """Refuse a run that still trains or was stopped: what it would become is not what is in it."""
+    if not (run / "finished.json").is_file():
+        raise ConfigError(
+            f"start.run {run} is not finished, so its newest checkpoint is not what it is to become: train it to its "
+            f"end, or say that it is meant as it is: start.unfinished=true."
+        )
+
+
+def check_tokenizer(origin: OriginConfig, fingerprint: str) -> None:
+    """Refuse weights that were trained with another tokenizer, as far as their place says with which.
+
+    Args:
+        fingerprint: of the tokenizer that the run's data was made with.
+
+    Raises:
+        DataError: the tokenizers differ.
+    """
+    theirs = _run_tokenizer(origin.run) if origin.run is not None else _export_tokenizer(origin.export)
+    if theirs is not None and theirs != fingerprint:
+        raise DataError(
+            f"The weights of {origin.place} were trained with tokenizer {theirs[:16]}..., but the data of this run "
+            f"was made with {fingerprint[:16]}...: every id would mean something else. Make the data with the "
+            f"tokenizer of those weights (`rxt-dist data build --tokenizer`, `data interactions --tokenizer`)."
+        )
+
+
+def _run_tokenizer(run: Path) -> str | None:
+    """What its newest checkpoint says; one of an earlier version says nothing, but its data may still be there."""
+    store = CheckpointStore(run / "checkpoints", MIN_KEEP)
+    with suppress(UserError, OSError):
+        said = store.read(max(store.steps())).meta.get("tokenizer")
+        return str(said) if said else load_any_manifest(load_run(run / _CONFIG).data.path).tokenizer_sha256
+    return None
+
+
+def _export_tokenizer(export: Path | None) -> str | None:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return tokenizer_fingerprint(((export or Path()) / TOKENIZER_FILE).read_text(encoding="utf-8"))
+    return None
 
 
 def choose_origin(start: StartConfig, report: Callable[[str], None]) -> Origin:
@@ -115,41 +196,72 @@ def choose_origin(start: StartConfig, report: Callable[[str], None]) -> Origin:
         report: told about checkpoints that were passed over.
 
     Raises:
-        CheckpointError: there is no valid checkpoint.
+        CheckpointError: there is no valid checkpoint, or a weight in it is not finite.
     """
-    checkpoint, digest = _weights(start).choose(report)
-    run_id, step = (str(checkpoint.meta["run_id"]), checkpoint.step) if checkpoint else (None, None)
-    return Origin(str(start.run or start.export), run_id, step, digest, start.parts)
+    found = []
+    for origin in start.origins:
+        weights = _weights(origin)
+        checkpoint, digest = weights.choose(report)
+        _require_finite(origin, weights, checkpoint)
+        run_id, step = (str(checkpoint.meta["run_id"]), checkpoint.step) if checkpoint else (None, None)
+        found.append(Origin(str(origin.run or origin.export), run_id, step, digest, origin.parts))
+    return replace(found[0], also=tuple(found[1:]))
 
 
-def chosen_checkpoint(start: StartConfig, origin: Origin) -> Checkpoint | None:
-    """The checkpoint that `choose_origin` chose, on whichever rank; None if weights come from an export.
+def _require_finite(origin: OriginConfig, weights: _Weights, checkpoint: Checkpoint | None) -> None:
+    """Refuse NaN and infinity: every loss would be NaN, long after anybody remembers where it came from."""
+    for name, shape in sorted(weights.shapes().items()):
+        if name.split(".")[0] not in origin.parts:
+            continue
+        size = math.prod(shape)
+        for first in range(0, size, _PORTION):
+            values = torch.empty(min(_PORTION, size - first))
+            weights.fill(checkpoint, [(name, first, values)])
+            if not bool(values.isfinite().all()):
+                at = first + int((~values.isfinite()).nonzero()[0])
+                where = f", step {checkpoint.step}" if checkpoint else ""
+                raise CheckpointError(
+                    f"'{name}' of {origin.place}{where} holds {float(values[at - first])} (element {at:,} of "
+                    f"{size:,}), so nothing can be trained from it: begin from an earlier checkpoint (`rxt-dist "
+                    f"export`), or leave the part out of start.parts."
+                )
+
+
+def chosen_checkpoints(start: StartConfig, origin: Origin) -> Chosen:
+    """The checkpoints that `choose_origin` chose, on whichever rank.
 
     Raises:
-        CheckpointError: it is there no more.
+        CheckpointError: one is there no more.
     """
-    if start.run is None or origin.step is None:
-        return None
-    return CheckpointStore(start.run / "checkpoints", MIN_KEEP).read(origin.step)
+    places = zip(start.origins, origin.all, strict=True)
+    return tuple(
+        CheckpointStore(place.run / "checkpoints", MIN_KEEP).read(one.step)
+        if place.run is not None and one.step is not None
+        else None
+        for place, one in places
+    )
 
 
-def fill_from(start: StartConfig, checkpoint: Checkpoint | None, runs: Iterable[Run]) -> None:
+def fill_from(start: StartConfig, chosen: Chosen, runs: Iterable[Run]) -> None:
     """Fill runs of parameters of the named parts from what `choose_origin` chose.
 
     Raises:
         CheckpointError: something of them is missing, or was removed since: a run that is being trained prunes its
             checkpoints.
     """
-    try:
-        with torch.no_grad():
-            _weights(start).fill(checkpoint, runs)
-    except FileNotFoundError as error:
-        place = checkpoint.path if checkpoint else _place(start)
-        raise CheckpointError(
-            f"{place} was removed while its weights were taken ({error}); a run that is being trained removes its old "
-            f"checkpoints. Start again: the newest one is taken then. To begin from this one, copy it, or export it "
-            f"with `rxt-dist export`."
-        ) from error
+    wanted = list(runs)
+    for origin, checkpoint in zip(start.origins, chosen, strict=True):
+        own = [run for run in wanted if run[0].split(".")[0] in origin.parts]
+        try:
+            with torch.no_grad():
+                _weights(origin).fill(checkpoint, own)
+        except FileNotFoundError as error:
+            place = checkpoint.path if checkpoint else origin.place
+            raise CheckpointError(
+                f"{place} was removed while its weights were taken ({error}); a run that is being trained removes its "
+                f"old checkpoints. Start again: the newest one is taken then. To begin from this one, copy it, or "
+                f"export it with `rxt-dist export`."
+            ) from error
 
 
 def shapes_of_run(directory: Path) -> Shapes:
@@ -158,13 +270,18 @@ def shapes_of_run(directory: Path) -> Shapes:
     Raises:
         ConfigError: the folder holds no run.
     """
-    path = directory / "config.resolved.yaml"
+    path = directory / _CONFIG
     if not path.is_file():
         raise ConfigError(
             f"{directory} holds no run: there is no {path.name} in it. Name the folder of a run, for example runs/NAME."
         )
+    return shapes_of(load_run(path))
+
+
+def shapes_of(run: RunConfig) -> Shapes:
+    """Shape of every parameter of the network that a run trains, by its name."""
     with torch.device("meta"):
-        model = build_network(load_run(path))
+        model = build_network(run)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
@@ -172,15 +289,11 @@ def _named(model: nn.Module, parts: Iterable[str]) -> list[tuple[str, nn.Paramet
     return [(name, parameter) for name, parameter in model.named_parameters() if name.split(".")[0] in set(parts)]
 
 
-def _place(start: StartConfig) -> str:
-    return f"start.run {start.run}" if start.run else f"start.export {start.export}"
-
-
-def _weights(start: StartConfig) -> _Weights:
-    if start.run is not None:
-        return _RunWeights(start.run)
-    assert start.export is not None
-    return _ExportWeights(start.export, start.parts)
+def _weights(origin: OriginConfig) -> _Weights:
+    if origin.run is not None:
+        return _RunWeights(origin.run)
+    assert origin.export is not None
+    return _ExportWeights(origin.export, origin.parts)
 
 
 class _RunWeights:
@@ -189,6 +302,7 @@ class _RunWeights:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._store = CheckpointStore(directory / "checkpoints", MIN_KEEP)
+        self._pieces: SavedPieces | None = None
 
     def shapes(self) -> Shapes:
         shapes = shapes_of_run(self._directory)
@@ -207,9 +321,9 @@ class _RunWeights:
 
     def fill(self, checkpoint: Checkpoint | None, runs: Iterable[Run]) -> None:
         assert checkpoint is not None
-        pieces = SavedPieces(checkpoint)
+        self._pieces = self._pieces or SavedPieces(checkpoint)
         for name, first, target in runs:
-            pieces.fill(WEIGHT, name, first, target)
+            self._pieces.fill(WEIGHT, name, first, target)
 
 
 class _ExportWeights:

@@ -19,6 +19,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -40,6 +41,8 @@ _FINAL = re.compile(r"step-(\d{8,})")
 _UNFINISHED = re.compile(r"step-(\d{8,})\.tmp")
 # sha256 releases the interpreter lock; more threads than this only queue up at one disk.
 _HASH_THREADS = 4
+# A file that a disk does not give out is asked for again after these: to go back costs the work of an interval.
+_READ_PAUSES = (1.0, 5.0)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class CheckpointStore:
     """The checkpoints of one run.
 
     Args:
-        directory: the `checkpoints` folder of the run; created by the first `begin`.
+        directory: the `checkpoints` folder of the run; created by the first `begin`, if that of the run is there.
         keep: newest valid checkpoints that pruning leaves, see `Retention`.
         guard: called before anything is committed, moved or removed; raises `SupersededError` if the run is not this
             process's any more.
@@ -140,9 +143,14 @@ class CheckpointStore:
         """Create the empty folder for the files of `step`, removing what interrupted saves left; rank 0, first."""
         self._guard()
         for _, leftover in self._folders(_UNFINISHED):
-            shutil.rmtree(leftover)
+            # A network file system keeps what another process still has open, under dotted names.
+            shutil.rmtree(leftover, ignore_errors=True)
+        # Not the folders above: a run that was moved away must not begin anew where it was.
+        self.directory.mkdir(exist_ok=True)
         folder = self.unfinished_folder(step)
-        folder.mkdir(parents=True)
+        folder.mkdir(exist_ok=True)
+        if left := [path.name for path in folder.iterdir() if not path.name.startswith(".")]:
+            raise CheckpointError(f"{folder} cannot be cleared of what an interrupted save left: {', '.join(left)}.")
         return folder
 
     def discard(self, step: int) -> None:
@@ -200,6 +208,10 @@ class CheckpointStore:
             # What is committed is committed; the next save tries again.
             _LOGGER.warning("Old checkpoints in %s cannot be removed (%s).", self.directory, error)
         return final
+
+    def has_manifest(self, step: int) -> bool:
+        """Whether a committed checkpoint of `step` is there; its manifest is the first that pruning removes."""
+        return (self.folder(step) / MANIFEST).exists()
 
     def list(self) -> _Listing:
         """Every checkpoint folder by ascending step, unfinished ones included; reads manifests, hashes nothing."""
@@ -263,15 +275,22 @@ class CheckpointStore:
         """Remember what the contents of a checkpoint were found to be; pruning does not read them again."""
         self._known[step] = sound, _fingerprint(self.folder(step))
 
-    def set_aside(self, after: int) -> Path:
+    def set_aside(self, after: int, beside: Iterable[Path] = ()) -> Path:
         """Move every checkpoint later than `after`, and what is unfinished, into a folder that no load looks at.
 
         The newest goes first: whatever a kill leaves, the newest that is there is a state that this run was in.
+
+        Args:
+            beside: files of which a copy is put there, before anything is moved: who finds nothing to move any more
+                would not think of them.
+
         Returns the folder, `set-aside-TIME`.
         """
         self._guard()
         aside = self.directory / datetime.now(UTC).strftime("set-aside-%Y%m%dT%H%M%S.%fZ")
         aside.mkdir()
+        for file in beside:
+            write_atomic(aside / file.name, file.read_bytes())
         for _, folder in self._folders(_UNFINISHED):
             os.rename(folder, aside / folder.name)
         for step, folder in reversed(self._folders(_FINAL)):
@@ -321,6 +340,9 @@ class CheckpointStore:
 
         Returns:
             What was (or would be) removed.
+
+        Raises:
+            OSError: some could not be removed, the first of these errors; all others are gone.
         """
         reasons = self.reasons()
         newest = [step for step, reason in reasons.items() if reason == "newest"]
@@ -328,11 +350,15 @@ class CheckpointStore:
             return []
         unnamed = [(step, folder) for step, folder in self._folders(_FINAL) if step not in reasons]
         old = [(step, folder) for step, folder in unnamed if step < min(newest) and _is_readable(folder)]
+        refused: list[OSError] = []
         for step, folder in old if remove else []:
-            # The manifest goes first: a kill in the middle leaves a folder that no load can mistake for whole.
-            (folder / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(folder)
+            try:
+                _remove(folder)
+            except OSError as error:
+                refused.append(error)
             self._known.pop(step, None)
+        if refused:
+            raise refused[0]
         return [folder for _, folder in old]
 
     def _if_sound(self, step: int, folder: Path) -> Checkpoint | None:
@@ -353,6 +379,15 @@ class CheckpointStore:
         return checkpoint if sound else None
 
 
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():  # A person has moved it to another disk: what is there is theirs.
+        folder.unlink()
+        return
+    # The manifest goes first: a kill in the middle leaves a folder that no load can mistake for whole.
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
 def _is_readable(folder: Path) -> bool:
     """Whether the system lets us see what is in a checkpoint's folder, be it whole or not."""
     try:
@@ -367,8 +402,12 @@ def _is_readable(folder: Path) -> bool:
 
 def _fingerprint(folder: Path) -> _Fingerprint:
     """Name, size and time of change of every file, in nanoseconds: equal as long as nobody wrote to the files."""
-    stats = ((path.relative_to(folder).as_posix(), path.stat()) for path in _files_below(folder))
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    found = []
+    for path in _files_below(folder):
+        with suppress(FileNotFoundError):  # Of another run, which prunes.
+            stat = path.stat()
+            found.append((path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns))
+    return tuple(found)
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -472,7 +511,7 @@ def _content_problem(folder: Path, file: FileRecord) -> str | None:
     if problem := _size_problem(folder, file):
         return problem
     try:
-        actual = sha256_file(folder / file.name)
+        actual = _read_hash(folder / file.name)
     except OSError as error:
         return f"{file.name}: cannot be read ({error.strerror})"
     if actual == file.sha256:
@@ -480,8 +519,19 @@ def _content_problem(folder: Path, file: FileRecord) -> str | None:
     return f"{file.name}: damaged (sha256 {actual[:12]} instead of {file.sha256[:12]})"
 
 
+def _read_hash(path: Path) -> str:
+    for pause in _READ_PAUSES:
+        try:
+            return sha256_file(path)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            time.sleep(pause)
+    return sha256_file(path)
+
+
 def _describe(step: int, path: Path, committed: bool) -> CheckpointInfo:
-    occupied = sum(file.stat().st_size for file in _files_below(path))
+    occupied = sum(size for _, size, _ in _fingerprint(path))
     meta: dict[str, Any] = {}
     problem = None
     if committed:

@@ -12,6 +12,11 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="a.b=c", help="Overrides such as train.total_tokens=1e6 optimizer.lr=3e-4."),
 ]
+ChainFile = Annotated[Path, typer.Argument(metavar="CHAIN.yaml", help="Chain file (configs/chain/*.yaml).")]
+ChainOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="LINK.a.b=c", help="Overrides: output=DIR, common.a.b=c for all runs, LINK.a.b=c for one."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Profiled = Annotated[
     int | None,

@@ -66,11 +66,15 @@ def verify(
     from rxt_dist.errors import CheckpointError, ExitCode
 
     store = _store(run_dir)
-    steps = [info.step for info in store.list() if info.committed]
+    listed = {info.step: info for info in store.list() if info.committed}
+    steps = list(listed)
     if step is not None and step not in steps:
         known = ", ".join(map(str, steps)) or "none"
         raise CheckpointError(f"{run_dir} has no committed checkpoint of step {step}; its steps are: {known}.")
     found = {chosen: store.verify(chosen) for chosen in (steps if step is None else [step])}
+    # A run that is being trained prunes: manifests go first.
+    gone = [chosen for chosen in found if not listed[chosen].problem and not store.has_manifest(chosen)]
+    found = {chosen: problems for chosen, problems in found.items() if chosen not in gone}
     damaged = any(found.values())
     if as_json:
         results = [{"step": chosen, "problems": problems} for chosen, problems in found.items()]
@@ -80,7 +84,9 @@ def verify(
             typer.echo(f"{store.folder(chosen).name}  {'DAMAGED' if problems else 'ok'}")
             for problem in problems:
                 typer.echo(f"    {problem}")
-        if not found:
+        for chosen in gone:
+            typer.echo(f"{store.folder(chosen).name}  removed meanwhile")
+        if not (found or gone):
             typer.echo(f"No committed checkpoints in {store.directory} yet.")
     if damaged:
         raise typer.Exit(int(ExitCode.DATA))

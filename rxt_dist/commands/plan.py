@@ -18,7 +18,7 @@ _SHOWN = 8
 
 
 def plan(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A run file or a model file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A run file, a chain file or a model file.")],
     overrides: Overrides = None,
     cluster: Annotated[
         Path | None,
@@ -26,13 +26,21 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print parameters; for a run also memory per GPU, traffic, days, cost, and all settings that it could have."""
+    """Print parameters; for a run also memory per GPU, traffic, days, cost, and all settings that it could have.
+
+    For a chain: tokens, days and memory of each link, and their sums.
+    """
+    from rxt_dist.config.chain import is_chain, load_chain
     from rxt_dist.config.load import is_model_file, load_model, load_run
     from rxt_dist.config.validate import settle_topology, validate_run
     from rxt_dist.errors import ConfigError
+    from rxt_dist.plan.chain import plan_chain
     from rxt_dist.plan.run import plan_model, plan_run
 
-    if is_model_file(file):
+    if is_chain(file):
+        common = [] if cluster is None else [f"common.cluster={json.dumps(str(cluster))}"]
+        result = plan_chain(load_chain(file, [*common, *(overrides or [])]))
+    elif is_model_file(file):
         if cluster is not None:
             raise ConfigError(
                 f"{file} describes a model, which has no cluster: leave --cluster out, or give a run file."
@@ -55,6 +63,9 @@ def _print(result: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console()
+    if "chain" in result:
+        console.print(_links(result))
+        return
     console.print(_parameters(result))
     if "run" not in result:
         return
@@ -73,6 +84,27 @@ def _print(result: dict[str, Any]) -> None:
     console.print(_saves(result["checkpoint"]), highlight=False)
     for assumption in [*result["assumptions"], *settings["assumptions"]]:
         console.print(f"  - {assumption}", highlight=False, style="dim")
+
+
+def _links(result: dict[str, Any]) -> Table:
+    """A line for each link of a chain, and their sums."""
+    from rich.table import Table
+
+    table = Table(title=f"chain {result['chain']}: estimates", caption="GB: memory of a GPU")
+    for column in ("link", "GPUs", "10⁹ tokens", "steps", "time", "GPU-hours", "GB"):
+        table.add_column(column, justify="left" if column == "link" else "right", no_wrap=True)
+    for link in [*result["links"], {"link": "all", "ranks": "", **result["total"]}]:
+        table.add_row(
+            link["link"],
+            str(link["ranks"]),
+            f"{link['tokens'] / 1e9:.4g}",
+            f"{link['steps']:,}",
+            _duration(link["days_estimate"]),
+            f"{link['gpu_hours_estimate']:.3g}",
+            f"{link['memory_bytes_estimate'] / 1e9:.3g}",
+            end_section=link is result["links"][-1],
+        )
+    return table
 
 
 def _work(result: dict[str, Any]) -> str:

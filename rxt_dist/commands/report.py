@@ -13,7 +13,9 @@ from rxt_dist.commands.arguments import AsJson
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, for example runs/one.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run directories, for example runs/one; or that of a chain.")
+    ],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where report.html goes; the first run's folder if not given.")
     ] = None,
@@ -38,8 +40,10 @@ def report(
 
         follow_run(runs[0])
         return
+    from rxt_dist.report.chain import runs_of
+
     now = time.time()
-    series = read_series(runs, now)
+    series = read_series([run for place in runs for run in runs_of(place)], now)
     if as_json:
         text = json.dumps(json_of(series), ensure_ascii=False, allow_nan=False)
         # Half a character, as lines hold it where a name was no UTF-8, is printed as JSON's escape of it.

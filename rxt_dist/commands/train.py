@@ -28,6 +28,7 @@ def train(
     """Train. Start one process per rank, with torchrun, srun or `rxt-dist launch local`; alone it is the only rank."""
     from rxt_dist.config.load import load_run, resolved_yaml
     from rxt_dist.config.validate import settle_topology, validate_run
+    from rxt_dist.lasting import lasting_imports
     from rxt_dist.lives import Life, old_file
     from rxt_dist.ranks import export_ranks, read_ranks
 
@@ -53,7 +54,11 @@ def train(
     limit = TimeLimit.of(config.train.time_limit, life) if config.train.time_limit else None
     # Signals are caught before torch is imported: that takes seconds, in which a stop would otherwise kill the rank.
     with StopRequest(stop_file, ranks.rank == 0, old_stop, limit, life.stop_request) as stop:
-        from rxt_dist.train.run import train as run_training
+        with lasting_imports():
+            # Networks and optimizers of torch import it when they are made.
+            import torch._dynamo  # noqa: F401
+
+            from rxt_dist.train.run import train as run_training
 
         raise typer.Exit(int(run_training(config, ranks, stop, profile or 0, life, from_step)))
 

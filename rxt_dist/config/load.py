@@ -45,6 +45,8 @@ RESUMABLE = (
     "data.path",
     "start.run",
     "start.export",
+    "start.fresh",
+    "start.unfinished",
     "data.tokenizer",
     "data.mixture",
     "data.max_epochs",
@@ -73,12 +75,28 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: for anything wrong in the files or overrides, with file and line and what is allowed.
     """
     tree = Tree.read(path)
-    for key in JOINED:
-        if isinstance(tree.values, dict) and isinstance(tree.values.get(key), str):
-            tree.join(key, path.parent)
+    if isinstance(tree.values, dict) and "links" in tree.values:
+        raise ConfigError(f"{path} is a chain of runs: use `rxt-dist pipeline {path}`, or name the file of one run.")
+    join_files(tree, path.parent)
     for override in overrides:
         tree.override(override, joined=JOINED)
-    return _validated(run_class(_stage_kind(tree)), tree)
+    return run_of(tree)
+
+
+def join_files(tree: Tree, base: Path) -> None:
+    """Replace the names of files, relative to `base`, by what they hold."""
+    for key in JOINED:
+        if isinstance(tree.values, dict) and isinstance(tree.values.get(key), str):
+            tree.join(key, base)
+
+
+def run_of(tree: Tree) -> RunConfig:
+    """The run that a tree describes, its files joined.
+
+    Raises:
+        ConfigError: as `load_run`.
+    """
+    return validated(run_class(_stage_kind(tree)), tree)
 
 
 def _stage_kind(tree: Tree) -> str:
@@ -103,7 +121,7 @@ def load_model(path: Path, overrides: Sequence[str] = ()) -> ModelConfig:
     tree = Tree.read(path)
     for override in overrides:
         tree.override(override, joined=())
-    return _validated(ModelConfig, tree)
+    return validated(ModelConfig, tree)
 
 
 def load_data(path: Path, overrides: Sequence[str] = ()) -> DataConfig:
@@ -116,7 +134,7 @@ def load_data(path: Path, overrides: Sequence[str] = ()) -> DataConfig:
     tree = Tree(str(path), {"path": str(path)}) if path.is_dir() else Tree.read(path)
     for override in overrides:
         tree.override(override, joined=())
-    return _validated(DataConfig, tree)
+    return validated(DataConfig, tree)
 
 
 def load_settings(kind: type[ConfigT], path: Path | None, options: Mapping[str, Any]) -> ConfigT:
@@ -133,7 +151,7 @@ def load_settings(kind: type[ConfigT], path: Path | None, options: Mapping[str, 
         for name, value in options.items():
             tree.values[name] = value
             tree.places[name,] = f"option --{name.replace('_', '-')}"
-    return _validated(kind, tree)
+    return validated(kind, tree)
 
 
 def is_model_file(path: Path) -> bool:
@@ -142,9 +160,16 @@ def is_model_file(path: Path) -> bool:
     return isinstance(values, dict) and "decoder" in values
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes out what stands in several places, instead of naming it by an alias: a person reads and edits it."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def resolved_yaml(config: Config) -> str:
     """The whole configuration with all defaults, as YAML that `load_run` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def training_hash(config: RunConfig) -> str:
@@ -156,7 +181,13 @@ def training_hash(config: RunConfig) -> str:
         for key in parents:
             parent = parent[key] or {}
         parent.pop(last, None)
-    if values["start"] is None:
+    start = values["start"]
+    if start is not None:
+        start["also"] = [origin["parts"] for origin in start["also"]]
+        # A run from one other has the hash that it had before there could be several.
+        start = {name: value for name, value in start.items() if value}
+    values["start"] = start
+    if not start:
         # A run from nothing has the hash that it had before runs could begin from another.
         del values["start"]
     return _hash(values)
@@ -167,8 +198,12 @@ def _hash(values: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _validated(kind: type[ConfigT], tree: Tree) -> ConfigT:
-    """Validate strictly: a number is no text, a truth value no number; lists become tuples and texts paths."""
+def validated(kind: type[ConfigT], tree: Tree) -> ConfigT:
+    """Validate strictly: a number is no text, a truth value no number; lists become tuples and texts paths.
+
+    Raises:
+        ConfigError: as `load_run`.
+    """
     try:
         return kind.model_validate_json(json.dumps(tree.values, default=str), strict=True)
     except ValidationError as error:

@@ -93,21 +93,62 @@ class DataConfig(Config):
         return self
 
 
-class StartConfig(Config):
-    """Weights that a run begins with: those of another run's newest valid checkpoint, or of an export."""
+class OriginConfig(Config):
+    """One place that weights come from."""
 
     run: Path | None = Field(None, description="Run directory to begin from.")
     export: Path | None = Field(None, description="Instead: folder of .safetensors files with our parameter names.")
-    parts: tuple[PartName, ...] = Field(
-        description="Parts of the network to take; those that are not named begin afresh."
+    parts: tuple[PartName, ...] = Field((), description="Parts of the network to take from there.")
+
+    @property
+    def place(self) -> str:
+        """Where it is, as a message names it."""
+        return f"start.run {self.run}" if self.run else f"start.export {self.export}"
+
+
+class StartConfig(OriginConfig):
+    """Weights that a run begins with: those of other runs' newest valid checkpoints, or of exports.
+
+    Parts that none of them is asked for begin afresh.
+    """
+
+    also: tuple[OriginConfig, ...] = Field((), description="Further places, for parts that the first does not have.")
+    fresh: tuple[PartName, ...] = Field(
+        (), description="Parts that begin afresh although the stage expects trained ones."
     )
+    unfinished: bool = Field(False, description="Whether runs may be taken that are not finished.")
+
+    @property
+    def origins(self) -> tuple[OriginConfig, ...]:
+        """All places, the first one first; none where everything begins afresh."""
+        first = OriginConfig(run=self.run, export=self.export, parts=self.parts)
+        return (first, *self.also) if self.run is not None or self.export is not None else ()
+
+    @property
+    def taken(self) -> tuple[PartName, ...]:
+        """Parts that are taken from anywhere."""
+        return tuple(part for origin in self.origins for part in origin.parts)
 
     @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        if (self.run is None) == (self.export is None):
-            raise ValueError("start needs one of run and export")
-        if not self.parts:
-            raise ValueError("start.parts is empty, so nothing would be taken: name some, or leave start out")
+    def _each_part_once(self) -> Self:
+        nothing = not (self.parts or self.also or self.run or self.export)
+        places: dict[str, OriginConfig] = {
+            "start": self,
+            **{f"start.also.{index}": other for index, other in enumerate(self.also)},
+        }
+        if nothing and self.fresh:
+            places = {}
+        for name, origin in places.items():
+            if (origin.run is None) == (origin.export is None):
+                raise ValueError(f"{name} needs one of run and export")
+            if not origin.parts:
+                raise ValueError(f"{name}.parts is empty, so nothing would be taken: name some, or leave {name} out")
+        named = [*self.taken, *self.fresh]
+        twice = sorted({part for part in named if named.count(part) > 1})
+        if twice:
+            raise ValueError(
+                f"{', '.join(twice)} is named twice among the parts that are taken and that begin afresh: once is meant"
+            )
         return self
 
 

@@ -20,6 +20,24 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 # The learning-rate group of a stage that trains all its parameters at one rate.
 ALL = "all"
+# Turns of a dialogue that a stage may read.
+MAX_TURNS = 1024
+
+
+class Turns(NamedTuple):
+    """How a stage goes through the turns of a row; for plans.
+
+    number: turns of a row, each as long as `data.seq_len`.
+    alive: turns whose activations stand at once: all, or 1 where a turn is computed again for its backward pass.
+    memories: tensors of the memory's shape, float32, that are kept of each turn until its backward pass is over, beside
+        what the layers keep: labels and differences of a loss, the memory before a turn that is computed again.
+    working: the same that one turn takes besides while its forward pass ends.
+    """
+
+    number: int = 1
+    alive: int = 1
+    memories: int = 0
+    working: int = 0
 
 
 class StageConfig(Config, ABC):
@@ -34,6 +52,14 @@ class StageConfig(Config, ABC):
     def rate_group(self, parameter: str) -> str | None:
         """The learning-rate group of a parameter of the network, by its name; None where it is frozen."""
         return ALL
+
+    def expects(self) -> tuple[PartName, ...]:
+        """Parts that must have been trained before: to begin with random ones needs a word (`start.fresh`)."""
+        return ()
+
+    def dialogue(self) -> Turns:
+        """How the turns of a row are gone through; a row of documents is one turn."""
+        return Turns()
 
     def check(self, model: ModelConfig) -> None:
         """Refuse a model that this stage cannot train, or settings that learn nothing.
@@ -179,7 +205,7 @@ class MemoryStageConfig(StageConfig):
     """Pre-training of memory attention on dialogues, with encoder and embedding as they are (docs/curriculum.md)."""
 
     kind: Literal["memory"] = Field("memory", description="Which stage.")
-    turns: Annotated[PositiveInt, at_most(1024)] = Field(
+    turns: Annotated[PositiveInt, at_most(MAX_TURNS)] = Field(
         6, description="Turns of a dialogue that are read; later ones are left out."
     )
     input_noise: NonNegativeFloat = Field(
@@ -197,9 +223,68 @@ class MemoryStageConfig(StageConfig):
         """See `StageConfig.parts`."""
         return ("embedding", "encoder", "memory_attention")
 
+    def expects(self) -> tuple[PartName, ...]:
+        """See `StageConfig.expects`. What is learnt is to mix what this encoder makes."""
+        return ("embedding", "encoder")
+
     def rate_group(self, parameter: str) -> str | None:
         """Only memory attention trains."""
         return ALL if parameter.startswith("memory_attention.") else None
+
+    def dialogue(self) -> Turns:
+        """All turns are one backward pass. Of each stay both sides of the cosine and the change; while it is computed
+        also old and new memory, the turn's share, the label and its noise."""
+        return Turns(self.turns, self.turns, memories=3, working=5)
+
+
+class SmatConfig(StageConfig):
+    """Training of the whole system on dialogues, through the memory that it writes (docs/curriculum.md)."""
+
+    kind: Literal["smat"] = Field("smat", description="Which stage.")
+    turns: Annotated[PositiveInt, at_most(MAX_TURNS)] = Field(
+        7, description="Rows of a dialogue that are read, a system prompt among them; later ones are left out."
+    )
+    depth: PositiveInt | None = Field(
+        None, description="Writes that gradients pass through; null: all, back to the first turn."
+    )
+    recompute_turns: bool = Field(
+        True,
+        description="Whether turns are computed one by one and again in the backward pass, or all at once and kept.",
+    )
+    train_mode: bool = _TRAIN_MODE
+    memory_after: NonNegativeInt = Field(0, description="Tokens after which memory attention trains too.")
+    encoder_after: NonNegativeInt = Field(
+        0, description="Tokens after which the encoder trains too; not fewer than memory_after."
+    )
+    warmup_tokens: NonNegativeInt = Field(
+        0, description="Tokens over which the learning rate of what begins to train later rises linearly."
+    )
+    weights: DecoderWeights = DecoderWeights()
+
+    @model_validator(mode="after")
+    def _encoder_last(self) -> Self:
+        if self.encoder_after < self.memory_after:
+            raise ValueError(
+                f"encoder_after ({self.encoder_after}) is less than memory_after ({self.memory_after}), but an encoder "
+                f"learns through memory attention that trains: raise the first"
+            )
+        return self
+
+    def parts(self) -> tuple[PartName, ...]:
+        """See `StageConfig.parts`."""
+        return ("embedding", "decoder", "lm_head", "encoder", "memory_attention")
+
+    def expects(self) -> tuple[PartName, ...]:
+        """See `StageConfig.expects`. Dialogues are answered by a system whose parts can do their own work."""
+        return self.parts()
+
+    def rate_group(self, parameter: str) -> str | None:
+        """The embedding trains with the decoder, whose head it feeds as well as the encoder."""
+        return {"memory_attention": "memory", "encoder": "encoder"}.get(parameter.partition(".")[0], "decoder")
+
+    def dialogue(self) -> Turns:
+        """Of each turn stays the memory that it is computed from again."""
+        return Turns(self.turns, 1 if self.recompute_turns else self.turns, memories=1)
 
 
 class StageEntry(NamedTuple):
@@ -221,5 +306,6 @@ STAGES: dict[str, StageEntry] = {
     "sft": StageEntry(SftConfig, "rxt_dist.stages.sft:SftStage", "rxt_dist.stages.joint_work:JointWork"),
     "decoder-sft": StageEntry(DecoderSftConfig, "rxt_dist.stages.sft:DecoderSftStage"),
     "memory": StageEntry(MemoryStageConfig, "rxt_dist.stages.memory:MemoryStage"),
+    "smat": StageEntry(SmatConfig, "rxt_dist.stages.smat:SmatStage"),
 }
 DEFAULT_STAGE = next(iter(STAGES))

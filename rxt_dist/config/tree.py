@@ -6,10 +6,11 @@ is written out, so that no text takes long to read.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -150,6 +151,33 @@ class Tree:
         self.values[key] = tree.values
         self.places[(key,)] = tree.source
         self.places.update({(key, *path): place for path, place in tree.places.items()})
+
+    def below(self, *path: str) -> Tree:
+        """What stands at `path`, as a tree of its own; an empty one where nothing does."""
+        values: Any = self.values
+        for key in path:
+            values = values.get(key) if isinstance(values, dict) else None
+        places = {known[len(path) :]: place for known, place in self.places.items() if known[: len(path)] == path}
+        return Tree(self.place(path), {} if values is None else copy.deepcopy(values), places)
+
+    def replace(self, key: str, value: Any, place: str) -> None:
+        """Put a value in the place of whatever stands at a top-level key."""
+        self._forget((key,))
+        self.values[key] = value
+        self.places[key,] = place
+
+    def overlay(self, other: Tree) -> None:
+        """Lay what another tree says over this one: a mapping key by key, anything else as a whole."""
+        self.values = self._laid(self.values, other.values, other.places, ())
+
+    def _laid(self, values: Any, over: Any, places: Mapping[KeyPath, str], path: KeyPath) -> Any:
+        if not isinstance(values, dict) or not isinstance(over, dict):
+            self._forget(path)
+            self.places |= {known: place for known, place in places.items() if known[: len(path)] == path}
+            return copy.deepcopy(over)
+        for key, value in over.items():
+            values[key] = self._laid(values.get(key), value, places, (*path, key))
+        return values
 
     def override(self, text: str, joined: Sequence[str]) -> None:
         """Apply one `a.b=c`."""

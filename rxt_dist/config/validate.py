@@ -133,12 +133,21 @@ def _check_engine(config: RunConfig, world_size: int) -> None:
 
 
 def _check_start(config: RunConfig) -> None:
-    parts = config.stage.parts()
-    surplus = [part for part in (config.start.parts if config.start else ()) if part not in parts]
+    start, stage, parts = config.start, config.stage, config.stage.parts()
+    taken, fresh = (start.taken, start.fresh) if start else ((), ())
+    surplus = [part for part in (*taken, *fresh) if part not in parts]
     if surplus:
         raise ConfigError(
-            f"start.parts names {', '.join(map(repr, surplus))}, but stage '{config.stage.kind}' builds "
+            f"start.parts names {', '.join(map(repr, surplus))}, but stage '{stage.kind}' builds "
             f"{', '.join(parts)}: leave {'it' if len(surplus) == 1 else 'them'} out."
+        )
+    untrained = [part for part in stage.expects() if part not in (*taken, *fresh)]
+    if untrained:
+        raise ConfigError(
+            f"stage '{stage.kind}' builds on trained parts, and `start` takes no {', '.join(untrained)}: name the run "
+            f"that has {'it' if len(untrained) == 1 else 'them'} (start: {{run: runs/NAME, parts: "
+            f"[{', '.join(untrained)}]}}, or start.also for a second run), or say that a random beginning is meant: "
+            f"start.fresh=[{', '.join(untrained)}]."
         )
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.validate import DataFacts
+from rxt_dist.data.dialogue_rows import dialogue_phase_dataset
 from rxt_dist.data.dialogues import DialogueDataset, DialogueManifest, load_dialogue_manifest
-from rxt_dist.data.dialogues import DialogueSource as ManifestSource
 from rxt_dist.data.loader import Int64Array
-from rxt_dist.data.manifest import SourceInfo, SplitInfo, Totals
+from rxt_dist.data.manifest import SourceInfo
 from rxt_dist.data.mixture import PhaseDataset, PhaseDatasets, phase_datasets, planned_order
 from rxt_dist.data.row_source import tokenizer_of_run
 from rxt_dist.data.sampler import GlobalOrder
@@ -31,12 +31,15 @@ class TurnBatch:
     """B dialogues of U turns of T tokens, in host memory.
 
     tokens_BUT: int64 ids, [PAD] (0) behind each turn. lengths_BU: int64 tokens of each turn, 0 where a dialogue has
-    ended. samples_B: int64 global position of each dialogue; the key of all randomness that concerns it.
+    ended. samples_B: int64 global position of each dialogue; the key of all randomness that concerns it. recalls_BU3:
+    int64 (distance, first token, end) of the value that a turn's answer recalls: told `distance` turns before, it is
+    tokens_BUT[b, u, first:end]. Zeros where a turn recalls nothing.
     """
 
     tokens_BUT: Tensor
     lengths_BU: Tensor
     samples_B: Tensor
+    recalls_BU3: Tensor
 
     @property
     def rows(self) -> int:
@@ -60,8 +63,8 @@ class TurnBatch:
         """
         if rows < 1 or self.rows % rows:
             raise ValueError(f"a batch of {self.rows} dialogues cannot be split into micro-batches of {rows}")
-        parts = zip(self.tokens_BUT.split(rows), self.lengths_BU.split(rows), self.samples_B.split(rows), strict=True)
-        return [TurnBatch(*part) for part in parts]
+        columns = (self.tokens_BUT, self.lengths_BU, self.samples_B, self.recalls_BU3)
+        return [TurnBatch(*part) for part in zip(*(column.split(rows) for column in columns), strict=True)]
 
 
 class DialogueSource:
@@ -84,9 +87,7 @@ class DialogueSource:
             manifest = load_dialogue_manifest(path)
             self._require_alike(path, manifest)
             self._manifests.setdefault(manifest.root_digest, manifest)
-            sources = tuple(_as_rows(source) for source in manifest.sources)
-            tokens = turns * manifest.seq_len
-            return PhaseDataset(path, manifest.root_digest, tokens, manifest.tokenizer_sha256, sources)
+            return dialogue_phase_dataset(path, manifest, turns)
 
         self._read: PhaseDatasets = phase_datasets(run.data, look)
         self._opened: dict[tuple[int, str], DialogueDataset] = {}
@@ -150,13 +151,16 @@ class DialogueSource:
         turns = max(len(dialogue) for dialogue in dialogues)
         width = max(len(turn) for dialogue in dialogues for turn in dialogue)
         mine = dialogues[part]
+        recalls_BU3 = np.zeros((len(mine), turns, 3), dtype=np.int64)
+        for b, (source, row) in enumerate(zip(sources[part].tolist(), rows[part].tolist(), strict=True)):
+            recalls_BU3[b, : len(mine[b])] = self._dataset(source, split).recalls(row)[: self._turns] if row >= 0 else 0
         tokens_BUT = np.zeros((len(mine), turns, width), dtype=np.int64)
         lengths_BU = np.zeros((len(mine), turns), dtype=np.int64)
         for b, dialogue in enumerate(mine):
             for u, turn in enumerate(dialogue):
                 tokens_BUT[b, u, : len(turn)] = turn
                 lengths_BU[b, u] = len(turn)
-        return TurnBatch(torch.from_numpy(tokens_BUT), torch.from_numpy(lengths_BU), torch.from_numpy(samples[part]))
+        return TurnBatch(*map(torch.from_numpy, (tokens_BUT, lengths_BU, samples[part], recalls_BU3)))
 
     def _dataset(self, source: int, split: str) -> DialogueDataset:
         if (source, split) not in self._opened:
@@ -164,9 +168,3 @@ class DialogueSource:
             name = dataset.sources[own].name
             self._opened[source, split] = DialogueDataset(dataset.path, split, name, self._tokenizer)
         return self._opened[source, split]
-
-
-def _as_rows(source: ManifestSource) -> SourceInfo:
-    """A source of dialogues, each of which is a row."""
-    train, held_out = (SplitInfo(Totals(rows=split.totals.dialogues)) for split in (source.train, source.eval))
-    return SourceInfo(source.name, source.language, train, held_out)

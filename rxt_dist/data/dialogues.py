@@ -2,8 +2,10 @@
 
 A dataset of dialogues is a folder like that of documents, with another kind of shard: a row of its Arrow files is one
 dialogue, `tokens: large_list<uint16>` (all turns, one after another, each an interaction of `interactions.py`) and
-`turn_len: large_list<uint16>` (their lengths). Such sets are small, so rows are read through Arrow; each shard is
-hashed when it is first used.
+`turn_len: large_list<uint16>` (their lengths). A shard in which a dialogue recalls what it was told has a third column,
+`recall: large_list<uint16>`, three numbers a turn: how many turns before the value was told, the first token of the
+turn that holds it and the end of these; zeros where a turn recalls nothing. Such sets are small, so rows are read
+through Arrow; each shard is hashed when it is first used.
 """
 
 from __future__ import annotations
@@ -40,9 +42,13 @@ from rxt_dist.errors import ConfigError, DataError, nearest
 from rxt_dist.files import fsync_dir, temporary_path
 
 DIALOGUES_VERSION = 1
+RECALL_COLUMN = "recall"
 _BATCH_DIALOGUES = 1024
 _SHARD_TOKENS = 1 << 28  # 512 MB
 _REPAIR = "Delete the file and run the same `rxt-dist data interactions` again: it rebuilds what is missing."
+
+
+Recalls = tuple[tuple[int, int, int], ...]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -185,23 +191,31 @@ def load_dialogue_manifest(root: Path) -> DialogueManifest:
 class DialogueWriter:
     """Writes the dialogues of one source, split and unit as `<stem>-000.arrow`, `<stem>-001.arrow`, ...
 
-    A shard appears under its name only whole: written to a temporary file, synced, hashed, renamed.
+    A shard appears under its name only whole: written to a temporary file, synced, hashed, renamed. The first dialogue
+    with a recall begins another shard, and this and all later ones have the column.
     """
 
     def __init__(self, root: Path, directory: str, stem: str, vocab_size: int, metadata: Mapping[str, str]) -> None:
         self._root, self._directory, self._stem, self._vocab_size = root, directory, stem, vocab_size
-        lists = pa.large_list(pa.uint16())
-        fields = [pa.field("tokens", lists, nullable=False), pa.field("turn_len", lists, nullable=False)]
-        self._schema = pa.schema(fields, metadata=dict(metadata))
+        self._metadata = dict(metadata)
+        self._has_recalls = False
         self._pending: list[list[npt.NDArray[np.uint16]]] = []
+        self._pending_recalls: list[Recalls] = []
         self._shards: list[DialogueShard] = []
         self._file: pa.OSFile | None = None
         self._writer: pa.ipc.RecordBatchFileWriter | None = None
         self._dialogues = self._tokens = 0
 
-    def add(self, turns: list[npt.NDArray[np.uint16]]) -> None:
-        """Take one dialogue: for each turn the ids of a whole interaction, BOS and EOS included."""
+    def add(self, turns: list[npt.NDArray[np.uint16]], recalls: Recalls = ()) -> None:
+        """Take one dialogue: for each turn the ids of a whole interaction, BOS and EOS included, and (distance, first
+        token, end) of what it recalls; no `recalls` where no turn does."""
+        if recalls and not self._has_recalls:
+            self._write()
+            self._commit()
+            self._has_recalls = True
+        assert all(_is_recall(recall, len(turn)) for recall, turn in zip(recalls, turns, strict=bool(recalls)))
         self._pending.append(turns)
+        self._pending_recalls.append(recalls or ((0, 0, 0),) * len(turns))
         if len(self._pending) == _BATCH_DIALOGUES:
             self._write()
 
@@ -218,7 +232,8 @@ class DialogueWriter:
         tokens = np.concatenate(turns)
         lengths = np.array([len(turn) for turn in turns], dtype=np.int64)
         assert int(tokens.max()) < self._vocab_size, f"token id {tokens.max()} >= vocabulary {self._vocab_size}"
-        check_interactions(tokens, lengths)
+        firsts = np.concatenate([np.arange(len(dialogue)) == 0 for dialogue in self._pending])
+        check_interactions(tokens, lengths, firsts)
         if self._writer is None:
             self._temporary.parent.mkdir(parents=True, exist_ok=True)
             self._file = pa.OSFile(str(self._temporary), "wb")
@@ -229,12 +244,23 @@ class DialogueWriter:
             pa.LargeListArray.from_arrays(pa.array(token_bounds, pa.int64()), pa.array(tokens)),
             pa.LargeListArray.from_arrays(pa.array(turn_bounds, pa.int64()), pa.array(lengths.astype(np.uint16))),
         ]
+        if self._has_recalls:
+            numbers = np.array([turn for recalls in self._pending_recalls for turn in recalls], dtype=np.uint16)
+            columns.append(
+                pa.LargeListArray.from_arrays(pa.array(3 * turn_bounds, pa.int64()), pa.array(numbers.reshape(-1)))
+            )
         self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
         self._dialogues += len(self._pending)
         self._tokens += len(tokens)
-        self._pending = []
+        self._pending, self._pending_recalls = [], []
         if self._tokens >= _SHARD_TOKENS:
             self._commit()
+
+    @property
+    def _schema(self) -> pa.Schema:
+        lists = pa.large_list(pa.uint16())
+        names = ("tokens", "turn_len", *([RECALL_COLUMN] if self._has_recalls else []))
+        return pa.schema([pa.field(name, lists, nullable=False) for name in names], metadata=self._metadata)
 
     @property
     def _name(self) -> str:
@@ -258,6 +284,11 @@ class DialogueWriter:
         fsync_dir(final.parent)
         self._shards.append(shard)
         self._writer, self._file, self._dialogues, self._tokens = None, None, 0, 0
+
+
+def _is_recall(recall: tuple[int, int, int], tokens: int) -> bool:
+    distance, first, end = recall
+    return recall == (0, 0, 0) or (distance >= 1 and 0 < first < end < tokens)
 
 
 def dialogue_metadata(seq_len: int, tokenizer_sha256: str, template: str, spec_hash: str) -> dict[str, str]:
@@ -336,13 +367,29 @@ class DialogueDataset:
             IndexError: `index` is not in [0, len).
             DataError: the dialogue's shard is damaged.
         """
+        table, row = self._place(index)
+        tokens, lengths = (table[name][row].values.to_numpy(zero_copy_only=True) for name in ("tokens", "turn_len"))
+        return np.split(tokens, np.cumsum(lengths[:-1], dtype=np.int64))
+
+    def recalls(self, index: int) -> npt.NDArray[np.int64]:
+        """What each turn of a dialogue recalls, int64 [turns, 3]: how many turns before the value was told, the first
+        token of the turn that holds it, and the end of these tokens; zeros where a turn recalls nothing.
+
+        Raises:
+            IndexError, DataError: as `dialogue`.
+        """
+        table, row = self._place(index)
+        if RECALL_COLUMN not in table.column_names:
+            return np.zeros((len(table["turn_len"][row].values), 3), dtype=np.int64)
+        numbers = table[RECALL_COLUMN][row].values.to_numpy(zero_copy_only=True)
+        return numbers.astype(np.int64).reshape(-1, 3)
+
+    def _place(self, index: int) -> tuple[pa.Table, int]:
+        """The shard of a dialogue, and its row there."""
         if not 0 <= index < len(self):
             raise IndexError(f"dialogue {index} of {len(self)}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - (int(self._ends[shard - 1]) if shard else 0)
-        table = self._table(shard)
-        tokens, lengths = (table[name][row].values.to_numpy(zero_copy_only=True) for name in ("tokens", "turn_len"))
-        return np.split(tokens, np.cumsum(lengths[:-1], dtype=np.int64))
+        return self._table(shard), index - (int(self._ends[shard - 1]) if shard else 0)
 
     def batch(self, indices: Sequence[int], turns: int | None = None) -> DialogueBatch:
         """The dialogues at `indices` (at least one), padded to the longest; of each the first `turns`, if given

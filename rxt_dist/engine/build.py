@@ -21,12 +21,13 @@ from rxt_dist.engine.interface import Engine
 from rxt_dist.engine.materialise import materialise
 from rxt_dist.engine.rendezvous import join_ranks
 from rxt_dist.errors import ConfigError
+from rxt_dist.lasting import lasting_imports
 from rxt_dist.model.experts import set_grouped_product
 from rxt_dist.model.fused import compile_chains
 from rxt_dist.stages.base import Stage
 
 # malloc.h
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 # Blocks from this size on, the largest that glibc takes, are given back to the system when they are freed.
 _LARGE_BYTES = 32 << 20
 # A last resort against ranks that wait for ever.
@@ -60,11 +61,14 @@ def keep_freed_memory() -> None:
     By default it gives blocks from some hundred KB on back to the system, and every step takes them anew at 4 GB/s, a
     page fault at a time; memory in use moves at 40. Larger blocks are better given back: kept ones get split by what is
     asked for in between, and where parameters are large the process then grows by gigabytes (docs/scale.md).
+
+    All threads share one heap: gloo's copy what they reduce, and each would keep a heap of its own for that.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # Other C libraries have no such function.
         mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
         mallopt(_M_TRIM_THRESHOLD, -1)
+        mallopt(_M_ARENA_MAX, 1)
 
 
 def _return_freed_memory() -> None:
@@ -155,8 +159,10 @@ def build_engine(stage: Stage, config: RunConfig, device: torch.device) -> Engin
             into the engine's fragments.
     """
     choose_kernels(config, device)
+    with lasting_imports():
+        engine_class = _engine_class(config)
     _make_room(stage, config, device)
-    engine = _engine_class(config)(stage, config, device)
+    engine = engine_class(stage, config, device)
     if device.type == "cpu":
         _return_freed_memory()
     return engine

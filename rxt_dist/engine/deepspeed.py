@@ -39,6 +39,7 @@ from rxt_dist.engine.interface import (
     TermTotals,
 )
 from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_learning_rates
+from rxt_dist.engine.reduction import reduce_in_portions
 from rxt_dist.engine.replicas import bit_sum, differing_ranks
 from rxt_dist.engine.routing import RoutingState
 from rxt_dist.engine.sums import StepSums, evaluate_stage
@@ -51,6 +52,9 @@ _PREFIX = "stage.model."
 # Elements that are reduced, gathered ahead, kept for a next use, or updated at once; a larger parameter goes alone.
 # DeepSpeed's own values, up to 10^9, let all weights and several copies of all gradients stand beside each other.
 _PORTION_ELEMENTS = 1 << 24
+# What is reduced at once, or kept for a next use, on CPU: what is reduced stands there three times, and one more
+# collective costs nothing.
+_CPU_BUCKET_ELEMENTS = 1 << 22
 
 # DeepSpeed asks this table which of its own C++ operators it can build, and the first look runs compilers for seconds;
 # on CPU it then builds a shared-memory collective that only its inference uses (35 s, and a start without g++ fails).
@@ -97,6 +101,8 @@ class DeepSpeedEngine:
         self.ranks = Collectives(device)
         self.expert_parallel = config.parallel.expert_parallel
         self.wrapper = _Wrapper(stage, RoutedShape.of(config.model))
+        if device.type == "cpu":
+            reduce_in_portions(_CPU_BUCKET_ELEMENTS)
         with our_layers():
             self.engine, self.zero, *_ = deepspeed.initialize(
                 model=self.wrapper,
@@ -106,6 +112,8 @@ class DeepSpeedEngine:
                 config=engine_config(config, device),
                 dist_init_required=False,
             )
+        if config.parallel.zero == 3 and device.type == "cpu":
+            self._gather_nothing_ahead()
         # float32 and bfloat16 runs alike skip an update whose gradients are not finite, on all ranks.
         if config.parallel.zero < 3:
             self.zero.check_grad_overflow = True
@@ -128,6 +136,12 @@ class DeepSpeedEngine:
             marks = {"moe": True, "name": f"ep_size_{self.expert_parallel}"}
             groups += [group | {"params": portion} | marks for portion in self._portions(experts)]
         return adamw(groups, self.config.optimizer)
+
+    def _gather_nothing_ahead(self) -> None:
+        """DeepSpeed makes a prefetch of 0 elements one of 1 where weights are gathered one after another, and then
+        each module gathers at least one parameter ahead: of experts that are one to two layers."""
+        coordinator = self.zero.parameter_offload.get_param_coordinator()
+        coordinator._PartitionedParameterCoordinator__prefetch_bucket_sz = 0
 
     def train_step(self, micros: Sequence[MicroBatch], rates: Mapping[str, float]) -> StepResult:
         """See `Engine.train_step`."""
@@ -367,6 +381,7 @@ def expert_groups(expert_parallel: int) -> tuple[Any, Any]:
 def engine_config(config: RunConfig, device: torch.device) -> dict[str, Any]:
     """DeepSpeed's configuration for a run."""
     cuda = device.type == "cuda"
+    bucket = _PORTION_ELEMENTS if cuda else _CPU_BUCKET_ELEMENTS
     made: dict[str, Any] = {
         # Batch bookkeeping is ours: micro-batches and boundaries are set by hand in every step.
         "train_micro_batch_size_per_gpu": 1,
@@ -377,13 +392,13 @@ def engine_config(config: RunConfig, device: torch.device) -> dict[str, Any]:
             "overlap_comm": cuda,
             "contiguous_gradients": True,
             "reduce_scatter": True,
-            "reduce_bucket_size": _PORTION_ELEMENTS,
+            "reduce_bucket_size": bucket,
             "allgather_bucket_size": _PORTION_ELEMENTS,
             "sub_group_size": _PORTION_ELEMENTS,
             # Weights for the next modules are gathered while a device computes; on CPU both would be done in turn.
             "stage3_prefetch_bucket_size": _PORTION_ELEMENTS if cuda else 0,
             "stage3_max_live_parameters": 2 * local_moe_parameters(config.model, config.parallel.expert_parallel),
-            "stage3_max_reuse_distance": _PORTION_ELEMENTS,
+            "stage3_max_reuse_distance": bucket,
             # Weights of a module gathered together pass through a buffer of their size.
             "allgather_sequential": not cuda,
         },

@@ -87,6 +87,7 @@ class PlainEngine:
             sums.add(output)
             if len(micros) > 1 or self._sums_ranks:
                 self._collect_gradients()
+        self._complete_gradients(self.masters if len(micros) > 1 or self._sums_ranks else self.named)
         sums.reduce()
         self._reduce_gradients()
         grad_norm = self._grad_norm()
@@ -159,6 +160,13 @@ class PlainEngine:
 
     def close(self) -> None:
         """Nothing to free."""
+
+    def _complete_gradients(self, named: Mapping[str, nn.Parameter]) -> None:
+        """Make the gradient zero of what the step did not reach, an expert or a part that is not trained yet: counters
+        and moments of the optimizer are then those of ranks that share flat tensors."""
+        for parameter in named.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def _reduce_gradients(self) -> None:
         """Make every gradient that of the global batch; alone it is."""

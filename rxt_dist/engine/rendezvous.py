@@ -21,6 +21,7 @@ from rxt_dist.errors import UnavailableError
 
 # How long ranks wait for each other at the start: on a cluster a job's last node may begin minutes after the first.
 START_TIMEOUT = timedelta(minutes=10)
+_EVERYWHERE = "0.0.0.0"
 
 
 def join_ranks(device: torch.device, timeout: timedelta) -> None:
@@ -91,10 +92,14 @@ def _agent_serves(environ: Mapping[str, str]) -> bool:
 
 def _listen(host: str, port: int) -> socket.socket:
     address = listening_address(host)
+    everywhere = address == _EVERYWHERE and socket.has_dualstack_ipv6()
+    address = "::" if everywhere else address
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if everywhere:  # Others may know this machine by either kind of address.
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listener.bind((address, port))
         listener.listen(2048)
     except OSError as error:
@@ -120,12 +125,12 @@ def listening_address(host: str) -> str:
     try:
         addresses = [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
     except OSError:
-        return "0.0.0.0"
+        return _EVERYWHERE
     loopback = [ipaddress.ip_address(address.split("%")[0]).is_loopback for address in addresses]
     for address, is_loopback in zip(addresses, loopback, strict=True):
         if not is_loopback or host in ("localhost", address):
             return address
-    return "0.0.0.0"
+    return _EVERYWHERE
 
 
 def _first_line(error: Exception) -> str:

@@ -46,12 +46,11 @@ class ReplicatedEngine(PlainEngine):
         ]
 
     def _split(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Gradients of dense parameters and of experts; one that no token reached is made zero, as on other ranks."""
+        """Gradients of dense parameters and of experts."""
         dense: list[Tensor] = []
         experts: list[Tensor] = []
         for name, master in self.masters.items():
-            if master.grad is None:
-                master.grad = torch.zeros_like(master)
+            assert master.grad is not None
             (experts if is_expert(self.named[name]) else dense).append(master.grad)
         return dense, experts
 

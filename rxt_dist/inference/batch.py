@@ -37,7 +37,8 @@ def read_conversations(path: Path, assistant: Assistant) -> list[Conversation]:
             number.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Text of a record may hold other characters that end lines, which JSON allows.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as lines of JSON ({error}).") from error
     found = []
@@ -53,7 +54,10 @@ def read_conversations(path: Path, assistant: Assistant) -> list[Conversation]:
 
 
 def _conversation(line: str, assistant: Assistant) -> Conversation:
-    record = json.loads(line)
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"this is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise DataError(f"a line must be an object with a query or with turns, and is {type(record).__name__}")
     turns = record.get("turns", [record])

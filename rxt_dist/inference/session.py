@@ -133,6 +133,7 @@ class Session:
             "turn": str(self.turn),
         }
         with access_errors(path, "The session goes on; it was not saved."):
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, save(tensors, {**told, "digest": _digest(tensors, told)}))
 
     @staticmethod

@@ -21,22 +21,27 @@ _CPU_CHUNK = 256
 
 
 class ClassifierSums(NamedTuple):
-    """loss: summed cross-entropy, float32; targets: how many were counted; correct: how many of them were predicted."""
+    """loss: summed cross-entropy, float32; targets: how many were counted; correct: how many of them were predicted.
+
+    losses_N, hits_N: float32 and bool, the same of each target, without a gradient; 0 and False where none counts.
+    """
 
     loss: Tensor
     targets: Tensor
     correct: Tensor
+    losses_N: Tensor
+    hits_N: Tensor
 
 
 class _ChunkSums(NamedTuple):
-    """Of a chunk of rows: loss, hits, and where gradients are wanted d loss / d logits and its sum over the rows.
+    """Of a chunk of rows: loss and hit of each, and where gradients are wanted d loss / d logits and its sum over rows.
 
     grad_CV: in the logits' type, softmax - one-hot in every row: where a target does not count it ought to be 0, and
     that 0 multiplies the narrow factors of the products that follow. grad_bias_V: float32, of the rows that count.
     """
 
-    loss: Tensor
-    correct: Tensor
+    losses_C: Tensor
+    hits_C: Tensor
     grad_CV: Tensor
     grad_bias_V: Tensor
 
@@ -45,12 +50,12 @@ def _chunk_formula(low_CV: Tensor, room_CV: Tensor, targets_C: Tensor, needs_gra
     logits_CV, kept_C, index_C = low_CV.float(), targets_C != IGNORE, targets_C.clamp_min(0)
     log_total_C, guess_C = logits_CV.logsumexp(-1), logits_CV.argmax(-1)
     picked_C = logits_CV.gather(1, index_C.unsqueeze(1)).squeeze(1)
-    loss, correct = ((log_total_C - picked_C) * kept_C).sum(), ((guess_C == targets_C) & kept_C).sum()
+    losses_C, hits_C = (log_total_C - picked_C) * kept_C, (guess_C == targets_C) & kept_C
     if not needs_grad:
-        return _ChunkSums(loss, correct, low_CV, low_CV[0])
+        return _ChunkSums(losses_C, hits_C, low_CV, low_CV[0])
     words_V = torch.arange(logits_CV.shape[1], device=logits_CV.device)
     grad_CV = (logits_CV - log_total_C.unsqueeze(1)).exp() - (words_V == index_C.unsqueeze(1)).float()
-    return _ChunkSums(loss, correct, grad_CV.to(low_CV.dtype), (grad_CV * kept_C.unsqueeze(1)).sum(0))
+    return _ChunkSums(losses_C, hits_C, grad_CV.to(low_CV.dtype), (grad_CV * kept_C.unsqueeze(1)).sum(0))
 
 
 def _chunk_eager(low_CV: Tensor, room_CV: Tensor, targets_C: Tensor, needs_grad: bool) -> _ChunkSums:
@@ -62,11 +67,11 @@ def _chunk_eager(low_CV: Tensor, room_CV: Tensor, targets_C: Tensor, needs_grad:
     # In place: one fused pass over each row. The highest probability is 1 / sum exp(logit - highest).
     probs_CV = torch.softmax(logits_CV, -1, out=logits_CV)
     log_total_C = highest_C - probs_CV.gather(1, guess_C.unsqueeze(1)).squeeze(1).log()
-    loss, correct = ((log_total_C - picked_C) * kept_C).sum(), ((guess_C == targets_C) & kept_C).sum()
+    losses_C, hits_C = (log_total_C - picked_C) * kept_C, (guess_C == targets_C) & kept_C
     if not needs_grad:
-        return _ChunkSums(loss, correct, low_CV, low_CV[0])
+        return _ChunkSums(losses_C, hits_C, low_CV, low_CV[0])
     grad_CV = probs_CV.scatter_add_(1, index_C1, probs_CV.new_full(index_C1.shape, -1))
-    return _ChunkSums(loss, correct, low_CV.copy_(grad_CV), grad_CV.t() @ kept_C.float())
+    return _ChunkSums(losses_C, hits_C, low_CV.copy_(grad_CV), grad_CV.t() @ kept_C.float())
 
 
 _chunk_sums = Chain(_chunk_formula, _chunk_eager)
@@ -82,9 +87,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets_N: Tensor,
         chunk_tokens: int,
         needs_grad: bool,
-    ) -> tuple[Tensor, Tensor]:
-        loss = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
-        correct = torch.zeros((), dtype=torch.int64, device=hidden_ND.device)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        losses_N = torch.empty(targets_N.shape, dtype=torch.float32, device=hidden_ND.device)
+        hits_N = torch.empty_like(losses_N, dtype=torch.bool)
         # Sums over chunks accumulate in float32 whatever the parameters' type.
         grad_hidden_ND = torch.empty_like(hidden_ND) if needs_grad else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_grad else None
@@ -100,8 +105,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             low_CV = room_CV[: len(targets_C)]
             torch.addmm(bias_V, hidden_CD, weight_VD.t(), out=low_CV)
             sums = _chunk_sums(low_CV, float_room_CV[: len(targets_C)], targets_C, needs_grad)
-            loss += sums.loss
-            correct += sums.correct
+            losses_N[rows] = sums.losses_C
+            hits_N[rows] = sums.hits_C
             if grad_weight_VD is None or grad_bias_V is None or grad_hidden_ND is None:
                 continue
             grad_bias_V += sums.grad_bias_V
@@ -112,11 +117,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             else:
                 # Rounded once a chunk, as products of bfloat16 are; their sum is not.
                 grad_weight_VD += grad_CV.t() @ (hidden_CD * kept_C1)
-        ctx.mark_non_differentiable(correct)
+        ctx.mark_non_differentiable(losses_N, hits_N)
         if needs_grad:
             ctx.save_for_backward(grad_hidden_ND, grad_weight_VD, grad_bias_V)
             ctx.types = weight_VD.dtype, bias_V.dtype
-        return loss, correct
+        return losses_N.sum(), losses_N, hits_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -145,5 +150,6 @@ def linear_cross_entropy(
         chunk_tokens = min(chunk_tokens, _CPU_CHUNK)
     # Asked here: inside the function gradients are always off, and its own record says yes even under no_grad.
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (hidden_ND, weight_VD, bias_V))
-    loss, correct = _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias_V, targets_N, chunk_tokens, needs_grad)
-    return ClassifierSums(loss, (targets_N != IGNORE).sum(), correct)
+    found = _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias_V, targets_N, chunk_tokens, needs_grad)
+    loss, losses_N, hits_N = found
+    return ClassifierSums(loss, (targets_N != IGNORE).sum(), hits_N.sum(), losses_N, hits_N)

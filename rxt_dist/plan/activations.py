@@ -6,11 +6,12 @@ or int64 are counted in float32 numbers apart from those in the model's type. do
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rxt_dist.config.model import AttentionConfig, ModelConfig
 from rxt_dist.model.names import decoder_layer_kinds
 from rxt_dist.plan.setting import FLOAT32_BYTES, Setting
+from rxt_dist.plan.writes import encoded_bytes, memory_tensor_bytes, write_bytes
 
 # Rows of logits that exist at once on CPU (rxt_dist/model/cross_entropy.py).
 _CPU_LOGIT_ROWS = 256
@@ -21,26 +22,34 @@ class Layer:
     """A layer, or a part of the network outside of layers, in the order of the forward pass.
 
     path: of its parameters. stored: bytes from its forward to its backward pass. inside: bytes that its backward pass
-    takes besides, with recomputation what it stores again.
+    takes besides, with recomputation what it stores again. turn: of the row, from 0 on; its gradients begin in the
+    backward pass of the last turn, and are complete after that of the first.
     """
 
     path: str
     stored: int
     inside: int
+    turn: int = 0
 
 
 def layers(setting: Setting) -> list[Layer]:
-    """All layers of the run's stage, encoder first."""
-    model, parts = setting.config.model, setting.config.stage.parts()
-    tokens = setting.micro_rows * setting.seq_len
+    """All layers of the run's stage, encoder first, as often as a row has turns that stand at once."""
+    turns = setting.config.stage.dialogue()
+    return [replace(layer, turn=turn) for turn in range(turns.alive) for layer in _turn(setting)]
+
+
+def _turn(setting: Setting) -> list[Layer]:
+    model, parts, tokens = setting.config.model, setting.config.stage.parts(), setting.tokens
     found = [Layer("embedding", 0, 0)]
-    if "encoder" in parts and model.encoder is not None:
+    if "encoder" in parts and model.encoder is not None and _learns(setting, "embedding", "encoder"):
         width = _own_attention(setting, model.encoder.attention).plus(_dense(setting, model.encoder.hidden))
         found += [_layer(setting, f"encoder.layers.{index}", width) for index in range(model.layers)]
     if "mlm_head" in parts:
         # Masked positions only: input, its product, its gelu, the gradient of the hidden states.
         masked = round(tokens * getattr(setting.config.stage, "mlm_probability", 1.0))
         found.append(_head(setting, "mlm_head", 4 * masked * model.dim))
+    if "memory_attention" in parts:
+        found += [Layer(f"memory_attention.layers.{index}", *write_bytes(setting)) for index in range(model.layers)]
     if "decoder" in parts:
         found.append(Layer("memory", memory_bytes(setting), 0))
         for index, (stateful, moe) in enumerate(decoder_layer_kinds(model)):
@@ -55,18 +64,39 @@ def layers(setting: Setting) -> list[Layer]:
     return found
 
 
+def _learns(setting: Setting, *parts: str) -> bool:
+    """Whether any of these parts trains; else nothing is stored for their backward pass, as there is none."""
+    return any(path.split(".")[0] in parts for path in setting.built.by_layer)
+
+
 def memory_bytes(setting: Setting) -> int:
-    """The encoder's outputs: with noise they are the decoder's memory, and as they are they live while it runs."""
-    model, parts = setting.config.model, setting.config.stage.parts()
-    if "encoder" not in parts or "decoder" not in parts:
+    """The encoder's outputs, which joint training gives to the decoder: with noise they are its memory, and as they are
+    they live while it runs."""
+    parts = setting.config.stage.parts()
+    return encoded_bytes(setting) if {"encoder", "decoder"} <= {*parts} and "memory_attention" not in parts else 0
+
+
+def turn_bytes(setting: Setting) -> int:
+    """What the end of a turn's forward pass takes besides: where it is written, its encoding and noise as they are."""
+    if "memory_attention" not in setting.config.stage.parts():
         return 0
-    return model.layers * setting.micro_rows * setting.seq_len * model.dim * setting.element_bytes
+    encoded = encoded_bytes(setting)
+    noise = encoded * FLOAT32_BYTES // setting.element_bytes
+    return encoded + noise + setting.config.stage.dialogue().working * memory_tensor_bytes(setting)
+
+
+def kept_memories_bytes(setting: Setting) -> int:
+    """What a stage keeps of every turn of a row beside what layers store."""
+    turns = setting.config.stage.dialogue()
+    return turns.number * turns.memories * memory_tensor_bytes(setting)
 
 
 def logit_bytes(setting: Setting) -> int:
     """Logits of one chunk of positions, in the model's type and in float32."""
-    train, tokens = setting.config.train, setting.micro_rows * setting.seq_len
-    rows = min(train.logit_chunk_tokens, tokens, *([_CPU_LOGIT_ROWS] if setting.on_cpu else []))
+    train = setting.config.train
+    if not {"lm_head", "mlm_head"} & {*setting.config.stage.parts()}:
+        return 0
+    rows = min(train.logit_chunk_tokens, setting.tokens, *([_CPU_LOGIT_ROWS] if setting.on_cpu else []))
     apart = setting.element_bytes if setting.element_bytes != FLOAT32_BYTES else 0
     return rows * setting.config.model.vocab_size * (apart + FLOAT32_BYTES)
 
@@ -84,7 +114,7 @@ class _Width:
 
 
 def _layer(setting: Setting, path: str, width: _Width) -> Layer:
-    tokens, element = setting.micro_rows * setting.seq_len, setting.element_bytes
+    tokens, element = setting.tokens, setting.element_bytes
     stored = round(tokens * (width.kept * element + width.float32 * FLOAT32_BYTES))
     inside = round(tokens * width.inside * element)
     if setting.recompute:

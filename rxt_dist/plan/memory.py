@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from rxt_dist.model.count import local_moe_parameters
-from rxt_dist.plan.activations import Layer, layers, logit_bytes, memory_bytes
+from rxt_dist.plan.activations import Layer, kept_memories_bytes, layers, logit_bytes, memory_bytes, turn_bytes
 from rxt_dist.plan.setting import FLOAT32_BYTES, Setting
 
 # Python and its libraries, measured on CPU; a CUDA context, which is not measured here, takes its place on a GPU.
@@ -23,6 +23,8 @@ _PROCESS_BYTES = 400_000_000
 USABLE = 0.9
 # Elements that are reduced or updated at once; a larger parameter goes alone (rxt_dist/engine/deepspeed.py).
 _PORTION_ELEMENTS = 1 << 24
+# Of them, what DeepSpeed reduces at once on CPU.
+_CPU_BUCKET_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -70,28 +72,27 @@ def memory_per_gpu(setting: Setting) -> Memory:
     for parameters, frozen, copies in setting.held:
         weights += (parameters + frozen) * setting.element_bytes / (copies if setting.zero >= 3 else 1)
         optimizer += parameters * masters * FLOAT32_BYTES / (copies if setting.zero >= 1 else 1)
-    gathers = setting.zero == 3 and setting.copies[1] > 1
-    layer = local_moe_parameters(setting.config.model, setting.expert_parallel)
-    gathered = 2 * layer * setting.element_bytes if gathers and "decoder" in setting.config.stage.parts() else 0
-    moments = _moments(setting)
-    peak = max(moments, key=lambda moment: moment.total)
+    gone_through = moments(setting)
+    peak = max(gone_through, key=lambda moment: moment.total)
     return Memory(
         round(weights),
         peak.gradients,
         round(optimizer),
         peak.activations,
         peak.logits,
-        gathered,
+        _gathered(setting),
         peak.passing,
         _buffers(setting),
         _PROCESS_BYTES,
         # Measured: as much again as is allocated and freed in small blocks in every step.
-        max(moment.activations for moment in moments) if setting.on_cpu else 0,
+        max(moment.activations for moment in gone_through) if setting.on_cpu else 0,
     )
 
 
 @dataclass(frozen=True)
-class _Moment:
+class Moment:
+    """Bytes at one moment of a step, as in `Memory`."""
+
     gradients: int
     activations: int
     logits: int
@@ -99,23 +100,28 @@ class _Moment:
 
     @property
     def total(self) -> int:
+        """Of all four."""
         return self.gradients + self.activations + self.logits + self.passing
 
 
-def _moments(setting: Setting) -> list[_Moment]:
+def moments(setting: Setting) -> list[Moment]:
     """The end of the forward pass, the backward pass of each layer, the update."""
-    passed = layers(setting)
+    passed, last = layers(setting), setting.config.stage.dialogue().alive - 1
     kept, growing = _gradients(setting)
-    stored = sum(layer.stored for layer in passed)
-    found = [_Moment(kept, stored + memory_bytes(setting), logit_bytes(setting), 0)]
-    done = 0
+    stored = kept_memories_bytes(setting) + sum(layer.stored for layer in passed)
+    found = [Moment(kept, stored + memory_bytes(setting), logit_bytes(setting), turn_bytes(setting))]
+    # Autograd sums a parameter's gradients over all turns before anybody learns of them.
+    done = summed = 0
     for layer in reversed(passed):
         made = _elements(setting, layer)
-        done += made
-        found.append(_Moment(kept + round(growing * done), stored, 0, layer.inside + _passing(setting, layer, made)))
+        done += made if layer.turn == last else 0
+        summed += made * setting.element_bytes if layer.turn == last > 0 else 0
+        passing = layer.inside + _passing(setting, layer, made)
+        found.append(Moment(kept + round(growing * done), stored, 0, passing + (0 if growing else summed)))
         stored -= layer.stored
+        summed -= made * setting.element_bytes if layer.turn == 0 < last else 0
     every = sum(parameters for parameters, _, _ in setting.held)
-    found.append(_Moment(kept + round(growing * every), 0, 0, _updated(setting)))
+    found.append(Moment(kept + round(growing * every), 0, 0, _updated(setting)))
     return found
 
 
@@ -138,18 +144,34 @@ def _passing(setting: Setting, layer: Layer, elements: int) -> int:
     """A layer's gradients, where they do not stay as they are, and the copy in which they are summed or reduced."""
     _, growing = _gradients(setting)
     fresh = 0 if growing else elements * setting.element_bytes
-    copies = int(setting.zero >= 1 or setting.element_bytes != FLOAT32_BYTES)
-    if setting.on_cpu and setting.zero == 3 and setting.config.cluster.ranks > 1:
-        copies += 1  # Gloo reduces a copy.
-    return fresh + copies * elements * FLOAT32_BYTES
+    copied = setting.zero >= 1 or setting.element_bytes != FLOAT32_BYTES
+    if setting.on_cpu and setting.zero == 3 and setting.element_bytes == FLOAT32_BYTES:
+        # They pass through the buffers in portions. Averages of split experts are over fewer ranks than their sums,
+        # and DeepSpeed scales them in a copy.
+        copied = setting.expert_parallel > 1
+    return fresh + copied * elements * FLOAT32_BYTES
+
+
+def _gathered(setting: Setting) -> int:
+    """Weights of the layer at work, on a GPU of the next one too."""
+    if setting.zero < 3 or setting.copies[1] == 1 or "decoder" not in setting.config.stage.parts():
+        return 0
+    layer = local_moe_parameters(setting.config.model, setting.expert_parallel)
+    return (1 if setting.on_cpu else 2) * layer * setting.element_bytes
 
 
 def _buffers(setting: Setting) -> int:
-    """Two on a GPU, where one is filled while the other is reduced."""
-    if setting.zero == 0 and setting.config.cluster.ranks == 1:
-        return 0
-    elements = min(sum(parameters for parameters, _, _ in setting.held), _PORTION_ELEMENTS)
-    return (1 if setting.on_cpu or setting.zero == 0 else 2) * elements * FLOAT32_BYTES
+    """What is reduced at once: in a bucket, on a GPU also in the other one or in a copy that is laid out for the ranks.
+
+    On CPU, ZeRO-3 has such a copy with this rank's result behind it, and gloo makes another one.
+    """
+    ranks, elements = setting.config.cluster.ranks, sum(parameters for parameters, _, _ in setting.held)
+    if setting.zero == 0:
+        return min(elements, _PORTION_ELEMENTS) * FLOAT32_BYTES if ranks > 1 else 0
+    if not setting.on_cpu:
+        return 2 * min(elements, _PORTION_ELEMENTS) * FLOAT32_BYTES
+    times = 3 + 1 / ranks if setting.zero == 3 else 1
+    return round(times * min(elements, _CPU_BUCKET_ELEMENTS)) * FLOAT32_BYTES
 
 
 def _updated(setting: Setting) -> int:

@@ -109,7 +109,17 @@ class Setting:
     @property
     def rows(self) -> int:
         """Rows of a step over all ranks."""
-        return self.config.train.global_batch_tokens // self.seq_len
+        return self.config.train.global_batch_tokens // self.row_tokens
+
+    @property
+    def row_tokens(self) -> int:
+        """What a row counts for in the global batch: all its turns, each as long as the longest."""
+        return self.seq_len * self.config.stage.dialogue().number
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a rank computes at once: one turn of a micro-batch."""
+        return self.micro_rows * self.seq_len
 
     @property
     def accumulation(self) -> int:

@@ -119,9 +119,9 @@ def _micro_batches(own: Setting) -> list[int]:
     tokens = [train.global_batch_tokens]
     if train.ramp is not None:
         tokens += [train.ramp.start_tokens, train.ramp.increment_tokens]
-    if own.config.data.seq_len is None or any(portion % (own.seq_len * ranks) for portion in tokens):
+    if own.config.data.seq_len is None or any(portion % (own.row_tokens * ranks) for portion in tokens):
         return [own.micro_rows]
-    return divisors(math.gcd(*tokens) // (own.seq_len * ranks))
+    return divisors(math.gcd(*tokens) // (own.row_tokens * ranks))
 
 
 def plan_settings(own: Setting, step_s: float, flops: Mapping[str, int]) -> dict[str, Any]:

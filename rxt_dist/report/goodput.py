@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rxt_dist.errors import ExitCode
+from rxt_dist.report.clocks import Clocks
 from rxt_dist.report.records import Figures, RunFiles, number, seconds_of
 
 # In the order in which people read them.
@@ -124,13 +125,14 @@ def goodput(run: Path, now: float) -> Goodput:
 def measure(files: RunFiles, now: float) -> Goodput:
     """`goodput` of files that are read already."""
     now_ms = _ms(now)
-    lives = _lives(files.events, files.training, now_ms)
+    events, training, evaluations = _on_right_clocks(files, now)
+    lives = _lives(events, training, now_ms)
     if not lives:
         return Goodput(0.0, dict.fromkeys(PARTS, 0.0), (), "empty")
     stated = [dict.fromkeys(_STATED, 0) for _ in lives]
-    _hear_figures(lives, stated, files.training, now_ms)
-    _hear_evaluations(lives, files.evaluations, now_ms)
-    _hear_events(lives, stated, files.events, files.training, now_ms)
+    _hear_figures(lives, stated, training, now_ms)
+    _hear_evaluations(lives, evaluations, now_ms)
+    _hear_events(lives, stated, events, training, now_ms)
     # A life that began again at an earlier checkpoint has to finish once more.
     turns = [event["kind"] for event in files.events if event["kind"] in ("start", "finish")]
     finished = files.finished is not None or turns[-1:] == ["finish"]
@@ -143,6 +145,17 @@ def measure(files: RunFiles, now: float) -> Goodput:
     wall = lives[-1].end - lives[0].launched
     assert sum(parts.values()) == wall
     return Goodput(wall / 1000, {part: value / 1000 for part, value in parts.items()}, tuple(lives), state)
+
+
+def _on_right_clocks(files: RunFiles, now: float) -> tuple[Sequence[Mapping[str, Any]], Figures, Figures]:
+    """Events, lines of training and lines of evaluations of a run, whose clock may have been wrong for a while."""
+    clocks = Clocks(files.events, now)
+    if clocks.right:
+        return files.events, files.training, files.evaluations
+    training, evaluations = (
+        figures.with_times(clocks.lines(figures.column("time"))) for figures in (files.training, files.evaluations)
+    )
+    return clocks.events(), training, evaluations
 
 
 def superseded(steps: Iterable[float]) -> list[bool]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -89,6 +89,12 @@ class Figures:
         if len(column) < self.rows:
             column.extend([math.nan] * (self.rows - len(column)))
         column.append(value)
+
+    def with_times(self, times: Iterable[float]) -> Self:
+        """The same lines with other times."""
+        other = type(self)()
+        other.rows, other._columns = self.rows, {**self._columns, "time": array("d", times)}
+        return other
 
     @property
     def names(self) -> list[str]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,12 @@ from rxt_dist.config.stages import ALL, STAGES
 from rxt_dist.config.validate import DataFacts
 from rxt_dist.data.sampler import GlobalOrder
 from rxt_dist.losses import StageOutput
+from rxt_dist.model.attention import Documents
 from rxt_dist.model.reactive import ReactiveTransformer
 from rxt_dist.stages.work import Work as Work
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Positions = npt.NDArray[np.int64]
 # `with reading():` the model may be called without gradients; all ranks do so equally often.
@@ -131,12 +135,14 @@ class Term:
     title: what evaluation and the terminal call it; empty: it is logged in training and not evaluated.
     predicts: whether its targets can be hit, so that it has an accuracy beside its loss.
     by_view: whether evaluation reports it for each view, or once for all.
+    detail: a part of what another term tells; files have it, the terminal does not.
     """
 
     name: str
     title: str = ""
     predicts: bool = False
     by_view: bool = False
+    detail: bool = False
 
 
 class Stage(nn.Module, ABC):
@@ -240,6 +246,20 @@ def build_network(run: RunConfig) -> ReactiveTransformer:
 def balance_weight(run: RunConfig, weight: float) -> float:
     """The weight of a balance loss: none where biases balance the experts instead."""
     return weight if run.train.balancing == "loss" else 0.0
+
+
+B = TypeVar("B", bound="DataclassInstance")
+
+
+def tensors_to(batch: B, device: torch.device) -> B:
+    """A batch with its tensors, those of its documents among them, on a device."""
+    moved: dict[str, Any] = {}
+    for name, value in vars(batch).items():
+        if isinstance(value, Tensor):
+            moved[name] = to_device(value, device)
+        elif isinstance(value, Documents):
+            moved[name] = Documents(to_device(value.cu_seqlens_N1, device), value.lengths)
+    return replace(batch, **moved)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,12 @@ from torch import Tensor
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.stages import MemoryStageConfig
 from rxt_dist.data.dialogue_source import DialogueSource, TurnBatch
-from rxt_dist.data.masking import keyed_uniform, sample_seed
+from rxt_dist.data.masking import keyed_uniform
 from rxt_dist.losses import StageOutput
-from rxt_dist.model.count import memory_attention_parameters
 from rxt_dist.model.flops import flops_by_part
 from rxt_dist.model.reactive import ReactiveTransformer
-from rxt_dist.stages.base import Stage, Term, Work, to_device
+from rxt_dist.stages.base import Stage, Term, Work, tensors_to
+from rxt_dist.stages.dialogue import keyed_normal, memory_attention_flops, write_turn
 
 _FIRST_SHARE, _SHARE, _SHARE_STEP, _JITTER = 0.9, 0.5, 0.05, 0.15
 _LEAST_SHARE = 0.05
@@ -55,10 +55,7 @@ class MemoryBatch:
 
     def to(self, device: torch.device) -> MemoryBatch:
         """The same on a device."""
-        moved: dict[str, Any] = {
-            name: to_device(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **moved)
+        return tensors_to(self, device)
 
 
 class Written(NamedTuple):
@@ -98,13 +95,9 @@ class MemoryStage(Stage):
     @classmethod
     def flops_by_part(cls, run: RunConfig, work: Work) -> dict[str, int]:
         """See `Stage.flops_by_part`: the encoder forwards only; a write's weights meet each slot of the memory."""
-        model = run.model
-        assert model.memory_attention is not None
-        encoder = flops_by_part(model, work.tokens, work.pairs, 0, run.stage.parts())["encoder"]
-        width = model.layers * model.memory_attention.attention.query_heads * model.head_dim
-        writes = 6 * memory_attention_parameters(model) * round(work.counts["memory"]) * model.stm_slots
-        read = 12 * work.tokens * model.stm_slots * width
-        return {"encoder": encoder // 3, "memory_attention": writes + read}
+        encoder = flops_by_part(run.model, work.tokens, work.pairs, 0, run.stage.parts())["encoder"]
+        written = memory_attention_flops(run.model, work.counts["memory"], work.tokens)
+        return {"encoder": encoder // 3, "memory_attention": written}
 
     @classmethod
     def expected_work(cls, run: RunConfig, tokens: int, seq_len: int) -> Work:
@@ -167,7 +160,8 @@ class MemoryStage(Stage):
             embedded_BTD = model.embedding(micro.tokens_BUT[:, turn])
             encoded_LBTD = model.encoder(embedded_BTD, positions_BT, keys_BT=keys_BT)
             noise = self._noise(micro, turn, encoded_LBTD) if micro.noisy else None
-            new_LBSD = self.write(memory_LBSD, encoded_LBTD, keys_BT, None if noise is None else noise[0])
+            noised_LBTD = encoded_LBTD if noise is None else encoded_LBTD + noise[0].to(encoded_LBTD.dtype)
+            new_LBSD = write_turn(model, memory_LBSD, noised_LBTD, keys_BT)
             label_LBSD = mixed_label(
                 memory_LBSD,
                 encoded_LBTD.float(),
@@ -185,15 +179,6 @@ class MemoryStage(Stage):
         nothing = torch.zeros(len(self.terms), dtype=torch.int64, device=device)
         return StageOutput(sums_J, nothing, torch.zeros_like(load_ME, dtype=torch.int64))
 
-    def write(self, memory_LBSD: Tensor, encoded_LBTD: Tensor, keys_BT: Tensor, noise_LBTD: Tensor | None) -> Tensor:
-        """The next memory, float32 [L, B, S, D], of a noised encoded turn."""
-        assert self.model.memory_attention is not None
-        if noise_LBTD is not None:
-            encoded_LBTD = encoded_LBTD + noise_LBTD.to(encoded_LBTD.dtype)
-        positions_BT = torch.arange(keys_BT.shape[1], device=keys_BT.device).expand_as(keys_BT)
-        old_LBSD = memory_LBSD.to(encoded_LBTD.dtype)
-        return self.model.memory_attention(old_LBSD, encoded_LBTD, positions_BT, keys_BT).float()
-
     def _noise(self, micro: MemoryBatch, turn: int, encoded_LBTD: Tensor) -> tuple[Tensor, Tensor]:
         """Noise of what is written [L, B, T, D], scaled by its rms, and of the label [L, B, S, D], by a share of it.
 
@@ -210,9 +195,8 @@ class MemoryStage(Stage):
     def _drawn(self, kind: str, sample: int, device: torch.device, length: int | None = None) -> Tensor:
         """float32 N(0, 1), [L, length, D] or one for each slot: a function of (seed, stage, kind, sample) alone."""
         model = self.run.model
-        generator = torch.Generator(device).manual_seed(sample_seed(self.run.seed, "memory", kind, sample))
         shape = model.layers, model.stm_slots if length is None else length, model.dim
-        return torch.randn(shape, generator=generator, device=device)
+        return keyed_normal(self.run.seed, "memory", kind, sample, shape, device)
 
 
 def rms(tensor: Tensor) -> Tensor:

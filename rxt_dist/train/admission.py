@@ -13,6 +13,7 @@ from rxt_dist.config.load import load_run, resolved_yaml, training_hash
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.validate import settle_topology
 from rxt_dist.errors import ConfigError, UserError
+from rxt_dist.files import lasting_errors
 from rxt_dist.train.preflight import preflight
 from rxt_dist.train.run_dir import RunDirectory
 
@@ -26,15 +27,14 @@ def admitted(config: RunConfig, world_sizes: Sequence[int], start_later: bool) -
     Raises:
         UserError: whatever would stop the run on the first number of ranks.
     """
-    if start_later:
-        config = config.model_copy(update={"start": None})
-    else:
+    if not start_later:
         # A run that begins with other weights is another one only by these.
-        RunDirectory(config.directory).check(resolved_yaml(config), training_hash(config))
+        with lasting_errors(config.directory):
+            RunDirectory(config.directory).check(resolved_yaml(config), training_hash(config))
     found: list[int] = []
     for world_size in world_sizes:
         try:
-            preflight(settle_topology(config, world_size), world_size)
+            preflight(settle_topology(config, world_size), world_size, start_later)
         except ConfigError:
             if not found:
                 raise

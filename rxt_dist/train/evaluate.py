@@ -16,8 +16,8 @@ from rxt_dist.stages.base import Batch, DataSource, MicroBatch, Stage
 class Evaluation:
     """One source seen in one view.
 
-    losses: per target (of predictions in nats), of each term with a title; accuracies: shares of its targets that were
-        hit, of those that predict something.
+    losses: per target (of predictions in nats), of each term with a title that has targets; accuracies: shares of its
+        targets that were hit, of those that predict something.
     """
 
     source: str
@@ -89,11 +89,11 @@ def _rank_batches(
 
 
 def _figures(stage: Stage, totals: TermTotals) -> tuple[dict[str, float], dict[str, float]]:
-    """(losses, accuracies) of the terms that are evaluated."""
+    """(losses, accuracies) of the terms that are evaluated and that count something."""
     losses, accuracies = {}, {}
     for at, term in enumerate(stage.terms):
-        if term.title:
-            count = max(1.0, totals.counts_J[at].item())
+        count = totals.counts_J[at].item()
+        if term.title and count:
             losses[term.name] = totals.sums_J[at].item() / count
             if term.predicts:
                 accuracies[term.name] = totals.hits_J[at].item() / count

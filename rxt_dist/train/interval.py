@@ -105,11 +105,13 @@ class Interval:
         assert last is not None
         counts = {term.name: count for term, count in zip(self.stage.terms, self._counts_J.tolist(), strict=True)}
         line: dict[str, float | list[float]] = {}
+        # Of what the interval had none of there is nothing to say.
         for term, total in zip(self.stage.terms, self._sums_J.tolist(), strict=True):
-            line[f"{term.name}_loss"] = total / max(1.0, counts[term.name])
+            if counts[term.name]:
+                line[f"{term.name}_loss"] = total / counts[term.name]
         for term, hits in zip(self.stage.terms, self._hits_J.tolist(), strict=True):
-            if term.predicts:
-                line[f"{term.name}_accuracy"] = hits / max(1.0, counts[term.name])
+            if term.predicts and counts[term.name]:
+                line[f"{term.name}_accuracy"] = hits / counts[term.name]
         line["grad_norm"] = last.grad_norm
         line["skipped"] = self._skipped
         flops = self.stage.flops(self.config, Work(self._tokens, self._pairs, counts))

@@ -26,8 +26,9 @@ from rxt_dist.train.run_dir import RunDirectory
 
 Value = float | Sequence[float]
 _LOGGER = logging.getLogger(__name__)
-# A login prompt on somebody's terminal must not hold up a cluster.
-_WANDB_LOGIN_SECONDS = 30
+# Neither a login prompt on somebody's terminal nor a network that is away must hold up a cluster: the start or the end
+# of a run waits so long for each of these, of which some versions of wandb do not know all.
+_WANDB_SECONDS = {"login_timeout": 30.0, "init_timeout": 30.0, "finish_timeout": 60.0}
 
 
 class MetricsWriter:
@@ -160,7 +161,7 @@ class MetricsWriter:
                 mode=log.wandb,
                 resume="allow",
                 config=yaml.safe_load(self.run.config.read_text(encoding="utf-8")),
-                settings=wandb.Settings(console="off", silent=True, login_timeout=_WANDB_LOGIN_SECONDS),
+                settings=wandb.Settings(console="off", silent=True, **_patience(wandb.Settings)),
             )
             # Steps repeat after a resume from an older checkpoint; wandb's own step may only grow.
             self._wandb.define_metric("*", step_metric="step")
@@ -170,12 +171,16 @@ class MetricsWriter:
     def _give_up_wandb(self, error: Exception) -> None:
         """A copy is never a reason to stop, whatever is wrong with it; say so once and go on without it."""
         self._wandb = None
-        self.event("wandb_lost", error=f"{type(error).__name__}: {error}")
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        self.event("wandb_lost", error=said)
         _LOGGER.warning(
-            "The wandb copy of this run ends here (%s: %s); metrics.jsonl goes on. log.wandb=disabled silences this.",
-            type(error).__name__,
-            error,
+            "The wandb copy of this run ends here (%s); metrics.jsonl goes on. log.wandb=disabled silences this.", said
         )
+
+
+def _patience(settings: Any) -> dict[str, float]:
+    known = getattr(settings, "model_fields", {})
+    return {name: seconds for name, seconds in _WANDB_SECONDS.items() if name in known}
 
 
 def _finite(values: Mapping[str, Value]) -> tuple[dict[str, Any], dict[str, str]]:

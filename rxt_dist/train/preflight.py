@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rxt_dist.checkpoint.start import check_start
+from rxt_dist.checkpoint.start import check_start, check_tokenizer
 from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.config.run import RunConfig, StartConfig
 from rxt_dist.config.schedules import steps
@@ -20,8 +20,11 @@ from rxt_dist.train.run_dir import RunDirectory
 _WEIGHT_BYTES, _MOMENT_BYTES = 4, 8
 
 
-def preflight(config: RunConfig, world_size: int) -> DataSource:
+def preflight(config: RunConfig, world_size: int, start_later: bool = False) -> DataSource:
     """Open the data, check the run against it, and plan the order of its rows; the same on every rank.
+
+    Args:
+        start_later: the runs that weights come from are not trained yet.
 
     Raises:
         ConfigError, DataError, CheckpointError, DiskError: whatever would stop this run later.
@@ -36,9 +39,11 @@ def preflight(config: RunConfig, world_size: int) -> DataSource:
     rate_group = config.stage.rate_group
     trained = [(name, p) for name, p in model.named_parameters() if rate_group(name) is not None]
     parameter_groups(trained, model.matrices, config.optimizer, rate_group)
-    if config.start is not None and not has_checkpoints(config):
+    if config.start is not None and not start_later and not has_checkpoints(config):
         _require_another_run(config.start, config)
         check_start(config.start, model)
+        for origin in config.start.origins:
+            check_tokenizer(origin, data.facts.tokenizer_sha)
     require_folder(config.directory)
     moved = sum(parameter.numel() for _, parameter in trained)
     size = _WEIGHT_BYTES * sum(parameter.numel() for parameter in model.parameters()) + _MOMENT_BYTES * moved
@@ -48,11 +53,12 @@ def preflight(config: RunConfig, world_size: int) -> DataSource:
 
 
 def _require_another_run(start: StartConfig, config: RunConfig) -> None:
-    if start.run is not None and start.run.resolve() == config.directory.resolve():
-        raise ConfigError(
-            f"start.run is {start.run}, this run itself, which has no checkpoint to begin from. Name the run that the "
-            f"weights are to come from, or set start=null."
-        )
+    for run in (origin.run for origin in start.origins):
+        if run is not None and run.resolve() == config.directory.resolve():
+            raise ConfigError(
+                f"start.run is {run}, this run itself, which has no checkpoint to begin from. Name the run that the "
+                f"weights are to come from, or set start=null."
+            )
 
 
 def has_checkpoints(config: RunConfig) -> bool:

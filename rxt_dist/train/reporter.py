@@ -33,8 +33,9 @@ class Reporter:
     def __init__(self, writer: MetricsWriter | None, progress: Progress, terms: Sequence[Term]) -> None:
         self._writer = writer
         self._progress = progress
-        # The others are left to metrics.jsonl.
         self._titled = [term for term in terms if term.title]
+        # The others are left to metrics.jsonl.
+        self._shown = [term for term in self._titled if not term.detail]
 
     def line(self, position: _Where, figures: Mapping[str, float | list[float]], tokens: int) -> None:
         """One log step."""
@@ -43,8 +44,9 @@ class Reporter:
         values = {"tokens": tokens, "tokens_seen": position.tokens_seen, **figures}
         self._writer.log(position.step, values)
         shown = {"step": str(position.step)}
-        shown |= {term.name: f"{figures[f'{term.name}_loss']:.3f}" for term in self._titled}
-        for term in [term for term in self._titled if term.predicts][:1]:
+        there = [term for term in self._shown if f"{term.name}_loss" in figures]
+        shown |= {term.name: f"{figures[f'{term.name}_loss']:.3f}" for term in there}
+        for term in [term for term in there if term.predicts][:1]:
             shown["accuracy"] = f"{100 * _number(figures[f'{term.name}_accuracy']):.1f}%"
         self._progress.update(tokens, shown)
 
@@ -61,7 +63,7 @@ class Reporter:
         values: dict[str, float] = {"tokens": tokens}
         for result in results:
             for term in self._titled:
-                if not term.by_view and result.view != results[0].view:
+                if term.name not in result.losses or (not term.by_view and result.view != results[0].view):
                     continue
                 place = [result.source, *([result.view] if term.by_view and result.view else [])]
                 prefix = "/".join(["eval", *place, term.name])
@@ -71,7 +73,7 @@ class Reporter:
         self._writer.log(step, values)
         sources = len({result.source for result in results})
         self._writer.event("eval", step=step, sources=sources, seconds=round(seconds, 3))
-        for text in evaluation_lines(results, self._titled):
+        for text in evaluation_lines(results, self._shown):
             self._progress.message(text)
 
     def is_evaluated(self, step: int) -> bool:
@@ -110,6 +112,8 @@ def evaluation_lines(results: Sequence[Evaluation], terms: Sequence[Term]) -> li
 
 
 def _cell(term: Term, result: Evaluation) -> str:
+    if term.name not in result.losses:
+        return "-"
     loss = f"{result.losses[term.name]:.3f}"
     return f"{100 * result.accuracies[term.name]:.1f}% ({loss})" if term.predicts else loss
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rxt_dist.checkpoint.frozen import FrozenWeights
-from rxt_dist.checkpoint.start import Origin, choose_origin, chosen_checkpoint, fill_from
+from rxt_dist.checkpoint.start import Chosen, Origin, choose_origin, chosen_checkpoints, fill_from
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.checkpoint.verified import verify_together
 from rxt_dist.config.run import RunConfig
@@ -15,7 +15,7 @@ from rxt_dist.data.sampler import DataState
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.interface import WEIGHT, Engine
 from rxt_dist.errors import CheckpointError
-from rxt_dist.files import lasting_errors, write_atomic
+from rxt_dist.files import lasting_errors
 from rxt_dist.model.init import InitialWeights
 from rxt_dist.stages.base import DataSource
 
@@ -126,10 +126,7 @@ def set_aside_after(store: CheckpointStore, step: int, metrics: Path) -> Path | 
     if not any(other > step for other in store.steps()):
         return None
     with lasting_errors(store.directory):
-        aside = store.set_aside(step)
-        if metrics.exists():
-            write_atomic(aside / metrics.name, metrics.read_bytes())
-    return aside
+        return store.set_aside(step, beside=[metrics] if metrics.exists() else [])
 
 
 def position_of(checkpoint: Checkpoint, data: DataSource) -> Position:
@@ -156,12 +153,12 @@ class Beginning:
     """Where the weights of a life come from.
 
     origin: of those of the run that did not begin afresh; None: all did. remarks: what there is to say about it.
-    chosen: the checkpoint of another run from which this life takes some.
+    chosen: the checkpoints of other runs from which this life takes some.
     """
 
     origin: dict[str, Any] | None = None
     remarks: tuple[str, ...] = ()
-    chosen: Checkpoint | None = None
+    chosen: Chosen = ()
 
 
 def choose_beginning(config: RunConfig, checkpoint: Checkpoint | None, group: Collectives) -> Beginning:
@@ -169,15 +166,15 @@ def choose_beginning(config: RunConfig, checkpoint: Checkpoint | None, group: Co
     if checkpoint is not None:
         return Beginning(checkpoint.meta.get("origin"))
     start = config.start
-    if start is None:
+    if start is None or not start.origins:
         return Beginning()
     remarks: list[str] = []
     found = group.together(lambda: choose_origin(start, remarks.append).to_dict() if group.rank == 0 else None)[0]
-    origin = Origin(**{**found, "parts": tuple(found["parts"])})
-    at = f"step {origin.step} of {origin.path}" if origin.step is not None else origin.path
-    fresh = [part for part in config.stage.parts() if part not in start.parts]
-    remarks.append(f"weights: {', '.join(start.parts)} from {at}; afresh: {', '.join(fresh) or 'nothing'}")
-    return Beginning(origin.to_dict(), tuple(remarks), chosen_checkpoint(start, origin))
+    origin = Origin.from_dict(found)
+    taken = "; ".join(str(one) for one in origin.all)
+    fresh = [part for part in config.stage.parts() if part not in start.taken]
+    remarks.append(f"weights: {taken}; afresh: {', '.join(fresh) or 'nothing'}")
+    return Beginning(origin.to_dict(), tuple(remarks), chosen_checkpoints(start, origin))
 
 
 def set_weights(
@@ -186,11 +183,11 @@ def set_weights(
     """Write the first weights of a run into an engine that has none: each rank those that it holds, as float32 where
     they are trained. All ranks together."""
     start = config.start
-    taken = start.parts if start is not None else ()
+    taken = start.taken if start is not None else ()
     fragments = [*engine.fragments(owned=False), *engine.frozen_fragments(), *frozen.fragments()]
     runs = [(piece.name, piece.start, piece.tensors[WEIGHT]) for piece in fragments]
     initial.fill(run for run in runs if run[0].split(".")[0] not in taken)
-    if start is not None:
+    if start is not None and taken:
         theirs = [run for run in runs if run[0].split(".")[0] in taken]
         engine.ranks.together(lambda: fill_from(start, beginning.chosen, theirs))
     engine.finish_load(0, engine.routing_state())

@@ -198,7 +198,8 @@ def read_past(group: Collectives, store: CheckpointStore, path: Path) -> Past:
     """
 
     def read() -> list[Any]:
-        jumps = read_jumps(path)
+        with lasting_errors(path.parent):
+            jumps = read_jumps(path)
         stale = []
         for step in store.steps() if jumps else ():
             with suppress(CheckpointError):  # Its manifest is damaged, so that no load takes it.

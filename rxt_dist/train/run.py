@@ -60,7 +60,7 @@ from rxt_dist.train.watchdog import Surroundings, Watchdog, collective_timeout
 class _Claim:
     """A run that this life holds, and where in it the life begins.
 
-    history_end: checkpoints after this step are set aside once the life has begun; None: none are.
+    Checkpoints after the one that the life begins with are set aside once it has begun.
     """
 
     directory: RunDirectory
@@ -69,7 +69,6 @@ class _Claim:
     position: Position
     beginning: Beginning
     remarks: list[str]
-    history_end: int | None
 
 
 def train(
@@ -146,8 +145,7 @@ def _claim(
         group.together(lambda: positions.append(position_of(checkpoint, data)))
     position = replace(positions[-1], jumps=joined_windows(positions[-1].jumps, past.windows))
     beginning = choose_beginning(config, checkpoint, group)
-    history_end = past.up_to if from_step is None else from_step
-    return _Claim(directory, store, checkpoint, position, beginning, remarks, history_end)
+    return _Claim(directory, store, checkpoint, position, beginning, remarks)
 
 
 def _store(config: RunConfig, directory: RunDirectory) -> CheckpointStore:
@@ -174,8 +172,11 @@ def _begin(config: RunConfig, group: Collectives, claim: _Claim, stop: StopReque
             for event in directory.events.read():
                 stop.limit.hear(event)
             directory.events.listen(stop.limit.hear)
-        end, aside = claim.history_end, None
-        if end is not None and (aside := set_aside_after(claim.store, end, directory.metrics)) is not None:
+        # Of a history that was given up; or rejected, perhaps by a disk that failed for a moment: a later life that
+        # took one again would leave out the lines of the steps before it.
+        end = claim.position.step
+        aside = set_aside_after(claim.store, end, directory.metrics)
+        if aside is not None:
             claim.remarks.append(f"the run goes on from step {end}; what was later is kept in {aside}")
         launched = iso_time(life.launched)
         directory.events.append(
@@ -249,6 +250,7 @@ def _train(
         "ranks": group.world_size,
         "topology": config.parallel.model_dump(),
         "training_hash": training_hash(config),
+        "tokenizer": data.facts.tokenizer_sha,
         "versions": {"rxt_dist": rxt_dist.__version__, "torch": torch.__version__},
         **({"origin": origin} if origin else {}),
     }

@@ -120,13 +120,26 @@ class RunDirectory:
             training_hash: hash of the part of it on which the sequence of losses depends.
 
         Raises:
-            ConfigError: the directory holds a run with another training hash; names the keys that differ.
+            ConfigError: the directory holds a run with another training hash; names the keys that differ. Or something
+                else stands in the place of its files or folders.
         """
+        self._require_kinds()
         if not self.config.exists():
             return
         old = self.config.read_text(encoding="utf-8", errors="replace")
         _require_same_training(self, old, resolved_yaml, training_hash)
         self.changes = _differences(old, resolved_yaml, every=True)
+
+    def _require_kinds(self) -> None:
+        """Refuse a pipe or a device for a file, whose reader would wait for ever, and for a folder whatever is none: a
+        link to a disk that is not mounted would be taken for a run that has no checkpoints yet."""
+        for path in (self.config, self.life, self.finished, self.metrics, self.events.path, self.jumps):
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise ConfigError(f"{path} is a pipe or a device, but must be a file of this run. Remove it.")
+        for folder in (self.logs, self.checkpoints):
+            if os.path.lexists(folder) and not folder.is_dir():
+                what = "a link to nothing" if folder.is_symlink() else "a file"
+                raise ConfigError(f"{folder} is {what}, but must be a folder of this run. Is its disk mounted?")
 
     def begin(self, resolved_yaml: str, training_hash: str, life: Life, ranks: int) -> None:
         """Write what this life is, when nothing can refuse it any more; the lock is held. The run is not finished then,

@@ -93,7 +93,10 @@ class StopRequest:
         Rank 0 calls it once, when it holds the run.
         """
         if self._old_stop and file_identity(self.stop_file) == self._old_stop:
-            self.stop_file.unlink(missing_ok=True)
+            if self.stop_file.is_dir() and not self.stop_file.is_symlink():  # `mkdir` is a request as well.
+                self.stop_file.rmdir()
+            else:
+                self.stop_file.unlink(missing_ok=True)
 
     def _request_of_launcher(self) -> str | None:
         return "the launcher's request" if self._request is not None and file_identity(self._request) else None

@@ -304,6 +304,10 @@ def test_folders_that_hold_no_weights(tmp_path: Path) -> None:
     for place, message in ((tmp_path / "nowhere", "no folder"), (tmp_path / "empty", "has no config.json")):
         with pytest.raises(CheckpointError, match=message):
             imported([place], tmp_path / "ours")
+    (tmp_path / "empty/export.json").write_text('{"files": {}}')
+    with pytest.raises(CheckpointError, match="an export of this program already"):
+        imported([tmp_path / "empty"], tmp_path / "ours")
+    (tmp_path / "empty/export.json").unlink()
     (tmp_path / "empty/config.json").write_text("{}")
     save_file({"a": torch.ones(1)}, tmp_path / "empty/model.safetensors")
     with pytest.raises(CheckpointError, match="no part of a Reactive Transformer"):

@@ -32,6 +32,7 @@ Weights = dict[str, torch.Tensor]
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Weights]:
     """A run with two checkpoints, and the weights of the second."""
     directory = tmp_path_factory.mktemp("runs") / "tiny"
+    directory.mkdir()
     config = run_config()
     stage = make_stage(config)
     engine = PlainEngine(stage, config, torch.device("cpu"))
@@ -97,7 +98,7 @@ def test_another_run_begins_with_them(saved: tuple[Path, Weights], tmp_path: Pat
     assert choose_origin(start, pytest.fail).step is None
     found = exported(tmp_path / "out")
     runs = [(name, 0, value.data.view(-1).zero_()) for name, value in stage.model.named_parameters()]
-    fill_from(start, None, [run for run in runs if run[0].split(".")[0] in start.parts])
+    fill_from(start, (None,), [run for run in runs if run[0].split(".")[0] in start.parts])
     for name, value in stage.model.named_parameters():
         taken = name.split(".")[0] in start.parts
         assert torch.equal(value, found[name] if taken else torch.zeros_like(value)), name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,12 @@ def test_what_is_later_is_set_aside_and_none_of_it_is_lost(tmp_path: Path) -> No
     for step in range(1, 5):
         save(store, step)
     store.unfinished_folder(5).mkdir()
-    aside = store.set_aside(2)
+    lines = tmp_path / "metrics.jsonl"
+    lines.write_text("{}\n")
+    aside = store.set_aside(2, beside=[lines])
     assert list(store.steps()) == [1, 2]
-    assert sorted(path.name for path in aside.iterdir()) == ["step-00000003", "step-00000004", "step-00000005.tmp"]
+    names = ["metrics.jsonl", "step-00000003", "step-00000004", "step-00000005.tmp"]
+    assert sorted(path.name for path in aside.iterdir()) == names
     assert store.verify(aside / "step-00000004") == []
     newest = store.latest_valid(pytest.fail)
     assert newest is not None
@@ -95,3 +99,23 @@ def test_what_is_later_is_set_aside_and_none_of_it_is_lost(tmp_path: Path) -> No
     assert (tmp_path / LATEST).read_text() == "step-00000002\n"
     store.set_aside(0)
     assert not (tmp_path / LATEST).exists()
+
+
+def test_a_kill_while_checkpoints_are_set_aside_loses_no_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who finds nothing to move any more copies nothing, and drops the lines that come again."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    store = CheckpointStore(tmp_path, 9)
+    for step in range(1, 4):
+        save(store, step)
+    lines = tmp_path / "metrics.jsonl"
+    lines.write_text("{}\n")
+    monkeypatch.setattr(os, "rename", kill)
+    with pytest.raises(Killed):
+        store.set_aside(2, beside=[lines])
+    assert [(path / "metrics.jsonl").read_text() for path in store.aside()] == ["{}\n"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +15,15 @@ from torch import Tensor, nn
 from training_run import TinyRun
 
 from rxt_dist.checkpoint.frozen import FrozenWeights
-from rxt_dist.checkpoint.start import check_start, choose_origin, chosen_checkpoint, fill_from
+from rxt_dist.checkpoint.start import Origin, check_start, check_tokenizer, choose_origin, chosen_checkpoints, fill_from
 from rxt_dist.checkpoint.state import save_state
 from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.config.load import load_run, resolved_yaml
 from rxt_dist.config.run import RunConfig, StartConfig
+from rxt_dist.data.manifest import tokenizer_fingerprint
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.plain import PlainEngine
-from rxt_dist.errors import CheckpointError, ConfigError
+from rxt_dist.errors import CheckpointError, ConfigError, DataError
 from rxt_dist.model.init import initialise
 from rxt_dist.stages.base import build_network, stage_class
 
@@ -68,6 +70,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with torch.no_grad():
             next(stage.model.parameters())[0, 0] = float(step)
         save_state(engine, frozen, store, step, {"run_id": "0123abcd"})
+    (config.directory / "finished.json").write_text("{}")
     return config.directory
 
 
@@ -119,7 +122,7 @@ def test_named_parts_are_taken_and_no_other(kind: str, other: Path, exported: Pa
     if kind == "run":
         source["embedding.weight"][0, 0] = 2.0  # the newest checkpoint
     origin = choose_origin(start, pytest.fail)
-    checkpoint = chosen_checkpoint(start, origin)
+    checkpoint = chosen_checkpoints(start, origin)
     fill_from(start, checkpoint, runs_of(model))
     for name, value in weights_of(model).items():
         assert torch.equal(value, (source if name.split(".")[0] in PARTS else before)[name]), name
@@ -130,7 +133,7 @@ def test_named_parts_are_taken_and_no_other(kind: str, other: Path, exported: Pa
 
 def test_the_origin_is_the_newest_valid_checkpoint_by_id_step_and_digest(other: Path) -> None:
     origin = choose_origin(start_of(other), pytest.fail)
-    checkpoint = chosen_checkpoint(start_of(other), origin)
+    (checkpoint,) = chosen_checkpoints(start_of(other), origin)
     assert checkpoint is not None
     found = CheckpointStore(other / "checkpoints", 2).latest_valid(pytest.fail)
     assert found is not None
@@ -166,21 +169,20 @@ def test_a_checkpoint_that_is_pruned_after_it_was_chosen_is_named(other: Path, t
     copy = tmp_path / "copy"
     shutil.copytree(other, copy)
     origin = choose_origin(start_of(copy), pytest.fail)
-    checkpoint = chosen_checkpoint(start_of(copy), origin)
+    checkpoint = chosen_checkpoints(start_of(copy), origin)
     shutil.rmtree(copy / "checkpoints/step-00000002")
     with pytest.raises(
         CheckpointError, match=r"step-00000002 was removed while .*Start again: the newest one is taken"
     ):
         fill_from(start_of(copy), checkpoint, runs_of(network(config_of(tmp_path))))
     with pytest.raises(CheckpointError, match="step-00000002"):
-        chosen_checkpoint(start_of(copy), origin)
+        chosen_checkpoints(start_of(copy), origin)
 
 
 def test_the_digest_of_an_export_is_that_of_its_contents(exported: Path) -> None:
     start = start_of(exported)
     origin = choose_origin(start, pytest.fail)
-    checkpoint = chosen_checkpoint(start, origin)
-    assert checkpoint is None
+    assert chosen_checkpoints(start, origin) == (None,)
     assert (origin.run_id, origin.step, len(origin.digest)) == (None, None, 64)
     assert choose_origin(start, pytest.fail).digest == origin.digest
     path = exported / "model-1.safetensors"
@@ -261,7 +263,7 @@ def test_an_export_of_another_precision_is_taken(dtype: torch.dtype, exported: P
     model = network(config)
     with torch.device("meta"):
         check_start(start, build_network(config))
-    fill_from(start, None, runs_of(model))
+    fill_from(start, (None,), runs_of(model))
     wanted = weights_of(network(config, seed=3))["embedding.weight"].to(dtype).float()
     assert torch.equal(weights_of(model)["embedding.weight"], wanted)
 
@@ -275,3 +277,71 @@ def test_integers_are_no_weights(exported: Path, tmp_path: Path) -> None:
     text = refusal(start_of(exported), config_of(tmp_path))
     assert "'lm_head.output.bias' in start.export" in text
     assert "has the type I8" in text
+
+
+def test_a_run_that_is_not_finished_is_taken_only_if_that_is_said(other: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(other, copy)
+    (copy / "finished.json").unlink()
+    text = refusal(start_of(copy), config_of(tmp_path))
+    assert f"start.run {copy} is not finished" in text
+    assert "start.unfinished=true" in text
+    with torch.device("meta"):
+        check_start(StartConfig(run=copy, parts=PARTS, unfinished=True), build_network(config_of(tmp_path)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(value: float, exported: Path) -> None:
+    def change(values: dict[str, Tensor]) -> None:
+        values["lm_head.output.bias"][17] = value
+        values["encoder.layers.0.norm1"] = torch.full((3,), value)  # not taken
+
+    rewritten(exported, change)
+    with pytest.raises(
+        CheckpointError, match=rf"'lm_head.output.bias' of start.export .* holds {value} \(element 17 of"
+    ):
+        choose_origin(start_of(exported), pytest.fail)
+    assert choose_origin(start_of(exported, ("embedding", "decoder")), pytest.fail).digest
+
+
+def test_parts_come_from_several_places(other: Path, exported: Path, tmp_path: Path) -> None:
+    start = StartConfig.model_validate(
+        {
+            "run": other,
+            "parts": ("embedding",),
+            "also": [{"export": exported, "parts": ["decoder", "lm_head"]}],
+        }
+    )
+    config = config_of(tmp_path)
+    model = network(config)
+    with torch.device("meta"):
+        check_start(start, build_network(config))
+    origin = choose_origin(start, pytest.fail)
+    assert [one.parts for one in Origin.from_dict(origin.to_dict()).all] == [("embedding",), ("decoder", "lm_head")]
+    fill_from(start, chosen_checkpoints(start, origin), runs_of(model))
+    first, second, taken = weights_of(network(config, 1)), weights_of(network(config, 3)), weights_of(model)
+    first["embedding.weight"][0, 0] = 2.0
+    for name, value in taken.items():
+        source = {"embedding": first, "decoder": second, "lm_head": second}.get(name.split(".")[0])
+        assert source is None or torch.equal(value, source[name]), name
+
+
+def test_a_further_place_is_checked_as_the_first(other: Path, exported: Path, tmp_path: Path) -> None:
+    start = StartConfig.model_validate(
+        {"run": other, "parts": ("embedding",), "also": [{"export": exported, "parts": ["decoder"]}]}
+    )
+    text = refusal(start, config_of(tmp_path, "model.layers=4"))
+    assert f"parts decoder of start.export {exported} are not those" in text
+
+
+def test_weights_of_another_tokenizer_are_refused(exported: Path) -> None:
+    content = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}
+    (exported / "tokenizer.json").write_text(json.dumps(content))
+    check_tokenizer(start_of(exported).origins[0], tokenizer_fingerprint(json.dumps(content)))
+    with pytest.raises(DataError, match=r"start\.export .* trained with tokenizer .* made with abcd"):
+        check_tokenizer(start_of(exported).origins[0], "abcd" * 16)
+
+
+def test_what_does_not_name_its_tokenizer_is_taken(other: Path, exported: Path) -> None:
+    for place in (other, exported):
+        check_tokenizer(start_of(place).origins[0], "abcd" * 16)

@@ -6,11 +6,13 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
+from rxt_dist.checkpoint import store as module
 from rxt_dist.checkpoint.store import LATEST, MANIFEST, CheckpointStore, FileRecord
 from rxt_dist.errors import CheckpointError, DiskError, SupersededError
 
@@ -478,3 +480,104 @@ def test_steps_are_those_of_committed_folders(tmp_path):
     for name in ("step-00000020", "step-00000003", "step-00000004.tmp", "other"):
         (store.directory / name).mkdir(parents=True)
     assert list(store.steps()) == [3, 20]
+
+
+def test_a_checkpoint_that_cannot_be_removed_does_not_keep_all_others(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rmtree = shutil.rmtree
+
+    def refuse(path: Path, **options: object) -> None:
+        if path.name == "step-00000001":
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        rmtree(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    for step in range(1, 7):
+        save(store, step)
+    assert steps(store) == [1, 4, 5, 6]
+
+
+def test_a_checkpoint_that_was_moved_to_another_disk_stays_there(store: CheckpointStore, tmp_path: Path) -> None:
+    moved = tmp_path / "archive"
+    shutil.move(save(store, 1), moved)
+    store.folder(1).symlink_to(moved)
+    for step in range(2, 7):
+        save(store, step)
+    assert steps(store) == [4, 5, 6]
+    assert not store.folder(1).is_symlink()
+    assert store.verify(moved) == []
+
+
+def test_leftovers_that_somebody_still_has_open_do_not_stop_a_save(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS keeps them: under dotted names, until they are closed."""
+    for folder in (store.unfinished_folder(1), store.unfinished_folder(2)):
+        folder.mkdir(parents=True)
+        (folder / ".nfs0001").write_bytes(b"x")
+    remove = os.unlink
+
+    def refuse(path: str, *, dir_fd: int | None = None) -> None:
+        if os.path.basename(path) == ".nfs0001":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        remove(path, dir_fd=dir_fd)
+
+    with monkeypatch.context() as busy:
+        busy.setattr(os, "unlink", refuse)
+        save(store, 2)
+        (store.unfinished_folder(3)).mkdir()
+        (store.unfinished_folder(3) / "model.safetensors").write_bytes(b"old")
+        busy.setattr(shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(CheckpointError, match=r"step-00000003.tmp cannot be cleared .*: model.safetensors"):
+            store.begin(3)
+    assert newest(store) == (2, [])
+
+
+def test_a_run_that_was_moved_away_does_not_begin_anew_where_it_was(store: CheckpointStore, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    store = CheckpointStore(run / "checkpoints", keep=2)
+    save(store, 1)
+    run.rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError):
+        save(store, 2)
+    assert not run.exists()
+
+
+def test_what_another_process_removes_meanwhile_is_not_listed(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(store, 1)
+    stat = Path.stat
+
+    def gone(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "optimizer.safetensors" and sys._getframe(1).f_code.co_name != "is_file":
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return stat(path, **options)
+
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    monkeypatch.setattr(Path, "stat", gone)
+    (info,) = store.list()
+    assert 0 < info.bytes < size
+
+
+@pytest.mark.parametrize(("times", "found"), [(2, 2), (3, 1)])
+def test_a_disk_that_fails_for_seconds_costs_no_interval(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, times: int, found: int
+) -> None:
+    save(store, 1)
+    bad = save(store, 2) / "model.safetensors"
+    waited, read = [], module.sha256_file
+
+    def fail(path: Path) -> str:
+        if path == bad and len(waited) < times:
+            if len(waited) == 2:
+                waited.append(0.0)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return read(path)
+
+    monkeypatch.setattr(module, "sha256_file", fail)
+    monkeypatch.setattr("rxt_dist.checkpoint.store.time.sleep", waited.append)
+    assert newest(store)[0] == found
+    assert waited[:2] == [1.0, 5.0]

@@ -48,8 +48,8 @@ def test_a_chat_from_a_pipe(run: Path, tmp_path: Path) -> None:
 
 def test_a_file_of_prompts(run: Path, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"query": "hello"}\n{"turns": [{"query": "a"}, {"query": "b"}]}\n')
-    invoke("generate", run, tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl", "--max-tokens", "4")
-    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    invoke("generate", run, tmp_path / "in.jsonl", "--out", tmp_path / "new/out.jsonl", "--max-tokens", "4")
+    lines = [json.loads(line) for line in (tmp_path / "new/out.jsonl").read_text().splitlines()]
     assert [len(line["answers"]) for line in lines] == [1, 2]
     (tmp_path / "bad.jsonl").write_text('{"query": "hello"}\n{"query": ""}\n')
     with pytest.raises(DataError, match="line 2"):

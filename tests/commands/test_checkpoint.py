@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from rxt_dist.locks import Lock, locked
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """Steps 1 and 2 committed, step 3 unfinished."""
+    (tmp_path / "run").mkdir()
     store = CheckpointStore(tmp_path / "run" / "checkpoints", keep=3)
     for step in (1, 2, 3):
         path = store.begin(step) / "model.safetensors"
@@ -172,3 +174,17 @@ def test_list_shows_what_is_suspect_or_set_aside(run_dir: Path) -> None:
     assert lines[1] == ["step-00000002", "suspect"]
     assert lines[2][0].startswith("set-aside-")
     assert len(json.loads(invoke("list", run_dir, "--json")[1])["set_aside"]) == 1
+
+
+def test_what_a_run_prunes_while_it_is_verified_is_not_damaged(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verify = CheckpointStore.verify
+
+    def pruned(store: CheckpointStore, checkpoint: int, full: bool = True) -> list[str]:
+        if checkpoint == 1:
+            shutil.rmtree(store.folder(1))
+        return verify(store, checkpoint, full)
+
+    monkeypatch.setattr(CheckpointStore, "verify", pruned)
+    code, said = invoke("verify", run_dir)
+    assert code == 0
+    assert said.split("\n")[:2] == ["step-00000002  ok", "step-00000001  removed meanwhile"]

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from rxt_dist.config.chain import ChainConfig, LinkConfig
 from rxt_dist.config.run import RunConfig, run_class
 from rxt_dist.config.stages import STAGES, StageConfig
 
@@ -58,7 +59,7 @@ def as_yaml(value: Any) -> str:
 OWN = [kind for kind, stage in STAGES.items() if (ROOT / f"{stage.code.split(':')[0].replace('.', '/')}.py").exists()]
 ALL = dict.fromkeys(found for kind in OWN for found in classes(run_class(kind)))
 KINDS = [kind for kind in ALL if kind not in (StageConfig, *map(run_class, OWN))]
-KINDS.append(RunConfig)
+KINDS += [RunConfig, ChainConfig, LinkConfig]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

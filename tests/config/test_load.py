@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,18 @@ def test_every_run_file_survives_being_written_and_read(path: Path, tmp_path: Pa
     config = load_run(path)
     (tmp_path / "run.yaml").write_text(resolved_yaml(config), encoding="utf-8")
     assert load_run(tmp_path / "run.yaml") == config
+
+
+def test_what_stands_twice_is_written_twice(tmp_path: Path) -> None:
+    """And not as an alias, which a person who edits one of them would change both by."""
+    file = tmp_path / "run.yaml"
+    demo = (CONFIGS / "run/demo.yaml").read_text(encoding="utf-8")
+    file.write_text(demo, encoding="utf-8")
+    share = "{weights: &shares {en: 1, pl: 1}}"
+    phases = f"data.mixture=[{{tokens: 409600, {share[1:-1]}}}, {{weights: *shares}}]"
+    written = resolved_yaml(load_run(CONFIGS / "run/demo.yaml", [phases]))
+    assert not re.search(r"[&*]id\d", written)
+    assert written.count("pl: 1") == 2
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "model").glob("*.yaml")), ids=lambda path: path.stem)

@@ -171,7 +171,7 @@ def test_a_start_needs_exactly_one_origin(start: str) -> None:
 
 
 def test_a_start_names_parts_of_the_network() -> None:
-    assert "'start.parts' is missing and has no default" in refusal(DEMO, "start={run: a}")
+    assert "start.parts is empty, so nothing would be taken" in refusal(DEMO, "start={run: a}")
     assert "start.parts is empty" in refusal(DEMO, "start={run: a, parts: []}")
     assert "'start.parts.0' cannot be \"decodr\"" in refusal(DEMO, "start={run: a, parts: [decodr]}")
 
@@ -200,3 +200,46 @@ def test_where_the_weights_come_from_may_move_but_not_which_parts_they_are() -> 
     assert begun == hash_of(START, "start.run=elsewhere/other")
     assert begun == hash_of("start={export: exported, parts: [embedding, decoder]}")
     assert begun != hash_of(START, "start.parts=[embedding]")
+
+
+MEMORY = "stage={kind: memory}"
+FROM_ELSEWHERE = "start={run: a, parts: [embedding, encoder]}"
+
+
+@pytest.mark.parametrize(
+    ("start", "lacking"),
+    [
+        ("start=null", "embedding, encoder"),
+        ("start={run: a, parts: [embedding]}", "encoder"),
+        ("start={fresh: [encoder]}", "embedding"),
+        ("start={run: a, parts: [memory_attention], fresh: [embedding]}", "encoder"),
+    ],
+)
+def test_a_stage_that_builds_on_trained_parts_needs_them_or_a_word(start: str, lacking: str) -> None:
+    config = load_run(DEMO, [MEMORY, start])
+    with pytest.raises(ConfigError, match=rf"`start` takes no {lacking}: .*start\.fresh=\[{lacking}\]\."):
+        validate_run(config, 2, None)
+
+
+@pytest.mark.parametrize("start", [FROM_ELSEWHERE, "start={fresh: [embedding, encoder]}"])
+def test_trained_parts_may_come_from_elsewhere_or_be_fresh_by_a_word(start: str) -> None:
+    validate_run(load_run(DEMO, [MEMORY, start]), 2, None)
+
+
+def test_no_part_is_named_twice_in_a_start() -> None:
+    twice = "start={run: a, parts: [decoder, encoder], also: [{run: b, parts: [encoder]}]}"
+    assert "encoder is named twice" in refusal(DEMO, twice)
+    assert "encoder is named twice" in refusal(DEMO, "start={run: a, parts: [encoder], fresh: [encoder]}")
+    assert "start.also.0 needs one of run and export" in refusal(
+        DEMO, "start={run: a, parts: [decoder], also: [{parts: [encoder]}]}"
+    )
+
+
+def test_where_weights_come_from_is_no_part_of_what_training_depends_on() -> None:
+    def hash_of(*overrides: str) -> str:
+        return training_hash(load_run(DEMO, list(overrides)))
+
+    one = hash_of("start={run: a, parts: [encoder]}")
+    assert one == hash_of("start={run: b, parts: [encoder], unfinished: true, fresh: [decoder]}")
+    assert one != hash_of("start={run: a, parts: [encoder], also: [{run: b, parts: [decoder]}]}")
+    assert hash_of() == hash_of("start={fresh: [encoder]}")

@@ -15,7 +15,7 @@ from rxt_dist.data.verify import verify_full
 from rxt_dist.errors import ConfigError, DataError, DiskError
 
 KINDS = [name for name in DIGESTS if name != "cleaned" or find_spec("rensa")]  # which near-duplicates need
-JOBS = ["documents", "single", "dialogues", "repacked", "imported"]
+JOBS = ["documents", "single", "recalls", "repacked", "imported"]
 
 
 @pytest.fixture(scope="module")

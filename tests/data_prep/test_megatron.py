@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 from tokenizers import Tokenizer
 
 from data_prep import synthetic
@@ -31,6 +30,13 @@ from rxt_dist.errors import ConfigError, DataError
 
 BOS, EOS = 2, 3
 Documents = list[list[int]]
+
+
+def reference() -> Any:
+    """megatron-core's own code. Its import takes two seconds, and other processes read this file too."""
+    from megatron.core.datasets import indexed_dataset
+
+    return indexed_dataset
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +60,7 @@ def documents(texts: list[str], tokenizer: tuple[Tokenizer, Path]) -> Documents:
 
 def _write(prefix: Path, documents: list[list[list[int]]], dtype: Any = np.int32) -> Path:
     """A corpus of documents of sequences."""
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
+    builder = reference().IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
     for document in documents:
         for sequence in document:
             builder.add_item(torch.tensor(sequence, dtype=torch.int64))
@@ -69,7 +75,7 @@ def _request(prefix: Path, tokenizer: tuple[Tokenizer, Path], **changes: Any) ->
 
 
 def _read_back(prefix: Path) -> Documents:
-    read = IndexedDataset(str(prefix))
+    read = reference().IndexedDataset(str(prefix))
     assert read.document_indices.tolist() == list(range(len(read) + 1))
     return [read[index].tolist() for index in range(len(read))]
 
@@ -348,10 +354,10 @@ def test_damaged_and_foreign_files_are_refused_before_anything_is_written(
     refused(r"is not an index of Megatron's", index=b"TNTIDX\0\0" + index[8:])
     refused(r"ends within its header", index=index[:20])
     refused(r"in\.idx has .* bytes, but its header", index=index[:-8])
-    floats = DType.code_from_dtype(np.float32)
+    floats = reference().DType.code_from_dtype(np.float32)
     refused("describes values of float32; token ids are", index=index[:17] + bytes([floats]) + index[18:])
     # The type in the index halves the ids: sizes no longer agree.
-    narrow = DType.code_from_dtype(np.uint16)
+    narrow = reference().DType.code_from_dtype(np.uint16)
     refused("do not follow each other", index=index[:17] + bytes([narrow]) + index[18:])
     count = len(documents)
     pointer = 34 + 4 * count + 8

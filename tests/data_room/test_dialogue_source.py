@@ -118,3 +118,32 @@ def test_phases_read_other_dialogues_of_the_same_lengths_only(folders: tuple[Pat
     mixture = f"data.mixture=[{{tokens: 32768, by_size: true}}, {{by_size: true, path: {other}}}]"
     with pytest.raises(DataError, match=r"has turns of up to 128 tokens, but .* of up to 64: build it again"):
         source_of(chats, mixture)
+
+
+def test_phases_choose_dialogues_by_their_source(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """What dialogues ask of a memory can grow with the tokens trained: easy ones first, then both, then other data."""
+    block = 4096 * TURNS * SEQ_LEN
+    other = build_interaction_shards(tmp_path, folders[0] / "tokenizer.json", "dialogues", text_bytes=60_000)
+    phases = (
+        f"{{tokens: {block}, weights: {{en: 1}}}}, {{tokens: {block}, weights: {{en: 1, pl: 3}}}}, "
+        f"{{weights: {{pl: 1}}, path: {other}}}"
+    )
+    source = source_of(
+        folders[1], f"data.mixture=[{phases}]", f"train.total_tokens={3 * block}", "data.max_epochs=1000"
+    )
+    assert [found.name for found in source.sources] == ["en", "pl", "en@2", "pl@2"]
+    assert len(source.digests) == 2
+    shares = []
+    for first in range(0, 3 * 4096, 4096):
+        numbers, _ = source.order.rows(np.arange(first, first + 4096, dtype=np.int64))
+        shares.append((np.bincount(numbers, minlength=4) / 4096).tolist())
+    assert shares == [[1, 0, 0, 0], [0.25, 0.75, 0, 0], [0, 0, 0, 1]]
+    # A batch at an edge has dialogues of both phases.
+    positions = np.arange(2 * 4096 - 4, 2 * 4096 + 4, dtype=np.int64)
+    numbers, rows = source.order.rows(positions)
+    batch = source.read(positions, slice(0, 8))
+    for at, (number, row) in enumerate(zip(numbers.tolist(), rows.tolist(), strict=True)):
+        folder, name = folders[1] if number < 2 else other, ("en", "pl")[number % 2]
+        turns = DialogueDataset(folder, "train", name).dialogue(row)[:TURNS]
+        assert [int(length) for length in batch.lengths_BU[at] if length] == [len(turn) for turn in turns]
+        assert batch.tokens_BUT[at, 0, : len(turns[0])].tolist() == turns[0].tolist()

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 
@@ -21,15 +20,18 @@ from rxt_dist.data.rows import INTERACTION_BOUNDARIES
 from rxt_dist.data.writer import ShardSpec, ShardWriter
 
 
-def _load(shard: Path, cache: Path) -> Any:
-    return datasets.load_dataset("arrow", split="train", data_files=str(shard), cache_dir=str(cache))
+def _load(files: Any, cache: Path, split: str | None = "train") -> Any:
+    # A second of imports, which other processes that read this file do not need.
+    import datasets
+
+    return datasets.load_dataset("arrow", split=split, data_files=files, cache_dir=str(cache))
 
 
 def test_datasets_and_pyarrow_read_the_rows_that_training_reads(dataset_dir: Path, tmp_path: Path) -> None:
     opened = TokenDataset(dataset_dir)
     shard = opened.manifest.sources[0].train.shards[0]
     tokens = opened.read("train", np.zeros(3, np.int64), np.arange(3)).tokens_RT
-    of_datasets = _load(dataset_dir / shard.file, tmp_path)
+    of_datasets = _load(str(dataset_dir / shard.file), tmp_path)
     assert of_datasets[:3]["tokens"] == tokens.tolist()
     assert of_datasets.column_names == ["tokens", "seg_len", "seg_doc", "seg_off"]
     with pa.memory_map(str(dataset_dir / shard.file)) as source:
@@ -41,7 +43,7 @@ def test_datasets_and_pyarrow_read_the_rows_that_training_reads(dataset_dir: Pat
 def test_datasets_reads_the_shards_of_all_sources_together(dataset_dir: Path, tmp_path: Path) -> None:
     opened = TokenDataset(dataset_dir)
     files = {source.name: [str(dataset_dir / shard.file) for shard in source.train.shards] for source in opened.sources}
-    loaded = datasets.load_dataset("arrow", data_files=files, cache_dir=str(tmp_path))
+    loaded = _load(files, tmp_path, None)
     rows = {source.name: source.train.totals.rows for source in opened.sources}
     assert {name: split.num_rows for name, split in loaded.items()} == rows
     segments = {name: sum(len(row) for row in split["seg_doc"]) for name, split in loaded.items()}
@@ -55,7 +57,7 @@ def test_datasets_reads_interactions(tmp_path: Path) -> None:
     rows = pack([np.array(item, dtype=np.uint16) for item in items], list(range(9)), 16)
     writer.add(rows)
     (shard,) = writer.finish()
-    loaded = _load(tmp_path / shard.file, tmp_path / "cache")
+    loaded = _load(str(tmp_path / shard.file), tmp_path / "cache")
     assert loaded["tokens"][:] == rows.tokens_RT.tolist()
     with pa.memory_map(str(tmp_path / shard.file)) as source:
         metadata = pa.ipc.open_file(source).schema.metadata
@@ -68,7 +70,7 @@ def test_datasets_reads_dialogues_turn_by_turn(tmp_path: Path) -> None:
     for dialogue in (turns, turns[1:]):
         writer.add([np.array(turn, dtype=np.uint16) for turn in dialogue])
     (shard,) = writer.finish()
-    loaded = _load(tmp_path / shard.file, tmp_path / "cache")
+    loaded = _load(str(tmp_path / shard.file), tmp_path / "cache")
     assert loaded[:] == {"tokens": [turns[0] + turns[1], turns[1]], "turn_len": [[7, 5], [5]]}
     with pa.memory_map(str(tmp_path / shard.file)) as source:
         metadata = pa.ipc.open_file(source).schema.metadata

@@ -84,7 +84,9 @@ def _train(
             poisoned.active = struck and context.rank == poison[1]
         if reading:
             with engine.reading():
-                read = stage.model.decoder(stage.model.embedding(micros[0].tokens_BT), micros[0].positions_BT, None)
+                tokens_BT = torch.arange(ROWS * TOKENS).view(ROWS, TOKENS) % config.model.vocab_size
+                positions_BT = torch.arange(TOKENS).expand(ROWS, -1)
+                read = stage.model.decoder(stage.model.embedding(tokens_BT), positions_BT, None)
                 assert not read.hidden_BTD.requires_grad
         rates = {group: LR * factor for group, factor in stage.rates(step * ROWS * TOKENS).items()}
         record = _record(engine.train_step(micros, rates))

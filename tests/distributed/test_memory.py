@@ -56,16 +56,31 @@ def test_a_run_from_pieces_trains_as_one_from_the_whole_model(index: int, begun:
         assert torch.equal(pieces[key], value), key
 
 
+def test_gradients_are_averaged_in_portions(ranks: Ranks) -> None:
+    """Of three ranks: parts of unequal length, empty ones, gradients that share a portion, one that takes several."""
+    shapes, elements = [[10], [1], [2, 3, 5], [4, 1], [2]], 12
+    of_ranks = ranks.run(memory_scenarios.averages, 3, shapes=shapes, elements=elements)
+    for rank, found in enumerate(of_ranks):
+        wanted = [sum(gradients) / 3 for gradients in zip(*found["every"], strict=True)]
+        for part, mean in zip(found["parts"], wanted, strict=True):
+            length = -(-mean.numel() // 3)
+            assert torch.allclose(part, mean.flatten()[rank * length : (rank + 1) * length], atol=1e-6)
+        assert found["in place"]
+        # 4 + 1 + 10 + 2 + 1 numbers of each rank, four at a time.
+        assert found["sent"] == [12, 12, 12, 12, 6]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("zero", "expert_parallel", "count"), [(3, 1, 1), (1, 1, 2), (3, 2, 2)])
+@pytest.mark.parametrize(("zero", "expert_parallel", "count"), [(1, 1, 1), (3, 1, 1), (1, 1, 2), (3, 1, 2), (3, 2, 2)])
 def test_memory_of_a_rank_is_as_planned(zero: int, expert_parallel: int, count: int, ranks: Ranks) -> None:
     """86M parameters, 344 MB in float32: the peak of the steps within a tenth of the plan, set-up below it."""
     topology = {"engine": "deepspeed", "zero": zero, "expert_parallel": expert_parallel}
     for found in ranks.run(memory_scenarios.memory, count, topology=topology, experts=EXPERTS):
-        # Two ranks that split experts took 1.05 and 1.14, a recorded miss (docs/scale.md).
+        # Where experts are split, 1.05 to 1.14 is a recorded miss (docs/scale.md).
         most = 1.25 if expert_parallel > 1 else 1.1
         assert 0.9 * found["planned"] <= found["steps"] <= most * found["planned"], found
         assert found["set-up"] <= found["steps"], found
         assert found["copied masters"] == 0
+        assert found["gathered ahead"] == []
         # Four threads write, each a block at a time.
         assert found["save"] <= found["largest"] + (48 << 20), found

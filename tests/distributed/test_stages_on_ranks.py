@@ -30,11 +30,25 @@ DERIVED = ("sft", "decoder-sft")
 PRECISE = [(kind, "float32") for kind in OTHERS] + [(kind, "bfloat16") for kind in ("memory", "frozen-experts")]
 
 # Two groups of parameters then have different rates for the first steps.
-SETTINGS: dict[str, dict[str, Any]] = {"lm": {"embedding_after": 2 * ROWS * TOKENS + 1}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "lm": {"embedding_after": 2 * ROWS * TOKENS + 1},
+    "smat": {"memory_after": ROWS * TOKENS, "encoder_after": 3 * ROWS * TOKENS, "recompute_turns": False},
+}
+# Of a stage that takes long, those that matter to it: dialogues whose numbers of turns differ by rank and step.
+CHOSEN: dict[str, list[dict[str, Any]]] = {
+    "smat": [
+        {"zero": 0, "accumulation": 2},
+        {"zero": 1, "expert_parallel": 2},
+        {"zero": 3, "accumulation": 2},
+        {"zero": 3, "expert_parallel": 2, "recompute_turns": True},
+    ]
+}
 
 
 def topologies(kind: str) -> list[dict[str, Any]]:
     """Two ranks: every ZeRO stage, experts split where there are some, accumulation and recomputation."""
+    if kind in CHOSEN:
+        return CHOSEN[kind]
     config = run_config(stage=kind, expert_parallel=0)
     config = config.model_copy(update={"cluster": ClusterConfig(gpus_per_node=2)})
     splits_experts = settle_topology(config, 2).parallel.expert_parallel == 2
@@ -59,7 +73,7 @@ def test_a_topology_changes_nothing(kind: str, ranks: Ranks) -> None:
     own = {"stage": kind, **SETTINGS.get(kind, {})}
     expected = ranks.run(train, 1, topologies=[{"engine": "plain", "zero": 0, **own}])[0][0]
     wanted = topologies(kind)
-    results = ranks.run(train, 2, topologies=[{**each, **own} for each in wanted])[0]
+    results = ranks.run(train, 2, topologies=[{**own, **each} for each in wanted])[0]
     for topology, actual in zip(wanted, results, strict=True):
         assert actual["agreed"], topology
         assert actual["fragments"] == [], topology

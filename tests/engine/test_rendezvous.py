@@ -44,6 +44,19 @@ def test_a_name_that_is_unknown_here_may_be_known_elsewhere(monkeypatch: pytest.
     assert listening_address("gpu001") == "0.0.0.0"
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="a machine without IPv6")
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_name_of_loopback_alone_is_reached_by_both_kinds_of_address(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    """Other machines may know the name by an address of the other kind."""
+    with monkeypatch.context() as hosts:
+        resolving(hosts, "::1")
+        listener = rendezvous._listen("gpu001", 0)
+    with listener, socket.create_connection((address, listener.getsockname()[1]), timeout=5):
+        pass
+
+
 def test_a_taken_port_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

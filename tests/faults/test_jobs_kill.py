@@ -66,7 +66,7 @@ def kill(processes: list[subprocess.Popen[str]], with_workers: bool) -> None:
         assert process.returncode in (0, -signal.SIGKILL), errors
 
 
-@pytest.mark.parametrize("kind", ["single", "dialogues", "repacked", "imported"])
+@pytest.mark.parametrize("kind", ["single", "recalls", "repacked", "imported"])
 def test_a_job_that_is_killed_at_any_moment_is_finished_with_the_same_dataset(tmp_path: Path, kind: str) -> None:
     place, out, script = tmp_path / "place", tmp_path / "out", tmp_path / "build_it.py"
     golden_jobs.write_inputs(place)

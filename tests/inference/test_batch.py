@@ -53,7 +53,7 @@ def test_the_number_at_once_decides_nothing(assistant: Assistant, tmp_path: Path
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"query": ', "line 2: "),
+        ('{"query": ', "line 2: this is not JSON: "),
         ("[1]", "line 2: a line must be an object"),
         ({}, "line 2: An interaction begins with either"),
         ({"query": 3}, "line 2: query must be text, and is int"),
@@ -68,6 +68,12 @@ def test_the_number_at_once_decides_nothing(assistant: Assistant, tmp_path: Path
 def test_a_line_that_asks_nothing(assistant: Assistant, tmp_path: Path, line: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_conversations(written(tmp_path / "in", {"query": "a"}, line), assistant)
+
+
+def test_only_a_line_feed_ends_a_line(assistant: Assistant, tmp_path: Path) -> None:
+    (tmp_path / "in").write_text('{"query": "a\u2028b\x85c"}\r\n{"query": "d"}\n', encoding="utf-8", newline="")
+    first, second = read_conversations(tmp_path / "in", assistant)
+    assert (first.record["query"], second.record["query"]) == ("a\u2028b\x85c", "d")
 
 
 def test_files_that_hold_nothing(assistant: Assistant, tmp_path: Path) -> None:

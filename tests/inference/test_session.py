@@ -97,13 +97,13 @@ def test_saved_loaded_in_another_process_and_forked_answer_alike(tmp_path: Path)
     session = assistant.session(seed=5)
     talk(assistant, session, ["one", "two"])
     fork = session.fork()
-    session.save(tmp_path / "mine.session")
+    session.save(tmp_path / "new/mine.session")
     code = f"""
 from pathlib import Path
 from answering import assistant_of
 from rxt_dist.inference import Sampling
 assistant = assistant_of(Path({str(tmp_path)!r}))
-session = assistant.load_session({str(tmp_path / "mine.session")!r})
+session = assistant.load_session({str(tmp_path / "new/mine.session")!r})
 assert session.turn == 2
 print([assistant.answer([session], [q], Sampling(temperature=1.0, max_tokens=6))[0].ids for q in ("three", "four")])
 """

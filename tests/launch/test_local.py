@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -12,13 +13,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from launch import local
 from launch.local import Launch, launch
-from launch.ranks import rank_environment
+from launch.ranks import Rank, rank_environment
 from launch.watching import Patience
 from rxt_dist.config.run import DeadlinesConfig
 from rxt_dist.errors import ExitCode
@@ -560,3 +562,30 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_ranks_that_cannot_be_started_now_are_started_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A node that has no process or file left for a moment."""
+    start, tries = local.start, []
+
+    def refuse_first(*given: Any) -> Rank:
+        tries.append(given[2])
+        if len(tries) == 2:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return start(*given)
+
+    monkeypatch.setattr(local, "start", refuse_first)
+    command = script("import time; time.sleep(0.1)")
+    assert launched(command, 2, attempts=1) == 0
+    assert tries == [0, 1, 0, 1]
+    assert "ranks cannot be started (BlockingIOError" in capfd.readouterr().err
+
+
+def test_a_clock_that_jumps_ends_no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = local.Launch([], 1, seconds=100.0)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 86_400)
+    assert not wanted.time_is_over
+    assert wanted.deadline == pytest.approx(now + 86_500, abs=5)

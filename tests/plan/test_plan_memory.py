@@ -10,8 +10,9 @@ from tiny import make_stage
 from training_work import peak_of_a_step, saved_bytes
 
 from rxt_dist.config.load import load_run
-from rxt_dist.plan.activations import layers, memory_bytes
-from rxt_dist.plan.memory import Memory, memory_per_gpu
+from rxt_dist.config.stages import MemoryStageConfig, Turns
+from rxt_dist.plan.activations import kept_memories_bytes, layers, memory_bytes
+from rxt_dist.plan.memory import Memory, memory_per_gpu, moments
 from rxt_dist.plan.setting import Setting, run_parameters
 
 RUNS = Path(__file__).parents[2] / "configs/run"
@@ -122,6 +123,69 @@ def test_the_peak_of_a_step_is_as_planned(name: str) -> None:
     found = memory_per_gpu(own)
     planned = found.gradients + found.activations + found.logits + found.passing
     assert peak_of_a_step(own) == pytest.approx(planned, rel=0.1)
+
+
+ATTENTION = "attention: {query_heads: 4, kv_heads: 2}"
+DIALOGUES = {
+    "seven turns": (),
+    "one turn": ("stage.turns=1", "train.global_batch_tokens=128"),
+    "more slots than tokens": ("model.stm_slots=192",),
+    "slots that only read": (f"model.memory_attention={{variant: simple, {ATTENTION}}}",),
+    "one mean, a status that is learnt": (
+        f"model.memory_attention={{variant: self-interlayer, {ATTENTION}, gate: {{kind: linear, status: linear}}}}",
+    ),
+    "no gates": (f"model.memory_attention={{variant: interlayer, {ATTENTION}, gate: {{kind: none}}}}",),
+}
+
+
+def dialogues(name: str) -> Setting:
+    """Two dialogues of turns of 64 tokens."""
+    own = small("stage={kind: memory, turns: 7}", "data.seq_len=64", "model.stm_slots=32", *DIALOGUES[name])
+    return own.with_(micro_rows=2)
+
+
+@pytest.mark.parametrize("name", DIALOGUES)
+def test_what_dialogues_store_is_what_autograd_keeps(name: str) -> None:
+    """Within two percent, as above: turns stand there together."""
+    own = dialogues(name)
+    planned = sum(layer.stored for layer in layers(own)) + kept_memories_bytes(own)
+    assert saved_bytes(make_stage(own.config), own) == pytest.approx(planned, rel=0.02)
+
+
+@pytest.mark.parametrize("name", DIALOGUES)
+def test_the_peak_of_a_step_of_dialogues_is_as_planned(name: str) -> None:
+    own = dialogues(name)
+    found = memory_per_gpu(own)
+    planned = found.gradients + found.activations + found.logits + found.passing
+    assert peak_of_a_step(own) == pytest.approx(planned, rel=0.1)
+
+
+class Recomputed(MemoryStageConfig):
+    """Dialogues of which one turn at a time is computed again, from the memory before it."""
+
+    def dialogue(self) -> Turns:
+        return Turns(self.turns, 1, memories=1)
+
+
+def test_turns_that_are_computed_again_leave_one_memory_each() -> None:
+    own = dialogues("seven turns")
+    again = replace(own, config=own.config.model_copy(update={"stage": Recomputed(kind="memory", turns=7)}))
+    assert [len(layers(each)) for each in (own, again)] == [7 * len(layers(again)), len(layers(again))]
+    # 4 layers of 32 slots of 128, of 2 dialogues and 7 turns.
+    assert kept_memories_bytes(again) == 7 * 4 * 2 * 32 * 128 * 4 == kept_memories_bytes(own) / 3
+
+
+def test_gradients_that_turns_share_are_divided_after_the_last() -> None:
+    """ZeRO-3 divides a gradient once autograd has summed it over all turns: until then each rank has all of it."""
+    several, one = (dialogues(name).with_(zero=3) for name in ("seven turns", "one turn"))
+    most, least = (max(moment.passing for moment in moments(each)[1:-1]) for each in (several, one))
+    assert most - least == pytest.approx(4 * several.built.dense, rel=0.01)
+    assert all(moment.gradients == 4 * several.built.dense for moment in moments(several))
+
+
+def test_a_row_of_turns_counts_as_all_of_them() -> None:
+    own = small("stage={kind: memory, turns: 4}", "data.seq_len=64", "train.global_batch_tokens=1024")
+    assert (own.rows, own.tokens, own.accumulation) == (4, 128, 2)
 
 
 def test_the_memory_of_the_decoder_is_counted_where_there_is_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,13 @@ def test_time_follows_from_operations_and_utilisation() -> None:
         "micro_batches_per_step": 2,
         "steps": 95_367,
     }
+
+
+def test_all_settings_of_64_gpus_are_planned_within_two_seconds() -> None:
+    began = time.process_time()
+    settings = plan_run(load_run(RUNS / "rxt-beta.yaml", []))["settings"]
+    assert time.process_time() - began < 2
+    assert len(settings["ranked_estimate"]) + len(settings["refused_estimate"]) == 128
 
 
 def test_operations_are_told_by_part() -> None:

@@ -31,6 +31,7 @@ FAULTS = Path(__file__).parent / "faults"
 # The catalogue itself would notice every fault, as it looks for the code that the fault replaces.
 EVERYTHING = ("tests", "--ignore=tests/test_planted_faults.py", "-m", "not distributed and not faults")
 PASSED, FAILED, ENDLESS = 0, 1, -1
+NO_TEST = "no test"
 _SECONDS = 1800
 
 
@@ -125,7 +126,7 @@ def try_fault(tree: Path, fault: Fault) -> Verdict:
         path.write_text(sound, encoding="utf-8")
     if code not in (PASSED, FAILED):
         said = f"pytest ended with {code}, which proves nothing: {said}"
-    return Verdict(fault, code == FAILED, "no test" if code == PASSED else said, time.monotonic() - started)
+    return Verdict(fault, code == FAILED, NO_TEST if code == PASSED else said, time.monotonic() - started)
 
 
 def try_all(faults: list[Fault], jobs: int) -> list[Verdict]:
@@ -142,7 +143,7 @@ def try_all(faults: list[Fault], jobs: int) -> list[Verdict]:
                 verdict = try_fault(tree, fault)
             finally:
                 trees.put(tree)
-            word = "found" if verdict.found else "SURVIVED"
+            word = "found" if verdict.found else "SURVIVED" if verdict.by == NO_TEST else "UNPROVEN"
             print(f"{word:8} {verdict.seconds:5.0f} s  {fault.file}: {fault.name}: {verdict.by}", flush=True)
             return verdict
 
@@ -175,7 +176,7 @@ def main() -> None:
     survivors = [verdict for verdict in try_all(faults, given.jobs) if not verdict.found]
     print(f"{len(faults) - len(survivors)} of {len(faults)} faults were found")
     for verdict in survivors:
-        print(f"SURVIVED {verdict.fault.file}: {verdict.fault.name}: {verdict.by}")
+        print(f"NOT FOUND {verdict.fault.file}: {verdict.fault.name}: {verdict.by}")
     sys.exit(bool(survivors))
 
 

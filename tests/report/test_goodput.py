@@ -152,6 +152,43 @@ def test_clocks_of_two_hosts_and_of_the_reader(log: Log) -> None:
     assert goodput(log.path, moment(-50)).wall_s == 0
 
 
+DAY = 86_400
+
+
+def three_lives(folder: Path, wrong: int, by: float) -> Log:
+    """Three lives of 100 s each, 10 s apart, of which the clock of one was wrong; the second lost 20 s of the first."""
+    log = Log(folder / f"run-{wrong}-{by}")
+    for number in range(3):
+        begun = 110 * number + by * (number == wrong)
+        lost = {"lost_s": 20.0, "lost_until": at(95 + by * (wrong == 0))} if number == 1 else {}
+        log.event(begun + 5, "start", life=str(number), launched=at(begun))
+        log.event(begun + 10, "resume", step=20 * number, **lost)
+        log.event(begun + 20, "ready", step=20 * number)
+        for step in (10, 20):
+            log.line(begun + 20 + 3 * step, 20 * number + step, steps=10, step_s=3.0)
+        log.event(begun + 90, "save", step=20 * number + 20, seconds=4.0, stall_s=2.0)
+        log.event(begun + 100, "exit", code=75, life=str(number))
+    return log
+
+
+@pytest.mark.parametrize("by", [DAY, -DAY, 3 * 365 * DAY, -40 * 365 * DAY])
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_a_clock_that_was_a_day_ahead_or_behind_in_one_life(tmp_path: Path, wrong: int, by: float) -> None:
+    """Parts of lives are those of a right clock; how long nobody lived beside the wrong one, nobody knows."""
+    if wrong == 0 and by < 0:
+        pytest.skip("it could as well have waited so long between its first two lives")
+    wanted = parts(three_lives(tmp_path, 0, 0), 400)
+    found = parts(three_lives(tmp_path, wrong, by), 400)
+    assert wanted.pop("downtime") == 20
+    assert 0 <= found.pop("downtime", 0) <= 100
+    assert found == wanted
+
+
+def test_one_event_of_a_wrong_clock_moves_nothing_else(log: Log) -> None:
+    first_life(log).event(DAY + 91, "skip", step=41).event(100, "exit", code=75, reason="SIGTERM", step=40, life="a")
+    assert parts(log, 5 * DAY) == FIRST
+
+
 def test_nothing_yet(log: Log) -> None:
     assert (goodput(log.path, moment(0)).state, parts(log, 0)) == ("empty", {})
     assert not any(goodput(log.path, moment(0)).share.values())

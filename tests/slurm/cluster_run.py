@@ -20,6 +20,12 @@ from rxt_dist.files import write_atomic
 ROOT = Path(__file__).parents[2]
 # Two ranks on two nodes, on CPUs, with the nodes' GPUs as what SLURM counts.
 TWO_NODES = ("--nodes=2", "--gpus-per-node=1", "--cpus-per-task=2", "--time=20m")
+# What stands in a person's shell and must not reach their jobs: limits that sbatch would prefer to the script's, habits
+# of srun, a folder that only the login machine has.
+SHELL = (
+    "SBATCH_TIMELIMIT=1", "SBATCH_NO_REQUEUE=1", "SBATCH_WAIT=1", "SLURM_LABELIO=1", "SLURM_DISTRIBUTION=cyclic",
+    "SLURM_GPUS_PER_TASK=1", "TMPDIR=/no/such/folder",
+)  # fmt: skip
 ON_CPUS = ("--env=DS_ACCELERATOR=cpu", "--env=OMP_NUM_THREADS=1")
 
 
@@ -32,8 +38,10 @@ class ClusterRun:
         folder.mkdir(exist_ok=True)
         self.tiny = TinyRun(folder, shards, steps)
         self.directory = folder / "runs" / name
-        content = self.tiny.content() | {
+        content = self.tiny.content()
+        content |= {
             "name": name,
+            "train": content["train"] | {"micro_batch_rows": 4},
             "parallel": {"engine": "deepspeed", "zero": 3, "expert_parallel": 1},
             "checkpoint": {"every_tokens": 4 * 512, "keep": 3},
         }
@@ -42,7 +50,7 @@ class ClusterRun:
 
     def rxt(self, *arguments: str, expected: int = 0, timeout: float = 120) -> str:
         """`rxt-dist` on the login machine; its output."""
-        environment = ["env", f"PYTHONPATH={ROOT}", "OMP_NUM_THREADS=1"]
+        environment = ["env", f"PYTHONPATH={ROOT}", "OMP_NUM_THREADS=1", *SHELL]
         command = [*environment, sys.executable, "-m", "rxt_dist", *arguments]
         done = self.rack.on_login(*command, check=False, timeout=timeout)
         assert done.returncode == expected, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -106,6 +114,11 @@ class ClusterRun:
     def signal(self, name: str) -> None:
         """What SLURM sends before a time limit: to the job's own process alone."""
         self.rack.on_login("scancel", "--batch", f"--signal={name}", self.job)
+
+    def supervisor(self) -> list[int]:
+        """Its supervisor on the first node of its job, as that node numbers it."""
+        found = self.rack.on(self.nodes()[0], "pgrep", "-f", f"slurm.supervisor {self.directory}/", check=False)
+        return [int(pid) for pid in found.stdout.split()]
 
     def nodes(self) -> list[str]:
         """Of the life that began last."""

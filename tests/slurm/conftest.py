@@ -52,8 +52,14 @@ def new_run(rack: Rack, shards: Path) -> Iterator[Callable[..., ClusterRun]]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(rack: Rack, shards: Path) -> list[tuple[float, ...]]:
-    """What 24 steps give on two ranks of this machine, without SLURM."""
+def local(rack: Rack, shards: Path) -> ClusterRun:
+    """24 steps on two ranks of this machine, without SLURM."""
     run = ClusterRun(rack, shards, "local", 24)
     run.train_locally()
-    return run.curve()
+    return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(local: ClusterRun) -> list[tuple[float, ...]]:
+    """What they give."""
+    return local.curve()

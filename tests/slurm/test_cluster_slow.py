@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from cluster_run import ROOT, ClusterRun
 from rack import Rack
 
@@ -91,6 +92,19 @@ def test_fewer_nodes_where_one_is_bad(new_run: NewRun, rack: Rack) -> None:
     assert run.state() == "finished"
 
 
+def test_a_node_that_lacks_a_disk_is_named_and_avoided(new_run: NewRun, rack: Rack) -> None:
+    run = new_run("diskless", 6)
+    rack.on("gpu02", "mount", "-t", "tmpfs", "tmpfs", str(Path(torch.__file__).parent))
+    try:
+        run.launch()
+        run.wait_for_end(240)
+    finally:
+        rack.on("gpu02", "umount", str(Path(torch.__file__).parent))
+    (bad,) = run.ledger("bad_node")
+    assert (bad["host"], run.state(), "gpu02" in run.nodes()) == ("gpu02", "finished", False)
+    assert "the check does not start there" in bad["problem"]
+
+
 def test_two_jobs_on_one_node_do_not_meet(new_run: NewRun) -> None:
     runs = [new_run(f"neighbour-{number}", 8) for number in (1, 2)]
     for run in runs:
@@ -113,16 +127,37 @@ def test_agents_of_torchrun_are_asked_to_stop_by_a_file(new_run: NewRun) -> None
     assert [(end["code"], end["action"]) for end in run.ledger("end")] == [(75, "requeue"), (0, "finished")]
 
 
+def test_a_requeue_at_once_and_the_end_of_the_supervisor(new_run: NewRun, undisturbed: Curve, rack: Rack) -> None:
+    run = new_run("beheaded")
+    job = run.launch("--no-preflight")
+    run.wait("its start", lambda: run.queue() == "RUNNING")
+    rack.on_login("scontrol", "requeue", job)
+    run.wait("another start", lambda: run.detail("Restarts") == "1" and run.queue() == "RUNNING")
+    run.wait_for_step(6)
+    (pid,) = run.supervisor()
+    rack.on(run.nodes()[0], "kill", "-KILL", str(pid))
+    run.wait_for_end()
+    assert run.detail("JobState") == "FAILED"
+    run.wait("the end of all ranks", lambda: not any(run.rank_processes(node) for node in run.nodes()))
+    run.rxt("launch", "resume", str(run.directory))
+    run.wait_for_end()
+    run.require_finished_as(undisturbed)
+
+
 def test_a_stage_waits_for_the_one_before(new_run: NewRun) -> None:
-    first, second = new_run("stage-1", 6), new_run("stage-2", 6)
+    """Also while that is requeued."""
+    first, second = new_run("stage-1", 12), new_run("stage-2", 6)
     first.launch("--no-preflight")
     second.launch(
         "--no-preflight", f"--after={first.directory}", f"start={{run: {first.directory}, parts: [embedding, encoder]}}"
     )
+    first.wait_for_step(2)
+    first.signal("USR2")
+    first.wait("a requeue", lambda: len(first.ledger("life")) == 2)
     assert second.queue("%T %r") == "PENDING Dependency"
     second.wait_for_end()
     assert (first.state(), second.state()) == ("finished", "finished")
-    assert second.events("begin")[0]["step"] == 6
+    assert second.events("begin")[0]["step"] == 12
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -142,7 +177,7 @@ def on_two_nodes(rack: Rack, run: ClusterRun, command: Callable[[int], list[str]
         )
         for number in (0, 1)
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in started]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
 
 

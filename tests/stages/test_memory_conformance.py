@@ -10,6 +10,7 @@ from tiny import relative, run_config
 from rxt_dist.config.model import ModelConfig
 from rxt_dist.model.reactive import ReactiveTransformer
 from rxt_dist.model.reference_names import to_ours
+from rxt_dist.stages.dialogue import write_turn
 from rxt_dist.stages.memory import MemoryStage, mixed_label, written_of
 
 ATTENTION = {"query_heads": 5, "kv_heads": 5}
@@ -62,7 +63,7 @@ def test_a_write_its_label_and_its_gradients_are_the_references(stage: MemorySta
     encoded = model.encoder(model.embedding(given["ids"]), positions_BT, keys_BT=keys_BT)
     assert not encoded.requires_grad
     assert relative(encoded[keys_BT.expand(4, -1, -1)], given["encoded"][keys_BT.expand(4, -1, -1)]) < 1e-5
-    new = stage.write(old, encoded, keys_BT, noise_in * given["noise_in"])
+    new = write_turn(model, old, encoded + noise_in * given["noise_in"], keys_BT)
     slots = torch.arange(22).expand(3, -1)
     label = mixed_label(old, encoded, slots, torch.full((3,), share_new), None, unit=False)
     written = written_of(old, new, label + noise_label * given["noise_label"])

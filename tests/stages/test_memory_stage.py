@@ -14,6 +14,7 @@ from rxt_dist.data.dialogue_source import TurnBatch
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.model.init import initialise
 from rxt_dist.stages.base import Work
+from rxt_dist.stages.dialogue import write_turn
 from rxt_dist.stages.memory import MemoryStage, mixed_label, rms
 
 CPU = torch.device("cpu")
@@ -36,7 +37,12 @@ def alone(batch: TurnBatch, row: int) -> TurnBatch:
     lengths = batch.lengths_BU[row]
     turns, width = int((lengths > 0).sum()), int(lengths.max())
     part = slice(row, row + 1)
-    return TurnBatch(batch.tokens_BUT[part, :turns, :width], batch.lengths_BU[part, :turns], batch.samples_B[part])
+    return TurnBatch(
+        batch.tokens_BUT[part, :turns, :width],
+        batch.lengths_BU[part, :turns],
+        batch.samples_B[part],
+        batch.recalls_BU3[part, :turns],
+    )
 
 
 @pytest.mark.parametrize("trained", [0, None])
@@ -125,7 +131,7 @@ def test_no_gradient_flows_from_a_turn_to_the_one_before() -> None:
     positions = torch.arange(batch.tokens_BUT.shape[2])[None]
     for turn in range(2):
         encoded = model.encoder(model.embedding(batch.tokens_BUT[:, turn]), positions, keys_BT=micro.keys_BUT[:, turn])
-        new = stage.write(memory, encoded, micro.keys_BUT[:, turn], None)
+        new = write_turn(model, memory, encoded, micro.keys_BUT[:, turn])
         label = mixed_label(memory, encoded, micro.slots_BUS[:, turn], micro.shares_BU[:, turn], None, unit=True)
         if turn == 1:
             (-torch.cosine_similarity(new, label, dim=-1).mean()).backward()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from training_run import TinyRun, build_shards
 
+from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.config.load import load_run
 from rxt_dist.errors import ConfigError, ExitCode, SupersededError
 from rxt_dist.lives import Life, file_identity
@@ -115,6 +116,22 @@ def test_another_training_is_refused_by_the_checkpoint_alone(tiny: TinyRun, monk
         assert content(tiny.directory) == before
     assert trained(tiny, "log.every_steps=2", life="two") == ExitCode.DONE
     assert "training hash" in (tiny.directory / "config.resolved.yaml").read_text()
+
+
+def test_a_checkpoint_that_could_not_be_read_does_not_come_back(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A life that took it later would leave a gap in metrics.jsonl, and be of a history that another has replaced."""
+    stopped(tiny, 5, monkeypatch)
+    store = CheckpointStore(tiny.directory / "checkpoints", 2)
+    newest = store.folder(store.steps()[-1])
+    manifest, metrics = newest / "manifest.json", (tiny.directory / "metrics.jsonl").read_bytes()
+    manifest.rename(tiny.folder / "manifest.json")
+    assert trained(tiny, "log.every_steps=1", life="two") == ExitCode.DONE
+    (aside,) = store.aside()
+    assert sorted(path.name for path in aside.iterdir()) == ["metrics.jsonl", newest.name]
+    assert (aside / "metrics.jsonl").read_bytes() == metrics
+    (told,) = tiny.events("set_aside")
+    assert told["after"] == tiny.events("resume")[0]["step"] < store.steps()[-1]
+    assert [line["step"] for line in tiny.lines() if "ar_loss" in line] == list(range(1, STEPS + 1))
 
 
 def test_a_second_launch_writes_nothing_into_a_run_that_lives(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:

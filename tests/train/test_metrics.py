@@ -225,7 +225,7 @@ class Wandb(types.ModuleType):
     def _call(self, name: str) -> None:
         self.calls.append(name)
         if name == self.fails_in:
-            raise RuntimeError(f"{name} broke")
+            raise RuntimeError(f"{name}\n broke")
 
 
 @pytest.mark.parametrize("fails_in", ["import", "Settings", "init", "define_metric", "log", "finish"])
@@ -279,3 +279,16 @@ def test_work_that_a_resume_repeats_is_counted(run: RunDirectory) -> None:
     assert (lost["lost_steps"], lost["lost_s"]) == (15, 5 * 2.0 + 10 * 0.5)
     assert lost["lost_until"].endswith("+00:00")
     assert writer.lost_after(30) == {"lost_steps": 0, "lost_s": 0.0}
+
+
+def test_no_wait_for_wandb_is_longer_than_a_minute() -> None:
+    """And of a version that does not know them all only those that it knows are asked for."""
+    import wandb
+
+    from rxt_dist.train.metrics import _patience
+
+    assert _patience(wandb.Settings) == {"login_timeout": 30.0, "init_timeout": 30.0, "finish_timeout": 60.0}
+    assert wandb.Settings(**_patience(wandb.Settings)).init_timeout == 30
+    older = types.SimpleNamespace(model_fields={"init_timeout": None})
+    assert _patience(older) == {"init_timeout": 30.0}
+    assert _patience(None) == {}

@@ -263,3 +263,21 @@ def test_a_disk_that_fails_is_not_another_process(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(fcntl, "flock", fail)
     with pytest.raises(OSError, match="Stale file handle"), directory.locked():
         pass
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl", "life.json", "config.resolved.yaml", "jumps.json"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ConfigError, match=rf"{name} is a pipe or a device"):
+        RunDirectory(tmp_path).check(resolved(), "abc")
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "logs"])
+def test_a_folder_whose_disk_is_away_is_not_taken_for_one_that_is_not_there_yet(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to(tmp_path / "unmounted")
+    with pytest.raises(ConfigError, match=rf"{name} is a link to nothing, .* Is its disk mounted"):
+        RunDirectory(tmp_path).check(resolved(), "abc")
+    (tmp_path / name).unlink()
+    (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=rf"{name} is a file, but must be a folder"):
+        RunDirectory(tmp_path).check(resolved(), "abc")

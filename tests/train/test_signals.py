@@ -119,6 +119,18 @@ def test_only_the_stop_file_of_an_earlier_life_is_cleared(tmp_path: Path) -> Non
     assert stop_file.exists(), "made after the launch began: while ranks imported, or between two lives"
 
 
+def test_a_folder_that_asked_for_a_stop_is_cleared_too(tmp_path: Path) -> None:
+    stop_file = tmp_path / "STOP"
+    stop_file.mkdir()
+    assert StopRequest(stop_file, old_stop="").code == ExitCode.STOPPED
+    StopRequest(stop_file).clear_file()
+    assert not stop_file.exists()
+    stop_file.symlink_to(tmp_path)
+    StopRequest(stop_file).clear_file()
+    assert not stop_file.is_symlink()
+    assert tmp_path.is_dir()
+
+
 def test_a_stop_file_that_is_touched_again_is_a_new_request(tmp_path: Path) -> None:
     stop_file = tmp_path / "STOP"
     stop_file.touch()

@@ -191,9 +191,9 @@ def test_dialogues_of_an_earlier_version_are_checked_as_far_as_that_goes(world: 
     assert (root / "dataset.json").read_bytes() == (world / "dialogues/dataset.json").read_bytes()
 
 
-@pytest.mark.parametrize("verb", ["stats", "mix", "show", "repack", "export-megatron"])
+@pytest.mark.parametrize("verb", ["repack", "export-megatron"])
 def test_other_verbs_say_what_dialogues_are(world: Path, tmp_path: Path, verb: str) -> None:
-    more = {"show": ("--position", 0), "repack": ("--seq-len", 64, "--out", tmp_path / "out"),
+    more = {"repack": ("--seq-len", 64, "--out", tmp_path / "out"),
             "export-megatron": ("--out", tmp_path / "out")}.get(verb, ())  # fmt: skip
     error = run(verb, world / "dialogues", *more).exception
     assert isinstance(error, DataError)

@@ -23,7 +23,7 @@ from rxt_dist.errors import ConfigError
 
 @pytest.fixture
 def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    queue: dict[str, Any] = {"submitted": [], "requeued": [], "refusal": None}
+    queue: dict[str, Any] = {"submitted": [], "requeued": [], "refusal": None, "cancelled": []}
 
     def submit(script: str, *options: str) -> str:
         if queue["refusal"]:
@@ -34,6 +34,7 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(client, "submit", submit)
     monkeypatch.setattr(client, "there", lambda: True)
     monkeypatch.setattr(client, "requeue", queue["requeued"].append)
+    monkeypatch.setattr(client, "cancel", queue["cancelled"].append)
     monkeypatch.setattr(array, "check_script", lambda text, options, nodes, gpus: None)
     monkeypatch.setattr(array, "check_where_possible", lambda text, options, nodes, gpus, warn: None)
     monkeypatch.setattr(data_task, "_REQUEUED_SECONDS", 0.0)
@@ -77,6 +78,24 @@ def test_duplicates_are_surveyed_by_an_array_of_their_own(
         ("submit.sbatch", "--dependency=afterany:51"),
         ("close.sbatch", "--dependency=afterany:52"),
     ]
+
+
+def test_an_array_whose_closing_job_is_refused_is_taken_back(
+    make_wish: Callable[..., ArrayWish], queue: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would build a dataset that nothing completes, or fail because its files are gone."""
+    whole = client.submit
+
+    def first_only(script: str, *options: str) -> str:
+        if options:
+            raise SlurmError("QOSMaxSubmitJobPerUserLimit")
+        return whole(script)
+
+    monkeypatch.setattr(client, "submit", first_only)
+    with pytest.raises(SlurmError, match="QOSMaxSubmit"):
+        list(submit_array(make_wish()))
+    assert queue["cancelled"] == ["51"]
+    assert not (tmp_path / "shards/web.job/0001").exists()
 
 
 def test_what_is_refused_leaves_no_try(

@@ -11,7 +11,7 @@ import pytest
 from test_job_life import describe
 
 from launch.slurm import client, follow
-from launch.slurm.client import JobState
+from launch.slurm.client import JobState, SlurmError
 from launch.slurm.follow import follow_run, headline, print_status, status_of, stop_run
 from launch.slurm.ledger import Ledger
 from rxt_dist.errors import ConfigError
@@ -60,6 +60,14 @@ def test_a_waiting_job_says_why(run: Path, queue: dict[str, Any]) -> None:
     assert headline(status_of(run)).startswith("job 7 PENDING | step 1,200, loss 2.3457 81,23")
 
 
+def test_every_stage_shows_the_loss_of_its_first_term(run: Path, queue: dict[str, Any]) -> None:
+    line = {"step": 1300, "mlm_loss": 3.25, "z_loss": 0.1, "eval/en/ar_loss": 9.0, "tokens_per_s": 10.0}
+    append_line(run / "metrics.jsonl", line)
+    assert "step 1,300, loss 3.2500" in headline(status_of(run))
+    append_line(run / "metrics.jsonl", {"step": 1301, "ar_loss": None, "tokens_per_s": 10.0})
+    assert "step 1,301 10 tokens/s" in headline(status_of(run))
+
+
 def test_a_running_job_says_where_and_how_far(run: Path, queue: dict[str, Any]) -> None:
     queue["states"] = [JobState("RUNNING", "None", "gpu[1-2]")]
     (run / "job/status.json").write_text(json.dumps({"state": "checking nodes"}))
@@ -71,6 +79,11 @@ def test_everything_is_shown_and_as_json(run: Path, queue: dict[str, Any], capsy
     shown = capsys.readouterr().out
     assert "life a (job 7) ended at step 5, code 137: rank 1 was killed" in shown
     assert "nodes that are avoided: gpu3" in shown
+    Ledger(run / "job/ledger.jsonl").add(
+        "end", life=None, job="8", code=143, reason="ended", step=5, action="cancelled"
+    )
+    print_status(run, as_json=False)
+    assert "before a life (job 8) ended at step 5, code 143: ended" in capsys.readouterr().out
     print_status(run, as_json=True)
     value = json.loads(capsys.readouterr().out)
     assert (value["newest"]["step"], value["excluded"], value["finished"]) == (1200, ["gpu3"], False)
@@ -110,6 +123,33 @@ def test_a_run_without_slurm_is_stopped_too(tmp_path: Path, queue: dict[str, Any
         assert headline(status_of(tmp_path)) == "training, without SLURM"
         list(stop_run(tmp_path, now=False))
     assert (tmp_path / "STOP").exists()
+
+
+def test_a_queue_that_does_not_answer_for_a_while_ends_nothing(
+    run: Path, queue: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = [
+        SlurmError("Socket timed out"),
+        JobState("RUNNING", "None", "gpu1"),
+        SlurmError("Socket timed out"),
+        None,
+    ]
+
+    def job_state(job: str, patience: float = 0.0) -> JobState | None:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, SlurmError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(client, "job_state", job_state)
+    assert follow_run(run) == 137
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[3] for line in lines] == ["UNKNOWN", "RUNNING", "UNKNOWN", "COMPLETED"]
+    assert "(Socket timed out)" in lines[0]
+    answers[:] = [SlurmError("Socket timed out")]
+    assert "STOP" in " ".join(stop_run(run, now=False))
+    assert (run / "STOP").exists()
+    assert queue["cancelled"] == []
 
 
 def test_what_holds_no_run_is_refused(tmp_path: Path, queue: dict[str, Any]) -> None:

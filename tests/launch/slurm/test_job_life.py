@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def describe(run: Path, **changes: Any) -> Description:
         "submission": 1, "run": str(run), "name": "tiny", "command": ["train", "run.yaml"], "once": [],
         "python": "/env/python", "node_counts": [2], "ranks_per_node": 2, "cpus_per_task": 4, "signal": "USR2",
         "lead": 60, "launcher": "srun", "requeue": True, "preflight": True, "prefix": [], "srun": ["--cpu-bind=cores"],
-        "exclude": None, "old_stop": "", "jobs": ["7"],
+        "exclude": None, "chain": 1, "code": "/code", "old_stop": "", "jobs": ["7"],
     }  # fmt: skip
     return Description(**(known | changes))
 
@@ -58,6 +59,25 @@ def test_sound_nodes_are_sound(job_life: JobLife) -> None:
     assert job_life._verdict({host: dict(SOUND) for host in HOSTS}, True) is None
 
 
+def test_a_check_ends_when_the_job_is_asked_to_stop(job_life: JobLife, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that have not answered by then are not bad."""
+
+    class Slow:
+        """A check that takes for ever."""
+
+        ended = False
+
+        def end(self) -> None:
+            pass
+
+    monkeypatch.setattr(job_life, "_start", lambda role, listen: Slow())
+    monkeypatch.setattr(life, "_CHECK_SECONDS", 5.0)
+    job_life._signals.user = signal.SIGUSR2
+    end = job_life.check_nodes()
+    assert end is not None
+    assert (end.code, end.bad) == (75, {})
+
+
 def test_where_all_nodes_fail_it_is_not_the_nodes(job_life: JobLife) -> None:
     answer = {"problems": ["no GPU"], "together": False}
     end = job_life._verdict({host: dict(answer) for host in HOSTS}, True)
@@ -82,6 +102,18 @@ def test_a_node_that_cannot_be_reached_is_bad(job_life: JobLife, monkeypatch: py
     end = job_life._verdict({}, True)
     assert end is not None, "nothing is known of them"
     assert end.bad == {}
+
+
+def test_a_node_that_can_be_reached_and_is_silent_beside_others_is_bad(
+    job_life: JobLife, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is not mounted there: nothing can be imported."""
+    monkeypatch.setattr(life, "unreachable", lambda hosts, seconds: [])
+    apart = {"problems": [], "together": False, "problem_together": "Timed out"}
+    end = job_life._verdict({"gpu1": apart}, True)
+    assert end is not None
+    assert list(end.bad) == ["gpu2"]
+    assert "the check does not start there" in end.text
 
 
 def test_nodes_that_do_not_meet_are_not_bad_by_themselves(job_life: JobLife) -> None:
@@ -138,19 +170,80 @@ def test_the_run_itself_is_believed_and_a_hang_blames_its_host(job_life: JobLife
     assert end.begun
 
 
+def test_a_node_whose_check_fails_leaves_the_others_time_to_answer(tmp_path: Path) -> None:
+    kills = {role: step_command(describe(tmp_path), role, HOSTS, tmp_path)[8] for role in ("rank", "agent", "check")}
+    assert kills == {
+        "rank": "--kill-on-bad-exit=1",
+        "agent": "--kill-on-bad-exit=1",
+        "check": "--kill-on-bad-exit=0",
+    }
+
+
 @pytest.mark.parametrize(
     ("role", "tasks", "cpus"), [("rank", "--ntasks=4", 4), ("agent", "--ntasks=2", 8), ("check", "--ntasks=2", 8)]
 )
 def test_steps_say_all_that_they_would_inherit(tmp_path: Path, role: str, tasks: str, cpus: int) -> None:
     command = step_command(describe(tmp_path, prefix=["apptainer", "exec", "image"]), role, HOSTS, tmp_path / "life")
     options = command[: command.index("/bin/sh")]
-    assert {"--nodes=2", "--nodelist=gpu1,gpu2", tasks, f"--cpus-per-task={cpus}", "--export=ALL"} <= set(options)
+    assert {
+        "--nodes=2",
+        "--nodelist=gpu1,gpu2",
+        tasks,
+        f"--cpus-per-task={cpus}",
+        "--export=ALL",
+        "--distribution=block",
+    } <= set(options)
     assert command[-9:-3] == ["apptainer", "exec", "image", "/env/python", "-m", "launch.slurm.task"]
 
 
 def test_numbers_of_the_job_do_not_contradict_those_of_a_step() -> None:
     job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16", "SLURM_TRES_PER_TASK": "cpu=8", "PATH": "/bin"}
+    # Of a person's shell: labels would hide the answers of a check, other orders of ranks would blame other nodes.
+    job |= {"SLURM_LABELIO": "1", "SLURM_DISTRIBUTION": "cyclic", "SLURM_GPUS_PER_TASK": "1", "SLURM_GPU_BIND": "none"}
     assert step_environment(job) == {"SLURM_JOB_ID": "7", "PATH": "/bin"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "passed_on"),
+    [
+        ({}, [signal.SIGUSR2]),
+        ({"launcher": "torchrun"}, []),
+        ({"prefix": ["apptainer"]}, []),
+        ({"srun": ["--container-image=/x"]}, []),
+    ],
+)
+def test_a_signal_goes_to_ranks_that_nothing_stands_before_and_a_file_to_all(
+    tmp_path: Path, changes: dict[str, Any], passed_on: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = JobLife(describe(tmp_path / "run", **changes), HOSTS, "7.0.0", 0, True, Signals(user=signal.SIGUSR2))
+    made.folder.mkdir(parents=True)
+    made._signals.user_at = time.monotonic()
+    looks, heard = iter([False, False, True]), []
+
+    class Ranks:
+        """They end at the third look."""
+
+        @property
+        def ended(self) -> bool:
+            return next(looks)
+
+        def pass_on(self, number: int) -> None:
+            heard.append(number)
+
+    monkeypatch.setattr(life, "_POLL_SECONDS", 0.0)
+    assert made._wait(Ranks()) is False  # type: ignore[arg-type]
+    assert (heard, (made.folder / "stop").exists()) == (passed_on, True)
+
+
+def test_the_environment_is_recorded_without_secrets(job_life: JobLife, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JWT", "eyJ")
+    monkeypatch.setenv("RXT_API_KEY", "k")
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    job_life._record()
+    written = json.loads((job_life.folder / "environment.json").read_text())["variables"]
+    assert written["NCCL_DEBUG"] == "INFO"
+    assert not {"SLURM_JWT", "RXT_API_KEY", "WANDB_API_KEY"} & set(written)
 
 
 def test_a_second_signal_changes_nothing() -> None:

@@ -49,6 +49,14 @@ def test_what_happened_before_the_last_submission_is_over() -> None:
     assert lines_of(lines, 3) == []
 
 
+def test_a_submission_whose_first_line_is_torn_begins_with_its_first_whole_one() -> None:
+    """Else nothing would be known of it: a crash loop would go on for ever, on the node that is bad."""
+    first, second = {"kind": "submitted", "submission": 1}, {"kind": "job", "job": "8", "submission": 2}
+    lines = [first, end(job="7", submission=1), second, {"kind": "bad_node", "host": "c"}]
+    assert lines_of(lines, 2) == lines[2:]
+    assert lines_of(lines, 3) == []
+
+
 def test_a_node_is_avoided_after_a_failed_check_or_two_failures() -> None:
     assert excluded_nodes([end(blamed=["b"]), end(blamed=["a"])]) == []
     assert excluded_nodes([end(blamed=["b"]), end(blamed=["a", "b"])]) == ["b"]

@@ -38,6 +38,17 @@ def options(**given: Any) -> SlurmOptions:
         ("sbatch", ["--nodes=9"]),
         ("sbatch", ["-N 9"]),
         ("sbatch", ["--export=NONE"]),
+        # sbatch takes the beginning of an option's name for it, and a rank must see all GPUs of its node.
+        ("sbatch", ["--node=9"]),
+        ("sbatch", ["--outp=x"]),
+        ("sbatch", ["--gpus-per-task=1"]),
+        ("sbatch", ["--gpu-bind=single:1"]),
+        ("sbatch", ["--distribution=cyclic"]),
+        ("sbatch", ["-m cyclic"]),
+        ("sbatch", ["--wait"]),
+        ("sbatch", ["-W"]),
+        ("sbatch", ["--test-only"]),
+        ("sbatch", ["--clusters=other"]),
         ("nodes", 0),
         ("nodes", 10**6),
         ("signal", "TERM"),
@@ -54,7 +65,8 @@ def test_what_clusters_ask_for_is_taken() -> None:
     taken = options(
         partition="gpu,gpu-long", account="plgrid-gpu-a100", constraint="a100&(nvlink|hgx)", exclude="gpu[007-012],x3",
         time="1d12h", mem="480G", gres="gpu:a100:8", modules=["cuda/12.4.1"], env={"NCCL_IB_HCA": "=mlx5_0:1,mlx5_1:1"},
-        sbatch=["--mail-type=FAIL,END", "--reservation=maint x"], cpu_bind="mask_cpu:0xff,0xff00",
+        sbatch=["--mail-type=FAIL,END", "--reservation=maint x", "--gres-flags=enforce-binding", "--hold"],
+        cpu_bind="mask_cpu:0xff,0xff00",
     )  # fmt: skip
     assert taken.seconds == 36 * 3600
 
@@ -73,6 +85,7 @@ def test_the_line_of_an_option_that_the_launcher_has_names_the_option() -> None:
         ({"chain": 3}, "--no-requeue"),
         ({"conda": "a", "venv": "b"}, "conda and venv"),
         ({"mounts": ["/data"]}, "container"),
+        ({"gres": "gpu:a100:8", "gpu_type": "a100"}, "gpu_type"),
     ],
 )
 def test_what_does_not_go_together(given: dict[str, Any], words: str) -> None:
@@ -88,6 +101,15 @@ def test_a_site_file_states_defaults_and_options_count_before_it(tmp_path: Path)
     site.write_text("partitoin: gpu\n")
     with pytest.raises(ConfigError, match=r"site.yaml:1: unknown key 'partitoin'. Did you mean 'partition'"):
         load_settings(SlurmOptions, site, {})
+
+
+def test_a_home_folder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell reads what stands in a site file."""
+    monkeypatch.setenv("HOME", "/home/me")
+    assert options(venv="~/env").venv == "/home/me/env"
+    taken = options(conda="~/envs/rxt", container="~/rxt.sif", mounts=["~/data:/data", "/x"])
+    assert (taken.conda, taken.container) == ("/home/me/envs/rxt", "/home/me/rxt.sif")
+    assert taken.mounts == ("/home/me/data:/data", "/x")
 
 
 def test_an_array_has_tasks_and_what_a_site_states_for_all_jobs(tmp_path: Path) -> None:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from training_run import TinyRun, build_shards
+from training_run import SHARED_BY_TWO, TinyRun, build_shards
 
 from launch.slurm import client, submit
 from launch.slurm.client import JobState, NodeKind, SlurmError
+from launch.slurm.container import in_container
 from launch.slurm.freeze import freeze_code
 from launch.slurm.job import JobFolder
 from launch.slurm.ledger import Ledger
 from launch.slurm.options import JobOptions, SlurmOptions
-from launch.slurm.submit import Wish, check_partition, check_script, render, resubmit, signal_lead
+from launch.slurm.submit import Wish, check_partition, check_script, gpus_asked, render, resubmit, signal_lead
 from rxt_dist.config.load import load_run
-from rxt_dist.errors import ConfigError
+from rxt_dist.errors import ConfigError, DataError, UnavailableError
 from rxt_dist.lives import file_identity
+from rxt_dist.locks import Lock
 from rxt_dist.train.events import append_line
 from rxt_dist.train.run_dir import code_version
 
@@ -34,6 +37,7 @@ class Cluster:
 
     def __init__(self) -> None:
         self.submitted: list[tuple[str, ...]] = []
+        self.cancelled: list[str] = []
         self.states: dict[str, str] = {}
         self.refusal: str | None = None
 
@@ -51,6 +55,7 @@ class Cluster:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster = Cluster()
     monkeypatch.setattr(client, "submit", cluster.submit)
+    monkeypatch.setattr(client, "cancel", cluster.cancelled.append)
     monkeypatch.setattr(client, "job_state", cluster.job_state)
     monkeypatch.setattr(client, "there", lambda: True)
     monkeypatch.setattr(submit, "check_script", lambda text, options, nodes, gpus: None)
@@ -64,7 +69,7 @@ def make_wish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     monkeypatch.chdir(tmp_path)
     tiny = TinyRun(tmp_path, tmp_path / "shards")
 
-    def make(after: Path | None = None, **options: Any) -> Wish:
+    def make(after: tuple[Path, ...] = (), **options: Any) -> Wish:
         options = {"nodes": 2, "gpus_per_node": 2} | options
         return Wish(load_run(tiny.file, []), SlurmOptions(**options), after)
 
@@ -142,6 +147,52 @@ def test_what_sbatch_refuses_leaves_nothing(make_wish: Callable[..., Wish], clus
     assert JobFolder(tmp_path / "runs/tiny").newest == 1
 
 
+def test_a_chain_that_breaks_off_leaves_no_job(
+    make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were submitted already would find nothing to run."""
+
+    def submit_two(script: str, *options: str) -> str:
+        if len(cluster.submitted) == 2:
+            raise SlurmError("QOSMaxSubmitJobPerUserLimit")
+        return Cluster.submit(cluster, script, *options)
+
+    monkeypatch.setattr(client, "submit", submit_two)
+    with pytest.raises(SlurmError, match="QOSMaxSubmit"):
+        submitted(make_wish(requeue=False, chain=3))
+    assert cluster.cancelled == ["101", "102"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_of_two_launches_at_one_time_one_is_refused(
+    make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the first look at the queue and the submission lie the seconds in which torch is loaded."""
+    wish, run = make_wish(), tmp_path / "runs/tiny"
+
+    def another(own: Wish) -> list[int]:
+        monkeypatch.setattr(submit, "_node_counts", lambda wish: [2])
+        assert submitted(wish) == ["101"]
+        cluster.states["101"] = "PENDING"
+        return [2]
+
+    monkeypatch.setattr(submit, "_node_counts", another)
+    with pytest.raises(ConfigError, match="101 is PENDING"):
+        submitted(wish)
+    assert (len(cluster.submitted), JobFolder(run).newest) == (1, 1)
+
+    @contextmanager
+    def late(path: Path, wait: bool = False) -> Iterator[Lock]:
+        cluster.states["101"] = "RUNNING"
+        yield Lock.TAKEN
+
+    cluster.states["101"] = "CANCELLED"
+    monkeypatch.setattr(submit, "locked", late)
+    with pytest.raises(ConfigError, match="101 is RUNNING"):
+        resubmit(run)
+    assert len(cluster.submitted) == 1
+
+
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING"])
 def test_a_run_has_one_job(make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path, state: str) -> None:
     submitted(make_wish())
@@ -172,24 +223,57 @@ def test_resume_submits_the_same_script_and_forgives_the_stop(
         resubmit(run)
 
 
+def test_the_jobs_of_a_chain_are_as_many_again_when_it_is_resumed(
+    make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path
+) -> None:
+    submitted(make_wish(requeue=False, chain=3))
+    assert resubmit(tmp_path / "runs/tiny") == ["104", "105", "106"]
+    assert cluster.submitted[3:] == [("--dependency=singleton",)] * 3
+
+
+def test_damaged_code_is_not_submitted_again(make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path) -> None:
+    """Many clusters delete what was not touched for weeks."""
+    submitted(make_wish())
+    run = tmp_path / "runs/tiny"
+    (code,) = run.glob("job/code-*")
+    (code / "rxt_dist/losses.py").unlink()
+    with pytest.raises(ConfigError, match=r"rxt_dist/losses\.py.*`rxt-dist launch slurm RUN\.yaml`"):
+        resubmit(run)
+    assert submitted(make_wish()) == ["102"]
+    assert (code / "rxt_dist/losses.py").exists(), "made whole"
+    (code / "launch/ranks.py").write_text("")
+    with pytest.raises(ConfigError, match=r"launch/ranks\.py"):
+        resubmit(run)
+
+
 def test_a_chain_follows_one_another_and_a_stage_the_one_before(
     make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path
 ) -> None:
     first = tmp_path / "runs/first"
     with pytest.raises(ConfigError, match="nothing can wait for it"):
-        submitted(make_wish(after=first))
+        submitted(make_wish(after=(first,)))
     JobFolder(first).submission(1).mkdir(parents=True)
-    described = submit._description(make_wish(), 1, 60, [2])
+    described = submit._description(make_wish(), 1, 60, [2], tmp_path / "code")
     submit.replace(described, run=str(first), jobs=["7", "8"]).write()
-    assert submitted(make_wish(after=first, requeue=False, chain=3)) == ["101", "102", "103"]
+    with pytest.raises(ConfigError, match=r"whose last job \(8\) has ended, is not finished"):
+        submitted(make_wish(after=(first,)))
+    cluster.states["8"] = "PENDING"
+    assert submitted(make_wish(after=(first,), requeue=False, chain=3)) == ["101", "102", "103"]
     assert cluster.submitted == [
         ("--dependency=singleton,afterok:8", "--kill-on-invalid-dep=yes"),
         ("--dependency=singleton",),
         ("--dependency=singleton",),
     ]
+    second = tmp_path / "runs/second"
+    JobFolder(second).submission(1).mkdir(parents=True)
+    submit.replace(described, run=str(second), jobs=["9"]).write()
+    cluster.states["9"] = "RUNNING"
+    cluster.submitted.clear()
+    submitted(make_wish(after=(first, second)))
+    assert cluster.submitted == [("--dependency=afterok:8:9", "--kill-on-invalid-dep=yes")], "a run takes from both"
     (first / "finished.json").write_text('{"step": 1}')
     cluster.submitted.clear()
-    submitted(make_wish(after=first))
+    submitted(make_wish(after=(first,)))
     assert cluster.submitted == [()]
 
 
@@ -212,18 +296,23 @@ def test_the_signal_comes_in_time_for_what_the_run_needs(make_wish: Callable[...
     assert signal_lead(make_wish(signal_lead="10m")) == 600
     with pytest.raises(ConfigError, match=r"--signal-lead 2h is as long as the job \(--time 1h\)"):
         signal_lead(make_wish(signal_lead="2h", time="1h"))
+    assert signal_lead(make_wish(time="10m")) == 480, "also where that is more than half of the time"
+    with pytest.raises(ConfigError, match=r"--time 8m is no longer than the 480 s"):
+        signal_lead(make_wish(time="8m"))
 
 
 def test_a_path_that_no_script_can_hold_is_refused(
     make_wish: Callable[..., Wish], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    odd = tmp_path / "a b"
-    odd.mkdir()
     wish = make_wish()
-    monkeypatch.chdir(odd)
     monkeypatch.setattr(submit, "_node_counts", lambda wish: [2])
-    with pytest.raises(ConfigError, match="a b cannot stand in a job's script"):
-        render(wish, print)
+    # A colon would be the end of a folder in PYTHONPATH, and another copy of the code would run; % is SLURM's.
+    for name in ("a b", "a:b", "a,b", "$(reboot)", "a'b", 'a"b', "a\nb", "zażółć", "100%", "a\\b"):
+        odd = tmp_path / name
+        odd.mkdir()
+        monkeypatch.chdir(odd)
+        with pytest.raises(ConfigError, match="cannot stand in a job's script"):
+            render(wish, print)
 
 
 KINDS = [
@@ -240,6 +329,7 @@ KINDS = [
         ({"time": "2d"}, 1, 8, "--time 2d is longer than partition gpu allows, 1440 minutes"),
         ({"partition": "cpu", "time": "30m"}, 1, 1, "1 GPUs a node are asked for, and nodes of partition cpu have 0"),
         ({"time": "1h"}, 5, 8, "5 nodes are asked for, and partition gpu has 4"),
+        ({"partition": "gpu,cpu", "time": "1h"}, 10, 1, "10 nodes are asked for, and partition gpu, cpu has 4"),
     ],
 )
 def test_what_no_partition_has_is_refused(options: dict[str, Any], nodes: int, gpus: int, words: str) -> None:
@@ -249,8 +339,29 @@ def test_what_no_partition_has_is_refused(options: dict[str, Any], nodes: int, g
 
 def test_what_a_partition_has_is_taken() -> None:
     check_partition(JobOptions(time="1d"), KINDS, 4, 8)
-    check_partition(JobOptions(partition="cpu,gpu", time="1d"), KINDS, 6, 8)
+    check_partition(JobOptions(partition="cpu,gpu", time="1d"), KINDS, 4, 8)
     check_partition(JobOptions(), [], 4, 8)
+    check_partition(JobOptions(partition="gpu"), [], 4, 8)
+    check_partition(JobOptions(partition="cpu", time="1h"), KINDS, 9, 0)
+
+
+def test_where_a_cluster_counts_no_gpus_none_are_asked_for(make_wish: Callable[..., Wish], cluster: Cluster) -> None:
+    text = render(make_wish(gres="none"), print)
+    assert "--gres" not in text
+    assert "--gpus" not in text
+    assert [gpus_asked(make_wish(gres=gres).options) for gres in ("none", "xpu:2", "gpu:3090:2", None)] == [0, 0, 2, 2]
+    with pytest.raises(ConfigError, match=r"--gres gpu:a100:4 has 4 GPUs a node, and --gpus-per-node 2 ranks"):
+        render(make_wish(gres="gpu:a100:4"), print)
+
+
+def test_a_look_asks_for_all_that_a_submission_asks_for(
+    make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="nothing can wait for it"):
+        render(make_wish(after=(tmp_path / "runs/first",)), print)
+    (tmp_path / "runs").touch()
+    with pytest.raises(ConfigError, match="a file"):
+        render(make_wish(), print)
 
 
 def test_a_script_that_bash_cannot_read_is_refused() -> None:
@@ -258,26 +369,36 @@ def test_a_script_that_bash_cannot_read_is_refused() -> None:
         check_script("export A='\n", JobOptions(), 1, 1)
 
 
-def test_sinfo_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = "gpu*|1-00:00:00|4|64|gpu:a100:8(S:0-1)\ncpu|infinite|9|32+|(null)\nshort|30:00|2|16|gpu:4,nvme:1\n"
-    monkeypatch.setattr(client, "call", lambda *command, patience=0.0: shown)
-    assert client.node_kinds() == [
-        NodeKind("gpu", True, 86400.0, 4, 64, 8),
-        NodeKind("cpu", False, float("inf"), 9, 32, 0),
-        NodeKind("short", False, 1800.0, 2, 16, 4),
+def test_apptainer(make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path) -> None:
+    wish = make_wish(container="/images/rxt.sif", mounts=("/data:/d", "more"), env={"NCCL_DEBUG": "INFO"})
+    code = tmp_path / "runs/tiny/job/code-1"
+    elsewhere = Path("/scratch/shards")
+    data = wish.config.data.model_copy(update={"path": elsewhere})
+    prefix, srun = in_container(wish.options, wish.config.model_copy(update={"data": data}), wish.run, code)
+    seen = [tmp_path / "runs/tiny", tmp_path, "/data:/d", tmp_path / "more", elsewhere]
+    binds = [f"--bind={place}" for place in seen]
+    assert prefix == ["apptainer", "exec", "--nv", f"--env=PYTHONPATH={code}", *binds, "/images/rxt.sif"]
+    assert srun == []
+    assert submit._description(wish, 1, 60, [2], code).python == "python3"
+
+
+def test_pyxis(make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "rxt.sqsh").touch()
+    options = {"container_runtime": "pyxis", "env": {"NCCL_DEBUG": "INFO"}}
+    wish = make_wish(container="rxt.sqsh", **options)
+    prefix, srun = in_container(wish.options, wish.config, wish.run, tmp_path / "code")
+    assert prefix == []
+    # What begins with neither . nor / is the name of an image in a registry to pyxis.
+    assert srun[0] == f"--container-image={tmp_path}/rxt.sqsh"
+    places = [tmp_path / "runs/tiny", tmp_path]
+    assert srun[1] == f"--container-mounts={','.join(f'{place}:{place}' for place in places)}"
+    assert srun[2:] == [
+        f"--container-workdir={tmp_path}",
+        "--container-env=PYTHONPATH,PYTHONSAFEPATH,PYTHONUNBUFFERED,NCCL_DEBUG",
     ]
-
-
-def test_containers(make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path) -> None:
-    wish = make_wish(container="/images/rxt.sif", mounts=("/data",))
-    seen = [f"--bind={tmp_path}/runs/tiny", f"--bind={tmp_path}", "--bind=/data"]
-    described = submit._description(wish, 1, 60, [2])
-    assert described.prefix == ["apptainer", "exec", "--nv", *seen, "/images/rxt.sif"]
-    assert described.python == "python3"
-    described = submit._description(make_wish(container="rxt.sqsh", container_runtime="pyxis"), 1, 60, [2])
-    assert described.prefix == []
-    assert "--container-image=rxt.sqsh" in described.srun
-    assert f"--container-mounts={tmp_path}/runs/tiny:{tmp_path}/runs/tiny,{tmp_path}:{tmp_path}" in described.srun
+    wish = make_wish(container="nvcr.io#nvidia/pytorch:24.10", **options)
+    srun = in_container(wish.options, wish.config, wish.run, tmp_path / "code")[1]
+    assert srun[0] == "--container-image=nvcr.io#nvidia/pytorch:24.10"
 
 
 def test_code_is_frozen_once_for_each_content(tmp_path: Path) -> None:
@@ -298,11 +419,26 @@ def test_code_is_frozen_once_for_each_content(tmp_path: Path) -> None:
     assert json.loads(shown.stdout) == code_version()
 
 
+def test_the_other_process_is_quoted_whole_and_waited_for_no_longer_than_it_takes(
+    make_wish: Callable[..., Wish], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nprintf 'warning: x\\nerror: web: yaml error: line 3\\n' >&2; exit 65\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(submit.sys, "executable", str(python))
+    with pytest.raises(DataError, match=r"^web: yaml error: line 3$"):
+        submit._node_counts(make_wish())
+    python.write_text("#!/bin/sh\nexec sleep 5\n")
+    monkeypatch.setattr(submit, "_ADMISSION_SECONDS", 0.05)
+    with pytest.raises(UnavailableError, match=r"within 0\.05 s"):
+        submit._node_counts(make_wish())
+
+
 @pytest.mark.slow
 def test_what_would_refuse_the_run_at_its_start_refuses_its_submission(tmp_path: Path) -> None:
     """In a process of its own, on the real data."""
     tiny = TinyRun(tmp_path, build_shards(tmp_path))
-    engine = ["parallel.engine=deepspeed", "parallel.zero=1"]
+    engine = ["parallel.engine=deepspeed", "parallel.zero=1", SHARED_BY_TWO]
 
     def counts(overrides: Sequence[str], **options: Any) -> list[int]:
         config = load_run(tiny.file, [*engine, *overrides])

@@ -52,7 +52,7 @@ class World:
         self.wanted = Description(
             submission=1, run=str(self.run), name="tiny", command=["train", "run.yaml"], once=[], python="python",
             node_counts=[3], ranks_per_node=2, cpus_per_task=1, signal="USR2", lead=60, launcher="srun", requeue=True,
-            preflight=True, prefix=[], srun=[], exclude=None, old_stop="", jobs=["40"],
+            preflight=True, prefix=[], srun=[], exclude=None, chain=1, code="/code", old_stop="", jobs=["40"],
         )  # fmt: skip
         self.ledger = Ledger(self.wanted.folder.ledger)
         self.wanted.folder.path.mkdir()
@@ -207,6 +207,55 @@ def test_a_job_that_is_ended_between_two_lives_starts_none(world: World, monkeyp
     monkeypatch.setattr(Supervisor, "_pause", lambda self: setattr(world.signals, "ended", 15))
     assert world.supervise(CRASH, DONE) == 143
     assert (len(world.hosts), world.queue.requeued, world.status()["state"]) == (1, [], "cancelled")
+
+
+def test_a_job_that_is_ended_just_before_its_requeue_is_not_revived(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM takes the requeue of a cancelled job."""
+
+    def excluded(lines: Any) -> list[str]:
+        world.signals.ended = 15
+        return []
+
+    monkeypatch.setattr(supervisor, "excluded_nodes", excluded)
+    monkeypatch.setattr(Supervisor, "_usable", lambda self, hosts, also=(): hosts)
+    assert world.supervise((5, PREEMPTED)) == 75
+    assert (world.queue.requeued, world.status()["state"]) == ([], "cancelled")
+
+
+def test_a_chain_is_cancelled_with_a_job_that_has_started_nothing_yet(world: World) -> None:
+    world.wanted = replace(world.wanted, requeue=False)
+    world.signals.ended = 15
+    assert world.supervise() == 143
+    world.signals.ended = None
+    assert world.supervise(DONE, SLURM_JOB_ID="41") == 143
+    assert world.hosts == []
+    world.ledger.add("submitted", submission=1, again=True)
+    assert world.supervise((5, DONE), SLURM_JOB_ID="42") == 0, "a person has taken it up again"
+
+
+def test_a_ledger_that_was_torn_or_deleted_does_not_hide_a_crash_loop(world: World) -> None:
+    world.wanted.folder.ledger.write_text('{"kind": "subm')
+    assert world.supervise(CRASH, CRASH, CRASH, CRASH, DONE) == 93
+
+
+def test_a_queue_that_does_not_answer_is_no_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(job: str, patience: float = 0.0) -> JobState | None:
+        raise SlurmError("Unable to contact slurm controller")
+
+    monkeypatch.setattr(client, "job_state", away)
+    assert world.supervise((5, CRASH), (9, PREEMPTED)) == 75
+    assert world.queue.requeued == ["40"]
+
+
+def test_a_requeue_stands_where_the_nodes_cannot_be_excluded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(job: str, hosts: Sequence[str]) -> None:
+        raise SlurmError("Invalid node name specified")
+
+    monkeypatch.setattr(client, "exclude", refused)
+    assert world.supervise(BAD) == 69
+    assert (world.queue.requeued, world.status()["state"]) == (["40"], "requeued")
 
 
 def test_a_bad_node_is_excluded_with_those_of_the_person(world: World) -> None:

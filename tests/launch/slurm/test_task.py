@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -58,14 +60,14 @@ def test_a_rank_is_who_its_step_says() -> None:
     assert rank_numbers(SRUN | {"TORCHELASTIC_RUN_ID": "none"}) == {}, "torchrun has said it"
 
 
-def test_what_the_site_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_site_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task, "interface_towards", lambda own, hosts: "eth7" if hosts == ["a", "b"] else None)
     environ: dict[str, str] = {
         "RXT_HOSTS": "a,b",
         "NCCL_SOCKET_IFNAME": "ib0",
         "SLURM_JOB_ID": "9",
-        "TMPDIR": "/scratch",
     }
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     set_surroundings(environ, "a", 4)
     assert environ["GLOO_SOCKET_IFNAME"] == "eth7"
     assert environ["NCCL_SOCKET_IFNAME"] == "ib0"
@@ -73,7 +75,33 @@ def test_what_the_site_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     del environ["NCCL_SOCKET_IFNAME"]
     set_surroundings(environ, "a", 4)
     assert environ["NCCL_SOCKET_IFNAME"] == "=eth7"
-    assert environ["TRITON_CACHE_DIR"] == f"/scratch/rxt-{os.getuid()}-9/triton"
+    assert Path(environ["TRITON_CACHE_DIR"]).parent.name == f"rxt-{os.getuid()}-9"
+
+
+def test_caches_lie_where_this_node_has_room_and_nobody_else_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A job inherits TMPDIR of the machine that submitted it.
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", "/no/such/folder")
+    environ = {"SLURM_JOB_ID": "9", "TMPDIR": "/no/such/folder"}
+    set_surroundings(environ, "a", 1)
+    assert environ["TRITON_CACHE_DIR"].startswith(("/tmp/", "/var/tmp/"))
+    shutil.rmtree(Path(environ["TRITON_CACHE_DIR"]).parent)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    known = tmp_path / f"rxt-{os.getuid()}-9"
+    set_surroundings(environ := {"SLURM_JOB_ID": "9"}, "a", 1)
+    assert environ["TRITON_CACHE_DIR"] == f"{known}/triton"
+    assert known.stat().st_mode & 0o777 == 0o700
+    # Its name can be guessed: what another user has put there is not used, for code is loaded from it.
+    known.chmod(0o777)
+    set_surroundings(environ := {"SLURM_JOB_ID": "9"}, "a", 1)
+    own = Path(environ["TRITON_CACHE_DIR"]).parent
+    assert (own != known, own.stat().st_mode & 0o777) == (True, 0o700)
+    known.rmdir()
+    known.symlink_to(own)
+    set_surroundings(environ := {"SLURM_JOB_ID": "9"}, "a", 1)
+    assert Path(environ["TRITON_CACHE_DIR"]).parent not in (known, own)
 
 
 @pytest.mark.parametrize("code", [0, 75, 76])
