@@ -240,7 +240,7 @@ class SmatStage(Stage):
         return memory_LBSD, self._decoded(memory_LRSD, rows, load_ME, first, end)._replace(change=change)
 
     def _encoded(self, micro: SmatBatch, turns: range) -> Tensor:
-        """[L, W, T, D]: what is written before these turns read."""
+        """[L, R, T, D]: what is written before these turns read, row by row."""
         model, rows = self.model, micro.rows
         assert model.embedding is not None
         assert model.encoder is not None
@@ -313,7 +313,8 @@ class SmatStage(Stage):
             }
         )
         by_turn = _sums_by(rows.turn_P, self.config.turns, sums.losses_P, sums.hits_P)
-        lost_N, missed_N = sums.losses_P.index_select(0, rows.value_N), ~sums.hits_P.index_select(0, rows.value_N)
+        lost_N = sums.losses_P.index_select(0, rows.value_N)
+        missed_N = sums.hits_P.logical_not().index_select(0, rows.value_N)
         lost_each_N, missed_each_N = _sums_by(rows.ask_N, len(rows.distance_N), lost_N, missed_N)
         # Recalled is what is right in all its tokens.
         recalled_N = missed_each_N == 0

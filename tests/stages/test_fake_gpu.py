@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_stage, model_config, packed_batch, run_config
+from tiny import dialogue_batch, make_stage, model_config, packed_batch, run_config
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -23,6 +23,7 @@ from rxt_dist.losses import StageOutput
 from rxt_dist.model import experts, heads
 from rxt_dist.model.attention import Documents
 from rxt_dist.model.cross_entropy import IGNORE, ClassifierSums
+from rxt_dist.stages.base import Stage
 
 GPU = torch.device("cuda", 0)
 aten = torch.ops.aten
@@ -68,23 +69,31 @@ class Called(TorchDispatchMode):
 
 def forward(precision: torch.dtype, *overrides: str) -> tuple[StageOutput, set[str]]:
     """A forward pass of the joint stage on a fake GPU, and the operators it called."""
-    config = run_config(model=model_config(*overrides))
-    stage = make_stage(config).to(precision)
+    stage = make_stage(run_config(model=model_config(*overrides))).to(precision)
     micro = stage.prepare(packed_batch(), None)
     mode = FakeTensorMode()
+    documents = Documents(faked(mode, micro.documents.cu_seqlens_N1), micro.documents.lengths)
+    return on_gpu(mode, stage, replace(moved(mode, micro), documents=documents))
 
-    def fake(tensor: Tensor) -> Tensor:
-        with mode:
-            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=GPU)
 
+def on_gpu(mode: FakeTensorMode, stage: Stage, micro: Any) -> tuple[StageOutput, set[str]]:
+    """The stage's forward pass of a micro-batch that is there already, and the operators it called."""
     for module in stage.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            module.register_parameter(name, nn.Parameter(fake(parameter), requires_grad=False))
-    moved = {name: fake(value) for name, value in vars(micro).items() if isinstance(value, Tensor)}
-    documents = Documents(fake(micro.documents.cu_seqlens_N1), micro.documents.lengths)
-    load_ME = fake(torch.zeros(3, config.model.decoder.moe.experts))
+            module.register_parameter(name, nn.Parameter(faked(mode, parameter), requires_grad=False))
+    load_ME = faked(mode, torch.zeros(3, stage.run.model.decoder.moe.experts))
     with mode, torch.no_grad(), Indexing(), Called() as called:
-        return stage(replace(micro, documents=documents, **moved), load_ME), called.names
+        return stage(micro, load_ME), called.names
+
+
+def moved(mode: FakeTensorMode, batch: Any) -> Any:
+    """A dataclass with its tensors on the fake GPU."""
+    return replace(batch, **{k: faked(mode, value) for k, value in vars(batch).items() if isinstance(value, Tensor)})
+
+
+def faked(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
+    with mode:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=GPU)
 
 
 def _no_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, chunk: int) -> ClassifierSums:
@@ -104,6 +113,17 @@ def test_a_forward_pass_in_bfloat16_never_waits_for_the_device(bias: str) -> Non
     output, called = forward(torch.bfloat16, f"decoder.moe.bias={bias}")
     assert {tensor.device for tensor in output} == {GPU}
     assert {"torch_attn::_varlen_attn", "aten::_grouped_mm"} <= called, "other kernels than CUDA's were chosen"
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_nor_does_one_of_dialogues(recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = make_stage(run_config(stage="smat", turns=3, depth=2, recompute_turns=recompute)).to(torch.bfloat16)
+    micro, mode = stage.prepare(dialogue_batch(), None), FakeTensorMode()
+    memory = faked(mode, torch.zeros(2, 8, 6, 32))
+    monkeypatch.setattr(stage, "first_memory", lambda *_: memory)
+    rows = moved(mode, micro.rows)
+    output, _ = on_gpu(mode, stage, replace(moved(mode, micro), rows=rows))
+    assert {tensor.device for tensor in output} == {GPU}
 
 
 def test_the_loop_over_experts_does_wait_and_is_noticed() -> None:

@@ -171,3 +171,22 @@ def test_a_term_that_predicts_nothing_may_have_a_loss_of_its_own() -> None:
     lines = evaluation_lines([found], (Term("distance", "distance of memories"), TERMS[1]))
     (row,) = [line for line in lines if "xx" in line]
     assert [cell.strip() for cell in row.strip("│").split("│")] == ["en", "xx", "4", "0.250", "50.0% (2.000)"]
+
+
+def test_details_are_left_to_the_files_and_what_counted_nothing_is_left_out() -> None:
+    terms = (TERMS[0], Term("part", "part", predicts=True, by_view=True, detail=True), Term("rare", "rare", True))
+    reporter, recorder = reporter_of(terms=terms)
+    figures = {"next_loss": 1.0, "next_accuracy": 0.5, "part_loss": 2.0, "part_accuracy": 0.25}
+    reporter.line(AT, figures, 768)
+    assert recorder.shown == [(768, {"step": "12", "next": "1.000", "accuracy": "50.0%"})]
+    assert recorder.logged[0][1] == {"tokens": 768, "tokens_seen": 700, **figures}
+    found = Evaluation("en", "xx", "true", 4, {"next": 1.0, "part": 2.0}, {"next": 0.5, "part": 0.25})
+    reporter.evaluation(12, 768, [found], 0.25)
+    assert {key for key in recorder.logged[1][1] if "part" in key} == {
+        "eval/en/true/part_loss",
+        "eval/en/true/part_accuracy",
+    }
+    assert not any("rare" in key for key in recorder.logged[1][1])
+    text = "\n".join(recorder.said)
+    assert "part" not in text
+    assert "rare" in text
