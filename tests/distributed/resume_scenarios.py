@@ -85,7 +85,7 @@ def _steps(context: RankContext, engine: Any, stage: Any, config: Any, steps: ra
         rates = {group: LR * factor for group, factor in stage.rates(step * 256).items()}
         result = engine.train_step([stage.prepare(part, step * 256) for part in mine], rates)
         assert result.applied
-        records.append([*(result.totals.sums_J / result.totals.counts_J).tolist(), result.grad_norm])
+        records.append([*(result.totals.sums_J / result.totals.counts_J.clamp_min(1)).tolist(), result.grad_norm])
     return records
 
 

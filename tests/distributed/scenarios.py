@@ -98,7 +98,7 @@ def _train(
     state, wrong = canonical(engine, shapes)
     result = {
         "steps": records,
-        "evaluated": evaluated.sums_J / evaluated.counts_J,
+        "evaluated": evaluated.sums_J / evaluated.counts_J.clamp_min(1),
         "state": state,
         "fragments": wrong,
         "frozen": whole(engine, frozen),
@@ -140,7 +140,7 @@ def rank_share(context: RankContext, stage: Stage, micro_rows: int, step: int) -
 def _record(result: StepResult) -> dict[str, Any]:
     totals = result.totals
     return {
-        "losses": totals.sums_J / totals.counts_J,
+        "losses": totals.sums_J / totals.counts_J.clamp_min(1),
         "sums": totals.sums_J.tolist(),
         "counts": totals.counts_J,
         "hits": totals.hits_J,
