@@ -94,8 +94,8 @@ def _report(seconds: float) -> None:
 The demo took {seconds:.0f} s: {steps:,} steps of four runs, {kinds.count("save")} checkpoints, \
 {kinds.count("stop")} stop, {kinds.count("resume")} resume.
 
-The runs are in {RUNS[0].parent}/demo-*/ (metrics.jsonl, events.jsonl, config.resolved.yaml, checkpoints/), the data and the
-exported model in {FOLDER}/.
+The runs are in {RUNS[0].parent}/demo-*/ (metrics.jsonl, events.jsonl, config.resolved.yaml, checkpoints/), the data and
+the exported model in {FOLDER}/.
 
 Try next:
   rxt-dist chat {EXPORT} --temperature 0
