@@ -1,7 +1,7 @@
 """Dialogues in which facts are told and asked for a known number of turns later, as records of interactions.
 
-A file has one distance K: each of its dialogues asks once for what was told exactly K turns before, and never for
-anything told earlier than that; all other questions lie 1 to K turns after the telling. Turns in which nothing is told
+A file has one distance K: each of its dialogues asks for something that was told exactly K turns before, and never for
+anything told earlier than that; its other questions lie 1 to K turns after the telling. Turns in which nothing is told
 or asked are other talk. A fact is told once and asked for once; a question alone never decides its answer.
 
     OUT/en-d4.jsonl                   to train: source recall-d4-en (by --name)
