@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -180,14 +181,10 @@ def _recall(
             for memory in [name for name in turn.said if name != "true"]:
                 typer.echo(f"        {memory} memory: {turn.said[memory]}")
     typer.echo("")
-    _print([vars(one) | {"recall": one.recall} for one in found], as_json, _recall_line)
-
-
-def _recall_line(record: dict[str, Any]) -> str:
-    return (
-        f"{record['source']:<24} told {record['distance']:>2} turns before  {record['memory']:<8} "
-        f"recalled {record['recall']:6.1%}  of {record['asked']:,}"
-    )
+    for (source, distance), group in groupby(found, key=lambda one: (one.source, one.distance)):
+        of = list(group)
+        shares = "  ".join(f"{one.memory} {one.recall:6.1%}" for one in of)
+        typer.echo(f"{source:<24} told {distance:>2} turns before: recalled with memory {shares}  of {of[0].asked:,}")
 
 
 def _print(records: list[dict[str, Any]], as_json: bool, line: Any) -> None:
