@@ -88,8 +88,8 @@ def test_what_a_model_recalls(tmp_path: Path) -> None:
     alphabet = {char: 11 + number for number, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     byte_tokenizer(tmp_path / "tokenizer.json", SPECIAL_TOKENS | alphabet)
     run = write_run(tmp_path / "run", network_of("vocab_size=288"), data=tmp_path)
-    invoke("data", "recall", talks, "--variety", "small", "--distances", "1,2", "--held-out-distances", "", "--facts", "1",
-           "--fillers", "0", "--count", "4", "--held-out-count", "3", "--languages", "en")  # fmt: skip
+    invoke("data", "recall", talks, "--variety", "small", "--distances", "1,2", "--held-out-distances", "",
+           "--facts", "1", "--fillers", "0", "--count", "4", "--held-out-count", "3", "--languages", "en")  # fmt: skip
     invoke("data", "interactions", talks, "--kind", "dialogues", "--tokenizer", tmp_path / "tokenizer.json",
            "--seq-len", "64", "--out", tmp_path / "data")  # fmt: skip
     figures = json.loads(invoke("evaluate", run, tmp_path / "data", "--recall", "--show", "1", "--json"))
