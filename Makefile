@@ -46,4 +46,4 @@ slurm:
 	@command -v slurmctld >/dev/null || tests/slurm/install.sh
 
 clean:
-	rm -rf .venv .demo .demo-chain runs
+	rm -rf .venv .demo runs

@@ -98,23 +98,29 @@ def one_round(
     """Disk, synchronous save, save in the background, verification and load, one after another."""
     size = sum(4 * tensor.numel() for fragment in engine.held for tensor in fragment.tensors.values()) / 1e9
     written, read = disk(folder / "plain", int(size * 1e9))
+    saving = time.process_time()
     waited = seconds(lambda: save_state(engine, frozen, store, 2 * number, {}))
+    saving = time.process_time() - saving
     figures = behind(saves, 2 * number + 1)
     checkpoint = store.read(2 * number + 1)
     for file in checkpoint.files:
         drop(checkpoint.path / file.name)
+    loading = time.process_time()
     checked = seconds(lambda: verify_together(engine.ranks, store, checkpoint.step))
     loaded = seconds(lambda: load_state(engine, frozen, checkpoint, 1))
+    loading = time.process_time() - loading
     return {
         "state, GB": size,
         "disk writes, GB/s": written,
         "disk reads, GB/s": read,
         "sha256 of what is in memory, one processor, GB/s": hashing(),
         "synchronous save, s": waited,
+        "synchronous save, processor seconds a GB": saving / size,
         **figures,
         "stall / synchronous save": figures["stall, s"] / waited,
         "verify, GB/s": size / checked,
         "load after it, with checksum, GB/s": size / loaded,
+        "verify and load, processor seconds a GB": loading / size,
         "verify / disk reads": size / checked / read,
         "verify and load / disk reads": size / (checked + loaded) / read,
     }

@@ -99,6 +99,7 @@ def pipeline(
     from rxt_dist.config.chain import load_chain
     from rxt_dist.config.duration import seconds_of
     from rxt_dist.errors import ConfigError
+    from rxt_dist.lives import Life, old_file
     from rxt_dist.train.chain_dir import ChainDirectory
 
     loaded = load_chain(chain, overrides or [])
@@ -113,12 +114,14 @@ def pipeline(
             seconds_of(time_limit)
         except ValueError as error:
             raise ConfigError(f"--time-limit: {error}.") from error
-    ChainDirectory(loaded).require_free()
+    folder = ChainDirectory(loaded)
+    folder.require_free()
+    old_stop = old_file(folder.stop_file, Life.of_process({}).launched)
     check(chain, overrides or [], ranks)
     if dry_run:
         typer.echo(f"chain '{loaded.name}': {len(loaded.links)} links, nothing is wrong with any.")
         return
-    raise typer.Exit(Pipeline(loaded, Options(ranks, resume_attempts, time_limit)).run())
+    raise typer.Exit(Pipeline(loaded, Options(ranks, resume_attempts, time_limit), old_stop=old_stop).run())
 
 
 app.command("slurm")(slurm.slurm)

@@ -1,7 +1,8 @@
-"""`make demo`: the whole way on this machine, from text to a trained, interrupted and resumed model.
+"""`make demo`: a small Reactive Transformer's whole life on this machine, from nothing to a conversation.
 
-Sample corpus -> tokenizer and shards -> two ranks with ZeRO-3 and expert parallelism -> a real SIGTERM half way ->
-resume by itself -> evaluation. Every step is a command that is printed before it runs, so that it can be run again.
+A chain (configs/chain/demo.yaml) makes its data, trains four stages on two ranks, the first with ZeRO-3 and expert
+parallelism and a real SIGTERM half way; then the model is exported, and answers questions about what it was told turns
+before. Every step is a command that is printed before it runs, so that it can be run again.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-RUN = "configs/run/demo.yaml"
+CHAIN = "configs/chain/demo.yaml"
 FOLDER = Path(".demo")
-RUN_DIRECTORY = Path("runs/demo")
+RUNS = [Path("runs") / name for name in ("demo-chain", "demo-joint", "demo-sft", "demo-memory", "demo-smat")]
+FIRST, LAST = RUNS[1], RUNS[-1]
+EXPORT = FOLDER / "export"
+# Held-out values, and those that training saw in other dialogues.
+SHOWN = ("recall-d4-en", "recall-d4-pl")
 _POLL_SECONDS = 0.5
 
 
@@ -26,15 +31,19 @@ def main() -> int:
     """Run the demo in the current directory; returns the exit code."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Two ranks on CPU, whatever the machine has.
     started = time.monotonic()
-    for old in (FOLDER, RUN_DIRECTORY):
+    for old in (FOLDER, *RUNS):
         shutil.rmtree(old, ignore_errors=True)
-    _run("data", "sample", str(FOLDER / "corpus"))
-    _run("data", "build", str(FOLDER / "corpus"), "--out", str(FOLDER / "shards"))
     code = _train_interrupted()
     if code:
         return code
+    _run("export", str(LAST), "--out", str(EXPORT))
+    _run("evaluate", str(EXPORT), str(FOLDER / "dialogues"), "--recall", "--rows", "64", "--show", "1", *_sources())
     _report(time.monotonic() - started)
     return 0
+
+
+def _sources() -> list[str]:
+    return [part for source in SHOWN for part in ("--source", source)]
 
 
 def _command(*arguments: str) -> list[str]:
@@ -47,12 +56,13 @@ def _run(*arguments: str) -> None:
 
 
 def _train_interrupted() -> int:
-    """Train; when half of the steps are logged, send SIGTERM to a rank, and let the launcher start all ranks again."""
-    process = subprocess.Popen(_command("launch", "local", RUN, "--ranks", "2", "--resume-attempts", "1"))
+    """Train; when half of the first run is logged, send SIGTERM to a rank, and let all ranks be started again."""
+    process = subprocess.Popen(_command("pipeline", CHAIN, "--ranks", "2", "--resume-attempts", "1"))
     stopped = False
     while process.poll() is None:
-        if not stopped and _last("metrics.jsonl").get("tokens", 0) >= _total_tokens() / 2:
-            print("\n>>> half way: SIGTERM to rank 0; the run saves, stops and resumes by itself\n", flush=True)
+        line = _last(FIRST / "metrics.jsonl")
+        if not stopped and line.get("tokens", 0) >= _total_tokens() / 2:
+            print("\n>>> half way: SIGTERM to a rank; the run saves, stops and resumes by itself\n", flush=True)
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             os.kill(int(children[0]), signal.SIGTERM)
             stopped = True
@@ -63,40 +73,38 @@ def _train_interrupted() -> int:
 def _total_tokens() -> int:
     import yaml
 
-    return int(yaml.safe_load(Path(RUN).read_text())["train"]["total_tokens"])
+    return int(yaml.safe_load(Path("configs/run/demo-joint.yaml").read_text())["train"]["total_tokens"])
 
 
-def _lines(name: str) -> list[dict[str, Any]]:
-    path = RUN_DIRECTORY / name
+def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _last(name: str) -> dict[str, Any]:
-    lines = _lines(name)
+def _last(path: Path) -> dict[str, Any]:
+    lines = _lines(path)
     return lines[-1] if lines else {}
 
 
 def _report(seconds: float) -> None:
     """What happened, where it is, and what to do next."""
-    steps = [line for line in _lines("metrics.jsonl") if "ar_accuracy" in line]
-    kinds = [event["kind"] for event in _lines("events.jsonl")]
-    first, last = steps[0], steps[-1]
+    kinds = [event["kind"] for run in RUNS[1:] for event in _lines(run / "events.jsonl")]
+    steps = sum(_last(run / "metrics.jsonl")["step"] for run in RUNS[1:])
     print(
         f"""
-The demo took {seconds:.0f} s: {last["step"]} steps, {kinds.count("save")} checkpoints, {kinds.count("stop")} stop, \
-{kinds.count("resume")} resume.
-Next-token accuracy in training: {100 * first["ar_accuracy"]:.1f} % at step {first["step"]}, \
-{100 * last["ar_accuracy"]:.1f} % at step {last["step"]} (held-out figures: the table above).
+The demo took {seconds:.0f} s: {steps:,} steps of four runs, {kinds.count("save")} checkpoints, \
+{kinds.count("stop")} stop, {kinds.count("resume")} resume.
 
-Everything about the run is in {RUN_DIRECTORY}/: metrics.jsonl, events.jsonl, config.resolved.yaml, checkpoints/.
+The runs are in {RUNS[0].parent}/demo-*/ (metrics.jsonl, events.jsonl, config.resolved.yaml, checkpoints/), the data and
+the exported model in {FOLDER}/.
 
 Try next:
-  rxt-dist report {RUN_DIRECTORY}
-  rxt-dist checkpoint list {RUN_DIRECTORY}
-  rxt-dist data show {FOLDER / "shards"} --position 0
+  rxt-dist chat {EXPORT} --temperature 0
+  rxt-dist report {CHAIN}
+  rxt-dist checkpoint list {LAST}
+  rxt-dist data show {FOLDER}/dialogues --source recall-d4-pl --row 0
   rxt-dist plan configs/run/rxt-beta.yaml
   rxt-dist data build my_texts/ --out shards/
-  rxt-dist launch local {RUN} --ranks 2 name=mine data.path=shards/"""
+  rxt-dist launch local configs/run/demo.yaml --ranks 2 name=mine data.path=shards/"""
     )
 
 

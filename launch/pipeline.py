@@ -5,6 +5,7 @@ ends the chain with its exit code, and the same command goes on there.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,8 +52,14 @@ def check(file: Path, overrides: Sequence[str], ranks: int | None) -> None:
     command = [sys.executable, "-m", "rxt_dist.train.chain_check", str(file), str(ranks or 0), *overrides]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=_CHECK_SECONDS, check=False)
     if done.returncode:
-        text = done.stderr.rpartition("error: ")[2].strip() or done.stderr[-2000:]
-        raise _as_error(done.returncode, text)
+        raise _as_error(done.returncode, refusal_of(done.stderr))
+
+
+def refusal_of(stderr: str) -> str:
+    """What the check says behind its `error: `, which begins a line; before it warnings may stand. Else the end of
+    all."""
+    found = re.search(r"^error: (.*)", stderr, re.DOTALL | re.MULTILINE)
+    return found[1].strip() if found else stderr[-2000:]
 
 
 def _as_error(code: int, text: str) -> UserError:
@@ -64,11 +71,23 @@ def _as_error(code: int, text: str) -> UserError:
 
 
 class Pipeline:
-    """A chain that was checked, and how it is run."""
+    """A chain that was checked, and how it is run.
 
-    def __init__(self, chain: Chain, options: Options, start: Callable[[Launch, Received], int] = launch) -> None:
+    Args:
+        old_stop: identity of the chain's STOP file that was there when the command began; None: look now. A newer one
+            was made while the chain was checked, and is meant for this command.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        options: Options,
+        start: Callable[[Launch, Received], int] = launch,
+        old_stop: str | None = None,
+    ) -> None:
         self.chain, self.options, self._start = chain, options, start
         self.folder = ChainDirectory(chain)
+        self._old_stop = file_identity(self.folder.stop_file) if old_stop is None else old_stop
         self.received = Received()
         self._stop_is_asked = False
         self._running: RunConfig | None = None
@@ -85,7 +104,9 @@ class Pipeline:
         """
         self.folder.require_free()
         with access_errors(self.chain.directory), self.folder.taken(), signals_noted() as self.received:
-            self.folder.stop_file.unlink(missing_ok=True)
+            if self._old_stop and file_identity(self.folder.stop_file) == self._old_stop:
+                self.folder.stop_file.unlink(missing_ok=True)
+            self._stop_is_asked = file_identity(self.folder.stop_file) != ""
             with self._watching():
                 for number, link in enumerate(self.chain.links, 1):
                     code = self._link(number, link)

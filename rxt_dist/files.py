@@ -18,8 +18,6 @@ from rxt_dist.errors import ConfigError, DiskError, UserError
 
 # What is read and hashed at once stays in a processor's cache.
 _CHUNK_BYTES = 1 << 20
-# How far the disk is asked to read ahead of what is being hashed, so that neither waits for the other.
-_AHEAD_BYTES = 1 << 23
 _UNITS = (("KB", 10**3), ("MB", 10**6), ("GB", 10**9), ("TB", 10**12))
 
 # What the system says where a person has to act. Everything else, a missing file above all, may be our own mistake and
@@ -185,15 +183,10 @@ def json_bytes(value: Any) -> bytes:
 
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file, read in blocks, each into the memory of the last."""
-    digest, at, asked = hashlib.sha256(), 0, 0
+    digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
         block = memoryview(bytearray(max(1, min(_CHUNK_BYTES, os.fstat(file.fileno()).st_size))))
         while count := file.readinto(block):
-            at += count
-            if at + _AHEAD_BYTES > asked:
-                asked = at + 2 * _AHEAD_BYTES
-                with suppress(OSError):  # Some file systems take no advice.
-                    os.posix_fadvise(file.fileno(), at, asked - at, os.POSIX_FADV_WILLNEED)
             digest.update(block[:count])
     return digest.hexdigest()
 

@@ -22,7 +22,8 @@ def batch_of(setting: Setting, step: int = 0) -> TokenBatch | TurnBatch:
     if setting.config.stage.kind == "memory":
         random = torch.Generator().manual_seed(step)
         ids = torch.randint(16, setting.config.model.vocab_size, (rows, turns, length), generator=random)
-        return TurnBatch(ids, torch.full((rows, turns), length), torch.arange(rows))
+        recalls = torch.zeros(rows, turns, 3, dtype=torch.int64)
+        return TurnBatch(ids, torch.full((rows, turns), length), torch.arange(rows), recalls)
     tokens = np.random.default_rng(step).integers(16, setting.config.model.vocab_size, (rows, length))
     narrow = torch.from_numpy(tokens.astype(np.uint16).view(np.int16))
     samples = np.arange(rows) + step * rows

@@ -1,21 +1,21 @@
 """What every run imports, for the server that forks them (warm_start.py)."""
 
-import gc
 import os
+
+from rxt_dist.lasting import lasting_imports
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
 
-import functorch.compile  # noqa: F401
-import megatron.core.num_microbatches_calculator  # noqa: F401  (for runs with a ramp)
-import torch
-import torch._dynamo
+with lasting_imports():
+    import functorch.compile  # noqa: F401
+    import megatron.core.num_microbatches_calculator  # noqa: F401  (for runs with a ramp)
+    import torch
+    import torch._dynamo
 
-import data_prep.commands  # noqa: F401
-import rxt_dist.cli
-import rxt_dist.engine.deepspeed
-import rxt_dist.train.run  # noqa: F401
+    import data_prep.commands  # noqa: F401
+    import rxt_dist.cli
+    import rxt_dist.engine.deepspeed
+    import rxt_dist.train.run  # noqa: F401
 
 torch.set_num_threads(1)
-# Every collection of garbage in a program would walk through all of it.
-gc.freeze()

@@ -49,6 +49,12 @@ def interactions(
         help="Leave out and count records of the other kind: dialogues of several interactions with --kind single, "
         "single interactions with --kind dialogues.",
     ),
+    split_dialogues: bool = typer.Option(
+        False,
+        "--split-dialogues",
+        help="With --kind single: build each interaction of a dialogue by itself, for stages whose memory is the "
+        "interaction's own (sft).",
+    ),
     column: list[str] = typer.Option(
         [], help="A field that has another name in the records, as query=question; may be given several times."
     ),
@@ -78,6 +84,7 @@ def interactions(
         template=template.value,
         eval_fraction=eval_fraction,
         skip_other_kinds=skip_other_kinds,
+        split_dialogues=split_dialogues,
         columns=Columns.parse(column),
         workers=workers,
         task=task,

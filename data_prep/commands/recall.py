@@ -31,6 +31,7 @@ def recall(
     held_out_values: float = typer.Option(0.1, help="Share of the names, places, ... that are only evaluated."),
     variety: Variety = typer.Option(Variety.full, help="small: six kinds of facts, 30 values and one wording each."),
     seed: int = typer.Option(0, help="Another seed gives other dialogues; held-out values stay the same."),
+    name: str = typer.Option("recall", help="What the sources are called by: NAME-d4-en."),
     as_json: bool = JSON,
 ) -> None:
     """Write dialogues that tell facts and ask for them a known number of turns later, to train and measure a memory.
@@ -53,6 +54,7 @@ def recall(
         held_out_values=held_out_values,
         variety=variety.value,
         seed=seed,
+        name=name,
     )
     files = write_recall(out, request)
     sources = [f"{part.source}-{part.language}" for part, _ in files if not part.held_out]

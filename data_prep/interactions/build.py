@@ -55,7 +55,7 @@ from rxt_dist.data.manifest import (
 from rxt_dist.data.packing import PACKING_VERSION
 from rxt_dist.data.rows import INTERACTION_BOUNDARIES
 from rxt_dist.data.writer import ShardSpec, ShardWriter
-from rxt_dist.errors import DataError
+from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.files import write_json_atomic
 
 REPORT_FILE = "interactions.json"
@@ -75,7 +75,11 @@ class InteractionRequest(Sharing):
     """What is to be built; `seq_len` is the most tokens of an interaction, BOS and EOS included.
 
     With `skip_other_kinds` records of the other kind are left out and counted: dialogues of several interactions where
-    single ones are built, and single ones where dialogues are. `columns` are the names of the records' fields.
+    single ones are built, and single ones where dialogues are. With `split_dialogues` each interaction of a dialogue is
+    built as a single one. `columns` are the names of the records' fields.
+
+    Raises:
+        ConfigError: dialogues are to be split and built, or split and left out.
     """
 
     inputs: tuple[Path, ...]
@@ -86,10 +90,16 @@ class InteractionRequest(Sharing):
     template: Template = "beta"
     eval_fraction: float = 0.02
     skip_other_kinds: bool = False
+    split_dialogues: bool = False
     columns: Columns = OUR_COLUMNS
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.split_dialogues and (self.kind == "dialogues" or self.skip_other_kinds):
+            raise ConfigError(
+                "--split-dialogues builds each interaction of a dialogue as a single one, so that it goes with "
+                "--kind single and without --skip-other-kinds."
+            )
         require_fraction(self.eval_fraction)
 
 
@@ -205,7 +215,14 @@ class _UnitBuilder:
     def __call__(self, unit: Unit, report: Report) -> dict[str, Any]:
         """Write the unit's shards; what its manifest says. `report` is told (bytes of input passed, tokens made)."""
         counts = InteractionCounts()
-        encoder = InteractionEncoder(self._backend, self._spec.seq_len, self._request.template, counts, self._spans)
+        encoder = InteractionEncoder(
+            self._backend,
+            self._spec.seq_len,
+            self._request.template,
+            counts,
+            self._spans,
+            self._request.kind == "dialogues",
+        )
         sources: dict[str, _Source] = {}
         ordinal = passed = tokens = 0
         for part in unit.slices:
@@ -243,6 +260,12 @@ class _UnitBuilder:
         is_single = self._request.kind == "single"
         if not is_single:
             _require_turns(records)
+        if self._request.split_dialogues:
+            return [
+                replace(record, interactions=(interaction,), recalls=(), system=None)
+                for record in records
+                for interaction in record.interactions
+            ]
         if not self._request.skip_other_kinds:
             if is_single:
                 _require_single(records)
@@ -287,7 +310,8 @@ def _require_single(records: list[Record]) -> None:
         raise DataError(
             f"{several.place} is a dialogue of {len(several.interactions)} interactions, but single ones are to be "
             f"built: a later turn means nothing without those before it. Build dialogues (--kind dialogues), leave the "
-            f"file out, or leave such records out and count them (--skip-other-kinds)."
+            f"file out, leave such records out and count them (--skip-other-kinds), or build each of their "
+            f"interactions by itself all the same (--split-dialogues)."
         )
 
 
@@ -351,6 +375,8 @@ class InteractionJob(Job[InteractionResult]):
         # which met a dialogue goes on with it; single ones among dialogues are either in the rows or not.
         if request.skip_other_kinds and request.kind == "dialogues":
             settings["skip_other_kinds"] = True
+        if request.split_dialogues:
+            settings["split_dialogues"] = True
         if request.columns.pairs:
             settings["columns"] = dict(request.columns.pairs)
         return settings

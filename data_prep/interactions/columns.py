@@ -10,10 +10,10 @@ from rxt_dist.errors import ConfigError, nearest
 
 OURS = (
     "query", "answer", "think", "tool_call", "tool_result", "internal", "interactions", "messages", "role", "content",
-    "language", "source", "held_out",
+    "language", "source", "held_out", "system",
 )  # fmt: skip
 _LISTS = ("interactions", "messages")
-_OF_A_RECORD = (*_LISTS, "language", "source", "held_out")
+_OF_A_RECORD = (*_LISTS, "language", "source", "held_out", "system")
 _OTHER_NAMES = {"think": ("thinking", "reasoning_content"), "language": ("lang",)}
 
 

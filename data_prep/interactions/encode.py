@@ -70,13 +70,20 @@ class EncodedRecord:
 
 
 class InteractionEncoder:
-    """Encodes records for one template and row length; `counts` is added to, `spans` knows the backend's tokens."""
+    """Encodes records for one template and row length; `counts` is added to, `spans` knows the backend's tokens.
+    dialogues: system prompts have a place, a turn of their own, unless the template has none."""
 
     def __init__(
-        self, backend: Backend, seq_len: int, template: str, counts: InteractionCounts, spans: SpanFinder
+        self,
+        backend: Backend,
+        seq_len: int,
+        template: str,
+        counts: InteractionCounts,
+        spans: SpanFinder,
+        dialogues: bool,
     ) -> None:
         self._backend, self._seq_len, self._template, self._counts = backend, seq_len, template, counts
-        self._spans = spans
+        self._spans, self._dialogues = spans, dialogues
 
     def encode(self, records: list[Record], first_ordinal: int) -> Iterator[EncodedRecord]:
         """The records that fit the template and the row, in order."""
@@ -107,7 +114,7 @@ class InteractionEncoder:
                 source=record.source,
                 text_bytes=sum(len(text.encode()) for text in texts_of),
                 literals=literals,
-                rank=_rank(record.interactions),
+                rank=_rank((*_prompts(record), *record.interactions)),
                 recalls=self._recalls(record, parts, whole),
                 held_out=record.held_out,
             )
@@ -115,9 +122,13 @@ class InteractionEncoder:
     def _recalls(
         self, record: Record, parts: list[list[tuple[int, npt.NDArray[np.uint16]]]], turns: list[npt.NDArray[np.uint16]]
     ) -> tuple[tuple[int, int, int], ...]:
-        found = []
+        if not record.recalls:
+            return ()
+        # The system prompt, which recalls nothing, is no interaction.
+        before = len(turns) - len(record.interactions)
+        found = [(0, 0, 0)] * before
         for recall, interaction, of_turn, turn in zip(
-            record.recalls, record.interactions, parts, turns, strict=bool(record.recalls)
+            record.recalls, record.interactions, parts[before:], turns[before:], strict=True
         ):
             if recall is None:
                 found.append((0, 0, 0))
@@ -132,13 +143,15 @@ class InteractionEncoder:
 
     def _shaped(self, record: Record) -> list[Interaction] | None:
         """The interactions with the parts that the template has, or None where it cannot express one of them."""
+        prompts = _prompts(record) if self._dialogues else ()
         if self._template == "beta":
-            return list(record.interactions)
+            self._counts.parts_left_out += len(_prompts(record)) - len(prompts)
+            return [*prompts, *record.interactions]
         if any(item.tool_result or not item.answer for item in record.interactions):
             self._counts.not_in_template += 1
             return None
         self._counts.parts_left_out += sum(
-            bool(getattr(item, part)) for item in record.interactions for part in _NOT_IN_ALPHA
+            bool(getattr(item, part)) for item in (*_prompts(record), *record.interactions) for part in _NOT_IN_ALPHA
         )
         return [replace(item, **dict.fromkeys(_NOT_IN_ALPHA, "")) for item in record.interactions]
 
@@ -146,7 +159,7 @@ class InteractionEncoder:
         """(ids of one interaction, or None where it cannot fit; whether its query was shortened)."""
         excess = 2 + sum(1 + len(ids) for _, ids in parts) - self._seq_len
         if excess > 0:
-            asked = next(len(ids) for marker, ids in parts if marker in _INPUT_IDS)
+            asked = next((len(ids) for marker, ids in parts if marker in _INPUT_IDS), 0)
             if asked - excess < MIN_QUERY_TOKENS:
                 return None, False
             parts = [(marker, ids[excess:] if marker in _INPUT_IDS else ids) for marker, ids in parts]
@@ -159,9 +172,13 @@ def _layout(interaction: Interaction) -> list[tuple[int, str]]:
     token after the query is always the mode, chosen by the caller, and the call is the model's own."""
     parts = [(marker, getattr(interaction, part)) for part, marker in _PARTS]
     kept = [(marker, text) for marker, text in parts if text]
-    if not interaction.think and not interaction.answer:
+    if not interaction.think and not interaction.answer and not interaction.is_system_prompt:
         kept.insert(-1, (ANSWER_ID, ""))
     return kept
+
+
+def _prompts(record: Record) -> tuple[Interaction, ...]:
+    return (record.system,) if record.system else ()
 
 
 def _rank(interactions: tuple[Interaction, ...]) -> int:

@@ -6,10 +6,11 @@ A record is one interaction, a list of them, or a chat:
     {"interactions": [{"query": ..., "answer": ...}, ...]}
     {"messages": [{"role": "system" | "user" | "assistant" | "tool", "content": ...}, ...]}
 
-with `language` (or `lang`), `source` and `held_out` (true: never trained on) as optional tags; an interaction of a list
-may say what it recalls (`recalls.py`). Values are text; a tool call or result may be any JSON and is
-then kept as JSON text. A tool call of nothing ([], {}, nulls in any depth) is none, and so is a tool result {}; the
-result [] says that nothing was found. What happens to bad input, counted in `InteractionCounts`:
+Beside `interactions` may stand a `system` prompt. Optional tags are `language` (or `lang`), `source` and `held_out`
+(true: never trained on); an interaction of a list may say what it recalls (`recalls.py`). Values are text; a tool call
+or result may be any JSON and is then kept as JSON text. A tool call of nothing ([], {}, nulls in any depth) is none,
+and so is a tool result {}; the result [] says that nothing was found. What happens to bad input, counted in
+`InteractionCounts`:
 
 - A record with an interaction that has nothing to answer, or no answer and no tool call, is skipped as a whole: the
   rest of a dialogue may lean on it.
@@ -35,6 +36,7 @@ from data_prep.languages import language_of, language_tag
 from data_prep.readers import OBJECT_SUFFIXES, objects
 from data_prep.readers.base import LANGUAGE_COLUMNS, Fields, Input
 from data_prep.units import identity
+from rxt_dist.data.interactions import SYSTEM_HEADING
 from rxt_dist.errors import DataError, nearest
 
 MAX_RECORD_BYTES = 128 << 20
@@ -58,7 +60,7 @@ _ADVICE = (
     "(--column query=QUESTION)."
 )
 _NEEDED = (*PART_FIELDS, *_LIST_FIELDS)
-_ALL = (*_NEEDED, *LANGUAGE_COLUMNS, "source", "held_out")
+_ALL = (*_NEEDED, *LANGUAGE_COLUMNS, "source", "held_out", "system")
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,18 @@ class Interaction:
         """Whether there is something to answer, and an answer or a tool call."""
         return bool((self.query or self.tool_result).strip() and (self.answer or self.tool_call).strip())
 
+    @property
+    def is_system_prompt(self) -> bool:
+        """Whether it asks nothing: an instruction alone."""
+        return not (self.query or self.tool_result)
+
 
 @dataclass(frozen=True)
 class Record:
     """One interaction, or the interactions of one dialogue in order. `place` is the file and line, for messages.
 
     recalls: what each interaction recalls; empty where none does. held_out: it is for evaluation, whatever its hash.
+    system: what a dialogue begins with, an interaction that asks nothing, or None.
     """
 
     interactions: tuple[Interaction, ...]
@@ -91,6 +99,7 @@ class Record:
     place: str
     recalls: tuple[Recall | None, ...] = ()
     held_out: bool = False
+    system: Interaction | None = None
 
 
 @dataclass
@@ -155,11 +164,18 @@ def read_records(file: Input, counts: InteractionCounts, columns: Columns = OUR_
         held_out = _flag(value.get("held_out"), place, "held_out")
         counts.records += 1
         counts.interactions += len(mended)
-        yield Record(mended, language, f"{source}-{language}" if source else language, place, recalls, held_out)
+        name = f"{source}-{language}" if source else language
+        yield Record(mended, language, name, place, recalls, held_out, _system(value, place))
 
 
 def _is_list(value: Mapping[str, Any]) -> bool:
     return value.get("interactions") is not None
+
+
+def _system(value: Mapping[str, Any], place: str) -> Interaction | None:
+    """The system prompt of a list of interactions; what a chat begins with is an instruction of its first one."""
+    text = _text(value.get("system"), place, "system") if _is_list(value) else ""
+    return _mended(Interaction(internal=SYSTEM_HEADING + text)) if text.strip() else None
 
 
 def _flag(value: Any, place: str, name: str) -> bool:

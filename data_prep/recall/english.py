@@ -122,14 +122,14 @@ _KINDS = (
         (
             ("what is my {s} called?", "your {s} is called {v}."),
             ("which name does my {s} have?", "the name of your {s} is {v}."),
-            ("how do I call my {s}?", "you call your {s} {v}."),
+            ("what do I call my {s}?", "you call your {s} {v}."),
         ),
         _PET_SLOTS,
     ),
     Kind(
         "relative",
         _PEOPLE,
-        ("my {s} is called {v}.", "{v} is my {s}.", "I have a {s}, {v}.", "the name of my {s} is {v}."),
+        ("my {s} is called {v}.", "{v} is my {s}.", "I have {s[a]} {s}, {v}.", "the name of my {s} is {v}."),
         (
             ("what is my {s} called?", "your {s} is called {v}."),
             ("who is my {s}?", "{v} is your {s}."),

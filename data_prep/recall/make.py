@@ -1,10 +1,10 @@
 """Dialogues in which facts are told and asked for a known number of turns later, as records of interactions.
 
-A file has one distance K: each of its dialogues asks once for what was told exactly K turns before, and never for
-anything told earlier than that; all other questions lie 1 to K turns after the telling. Turns in which nothing is told
+A file has one distance K: each of its dialogues asks for something that was told exactly K turns before, and never for
+anything told earlier than that; its other questions lie 1 to K turns after the telling. Turns in which nothing is told
 or asked are other talk. A fact is told once and asked for once; a question alone never decides its answer.
 
-    OUT/en-d4.jsonl                   to train: source recall-d4-en
+    OUT/en-d4.jsonl                   to train: source recall-d4-en (by --name)
     OUT/held-out/en-d4-values.jsonl   values that no training file has: source recall-d4-values-en
     OUT/held-out/en-d16.jsonl         a distance that no training file has: source recall-d16-en
 
@@ -16,6 +16,7 @@ Each dialogue depends on (seed, language, file, index) alone, so a file of more 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ class RecallRequest:
     turns: most turns of a dialogue; None for what the others come to.
     count, held_out_count: dialogues of a training file and of a held-out one.
     held_out_values: share of each list of values that only held-out files have.
+    name: what the sources are called by, NAME-d4-en.
 
     Raises:
         ConfigError: a value that cannot be.
@@ -63,6 +65,7 @@ class RecallRequest:
     held_out_values: float = 0.1
     variety: str = "full"
     seed: int = 0
+    name: str = "recall"
 
     def __post_init__(self) -> None:
         for language in self.languages:
@@ -85,6 +88,8 @@ class RecallRequest:
             )
         if not 0 <= self.held_out_values <= 0.5:
             raise ConfigError(f"--held-out-values is {self.held_out_values}; it is a share from 0 to 0.5.")
+        if not re.fullmatch(r"[a-z0-9_]+", self.name):
+            raise ConfigError(f"--name is {self.name!r}; sources are called by small letters, digits and _.")
         if self.variety not in VARIETIES:
             raise ConfigError(f"--variety is {self.variety!r}; known are {', '.join(VARIETIES)}.")
 
@@ -99,6 +104,7 @@ class RecallRequest:
 class Part:
     """A file: its distance, and whether its values (or its distance) are held out."""
 
+    name: str
     language: str
     distance: int
     held_out: bool
@@ -112,17 +118,17 @@ class Part:
     @property
     def source(self) -> str:
         """The tag of its records; the language is added to it where the dataset is built."""
-        return f"recall-d{self.distance}{'-values' * self.new_values}"
+        return f"{self.name}-d{self.distance}{'-values' * self.new_values}"
 
 
 def parts(request: RecallRequest) -> list[Part]:
     """The files of a request."""
     found = []
     for language in request.languages:
-        found += [Part(language, distance, False, False) for distance in request.distances]
+        found += [Part(request.name, language, distance, False, False) for distance in request.distances]
         if request.held_out_values:
-            found += [Part(language, distance, True, True) for distance in request.distances]
-        found += [Part(language, distance, True, False) for distance in request.held_out_distances]
+            found += [Part(request.name, language, distance, True, True) for distance in request.distances]
+        found += [Part(request.name, language, distance, True, False) for distance in request.held_out_distances]
     return found
 
 

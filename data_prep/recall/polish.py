@@ -285,6 +285,7 @@ _KINDS = (
 _OPPOSITES = ("duży mały", "gorący zimny", "długi krótki", "stary nowy", "wczesny późny", "pełny pusty",
               "szybki wolny", "wysoki niski")  # fmt: skip
 _DAYS = ("poniedziałek", "wtorek", "środa", "czwartek", "piątek", "sobota", "niedziela")
+_AFTER = ("poniedziałku", "wtorku", "środzie", "czwartku", "piątku", "sobocie", "niedzieli")
 _SAID = ("wiatr", "most", "zima", "drzewo", "rzeka", "chmura", "śnieg", "droga", "wieża", "pole", "jezioro", "trawa")
 _TALK = (
     ("Dzień dobry!", "Dzień dobry, miło cię widzieć."),
@@ -325,7 +326,7 @@ def _say(rng: Random) -> tuple[str, str]:
 
 def _next_day(rng: Random) -> tuple[str, str]:
     day = rng.randrange(7)
-    return f"Jaki dzień jest po dniu {_DAYS[day]}?", f"{_DAYS[(day + 1) % 7].capitalize()}."
+    return f"Jaki dzień jest po {_AFTER[day]}?", f"{_DAYS[(day + 1) % 7].capitalize()}."
 
 
 def _what_is(rng: Random) -> tuple[str, str]:

@@ -16,8 +16,8 @@ from rxt_dist.errors import ConfigError, UserError
 from rxt_dist.files import access_errors
 from rxt_dist.train.chain_dir import ChainDirectory, is_finished
 
-# From a run and the directory that has to be finished first to what is submitted.
-MakeWish = Callable[[RunConfig, Path | None], Wish]
+# From a run and the directories that have to be finished first to what is submitted.
+MakeWish = Callable[[RunConfig, list[Path]], Wish]
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class ChainWish:
     chain: Chain
     make: MakeWish
 
-    def left(self) -> list[tuple[str, RunConfig, Path | None]]:
-        """(link, run, directory that it waits for) of what is not finished, in order."""
-        found: list[tuple[str, RunConfig, Path | None]] = []
+    def left(self) -> list[tuple[str, RunConfig, list[Path]]]:
+        """(link, run, directories that it waits for) of what is not finished, in order: each for the one before."""
+        found: list[tuple[str, RunConfig, list[Path]]] = []
         for name, run in self.chain.runs.items():
             if not is_finished(run):
-                found.append((name, run, found[-1][1].directory.absolute() if found else None))
+                found.append((name, run, [before.directory.absolute() for _, before, _ in found[-1:]]))
         return found
 
     def check(self) -> None:
@@ -54,7 +54,7 @@ class ChainWish:
                 f"link '{to_make[0]}' makes data, which a training job does not: make it first (`rxt-dist pipeline "
                 f"{self.file}` on one machine, ended when its data jobs are done), or name data that is there."
             )
-        ranks = {self.make(run, None).config.cluster.ranks for run in self.chain.runs.values()}
+        ranks = {self.make(run, []).config.cluster.ranks for run in self.chain.runs.values()}
         check(self.file, self.overrides, ranks.pop() if len(ranks) == 1 else None)
 
 
@@ -71,7 +71,7 @@ def render_chain(wish: ChainWish, warn: Callable[[str], None]) -> str:
         return ""
     for name, _, _ in left[1:]:
         warn(f"link '{name}' would be submitted too, and wait")
-    return render(wish.make(left[0][1], None), warn)
+    return render(wish.make(left[0][1], []), warn)
 
 
 def submit_chain(wish: ChainWish, say: Callable[[str], None]) -> list[str]:
@@ -95,7 +95,7 @@ def submit_chain(wish: ChainWish, say: Callable[[str], None]) -> list[str]:
             except UserError as error:
                 kept = f" Links before it stay submitted ({', '.join(jobs)})." if jobs else ""
                 raise type(error)(f"link '{name}': {error}{kept}") from error
-            say(f"link '{name}': job {', '.join(own)}" + (f", after {after}" if after else ""))
+            say(f"link '{name}': job {', '.join(own)}" + (f", after {after[0]}" if after else ""))
             jobs += own
     return jobs
 

@@ -235,8 +235,8 @@ def _chain_wish(
         raise ConfigError(f"{surplus[0]} belongs to one run, and {file} is a chain: leave it out, or name a run file.")
     chain = load_chain(file, overrides or [])
 
-    def make(run: Any, after: Path | None) -> Any:
-        return _wish(run, site, dict(given), [after] if after else None, None)
+    def make(run: Any, after: list[Path]) -> Any:
+        return _wish(run, site, dict(given), after, None)
 
     return ChainWish(file, overrides or [], chain, make)
 

@@ -14,7 +14,9 @@ R = TypeVar("R")
 
 def processors() -> int:
     """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):  # A matter of Linux.
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def map_on_daemons(action: Callable[[T], R], items: Iterable[T], threads: int) -> list[R]:

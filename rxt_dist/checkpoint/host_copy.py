@@ -88,6 +88,6 @@ def _new_memory(elements: int) -> Tensor:
     if not elements:
         return torch.empty(0)
     memory = mmap.mmap(-1, 4 * elements, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):
+    with suppress(OSError, AttributeError):  # A matter of Linux, and of how it is set up.
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.float32)

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# Elements that are brought to the host, written and hashed at once (16 MB).
-_BLOCK_ELEMENTS = 1 << 22
+# Elements that are brought to the host, written and hashed at once (2 MB: they stay in the cache of a processor).
+_BLOCK_ELEMENTS = 1 << 19
 # The data begins at a multiple of this, which lets a reader map it.
 _ALIGNMENT = 8
 _TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}

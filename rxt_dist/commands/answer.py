@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,6 +115,13 @@ def evaluate(
     place: Place,
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Dataset of `rxt-dist data build` or `interactions`.")],
     rows: Annotated[int, typer.Option(min=2, help="Held-out rows or dialogues of each source, at most.")] = 64,
+    recall: Annotated[
+        bool, typer.Option("--recall", help="Of dialogues of `data recall`: let it answer, and count what it recalls.")
+    ] = False,
+    source: Annotated[
+        list[str] | None, typer.Option(help="With --recall, a source to read; may be repeated. Default: all.")
+    ] = None,
+    show: Annotated[int, typer.Option(min=0, help="With --recall: conversations of each source to print.")] = 0,
     seed: Seed = 0,
     device: Device = None,
     dtype: DType = "float32",
@@ -123,19 +131,25 @@ def evaluate(
     """Losses and accuracies on held-out data, with the true memory, none, and another one's.
 
     Dialogues are read turn by turn, and each turn is written into the memory. Rows are evaluated as the run's stage
-    does it while training; those of an export as joint pre-training does.
+    does it while training; those of an export as joint pre-training does. With --recall the model answers by itself
+    (greedily), what it said is written, and an answer counts if it holds what was told.
 
     Example: rxt-dist evaluate runs/mine data/chats
     """
     from rxt_dist.data.dialogues import DialogueManifest, load_any_manifest
+    from rxt_dist.errors import ConfigError
     from rxt_dist.inference import Assistant
     from rxt_dist.inference.evaluation import evaluate_dialogues, evaluate_rows
     from rxt_dist.inference.load import load_network
 
+    if not recall and (source or show):
+        raise ConfigError("--source and --show belong to --recall: add it, or leave them out.")
     chosen, kind = _device(device), _dtype(dtype)
     is_dialogues = isinstance(load_any_manifest(data), DialogueManifest)
     network, text = load_network(place, tokenizer, lambda line: typer.echo(line, err=True))
-    if is_dialogues:
+    if recall:
+        _recall(Assistant(network, text, chosen, kind), data, source, rows, show, seed, as_json)
+    elif is_dialogues:
         turns = evaluate_dialogues(Assistant(network, text, chosen, kind), data, rows, seed=seed)
         _print([vars(turn) | {"perplexity": turn.perplexity} for turn in turns], as_json, _turn_line)
     else:
@@ -143,6 +157,34 @@ def evaluate(
 
         found = evaluate_rows(place, network, text, data, rows, torch.device(chosen))
         _print([vars(one) for one in found], as_json, _row_line)
+
+
+def _recall(
+    assistant: Assistant, data: Path, chosen: list[str] | None, dialogues: int, show: int, seed: int, as_json: bool
+) -> None:
+    from rxt_dist.inference.recall import converse, recall_by_distance, sources_that_recall
+
+    found, shown = [], []
+    for source in chosen or sources_that_recall(data):
+        conversations = list(converse(assistant, data, source, dialogues, seed=seed))
+        found += recall_by_distance(source, conversations)
+        shown += [(source, conversation) for conversation in conversations[:show]]
+    if as_json:
+        talks = [{"source": source, "turns": [vars(turn) for turn in turns]} for source, turns in shown]
+        figures = [vars(one) | {"recall": one.recall} for one in found]
+        typer.echo(json.dumps({"recall": figures, "conversations": talks}, ensure_ascii=False))
+        return
+    for source, turns in shown:
+        typer.echo(f"\n{source}")
+        for number, turn in enumerate(turns, 1):
+            typer.echo(f"{number:>3}  {turn.query}\n     -> {turn.said['true']}")
+            for memory in [name for name in turn.said if name != "true"]:
+                typer.echo(f"        {memory} memory: {turn.said[memory]}")
+    typer.echo("")
+    for (source, distance), group in groupby(found, key=lambda one: (one.source, one.distance)):
+        of = list(group)
+        shares = "  ".join(f"{one.memory} {one.recall:6.1%}" for one in of)
+        typer.echo(f"{source:<24} told {distance:>2} turns before: recalled with memory {shares}  of {of[0].asked:,}")
 
 
 def _print(records: list[dict[str, Any]], as_json: bool, line: Any) -> None:

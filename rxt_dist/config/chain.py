@@ -149,6 +149,8 @@ def load_chain(path: Path, overrides: Sequence[str] = ()) -> Chain:
         ConfigError: for anything wrong in the files or overrides, with file and line and what is allowed.
     """
     tree = Tree.read(path)
+    if isinstance(tree.values, dict) and "links" not in tree.values and "train" in tree.values:
+        raise ConfigError(f"{path} is a run and no chain of runs: use `rxt-dist train {path}`, or name a chain's file.")
     links = tree.values.get("links") if isinstance(tree.values, dict) else None
     names = list(links) if isinstance(links, dict) else []
     for override in overrides:
@@ -244,12 +246,12 @@ def _start(tree: Tree, link: LinkConfig, name: str, before: Sequence[Link], chai
     runs = _runs(before)
     if not runs or (given is not None and not isinstance(given, dict)):
         return _AS_IT_IS
-    places = [given, *given.get("also", ())] if given else []
+    places = [given, *(given.get("also") or ())] if given else []
     if any(not isinstance(place, dict) or "export" in place for place in places):
         return _AS_IT_IS
     bare = Tree(tree.source, {key: value for key, value in tree.values.items() if key != "start"}, dict(tree.places))
-    fresh = list(given.get("fresh", ())) if given else []
-    named = [part for place in places for part in place.get("parts", ())]
+    fresh = list(given.get("fresh") or ()) if given else []
+    named = [part for place in places for part in place.get("parts") or ()]
     return _derived(named or list(run_of(bare).stage.parts()), fresh, runs)
 
 
@@ -275,6 +277,10 @@ def _by_directory(start: dict[str, Any], name: str, before: Sequence[Link], chai
         return named
     other, runs = named.pop("link"), _runs(before)
     place = f"{chain.place(('links', name, 'start', 'link'))}: link '{name}' begins with the weights of"
+    if not isinstance(other, str):
+        raise ConfigError(f"{place} {other!r}, which is no name: name one link; others go below `also`.")
+    if {"run", "export"} & {key for key, value in named.items() if value is not None}:
+        raise ConfigError(f"{place} '{other}' and of a run or export in one place: keep one, the other below `also`.")
     if other in runs:
         return {"run": str(runs[other].directory), **named}
     links = list(chain.values["links"])

@@ -75,6 +75,8 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: for anything wrong in the files or overrides, with file and line and what is allowed.
     """
     tree = Tree.read(path)
+    if isinstance(tree.values, dict) and "links" in tree.values:
+        raise ConfigError(f"{path} is a chain of runs: use `rxt-dist pipeline {path}`, or name the file of one run.")
     join_files(tree, path.parent)
     for override in overrides:
         tree.override(override, joined=JOINED)

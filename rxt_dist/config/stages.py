@@ -282,6 +282,10 @@ class SmatConfig(StageConfig):
         """The embedding trains with the decoder, whose head it feeds as well as the encoder."""
         return {"memory_attention": "memory", "encoder": "encoder"}.get(parameter.partition(".")[0], "decoder")
 
+    def dialogue(self) -> Turns:
+        """Of each turn stays the memory that it is computed from again."""
+        return Turns(self.turns, 1 if self.recompute_turns else self.turns, memories=1)
+
 
 class StageEntry(NamedTuple):
     """A stage's configuration class, and `module:class` of its code.

@@ -232,7 +232,8 @@ class DialogueWriter:
         tokens = np.concatenate(turns)
         lengths = np.array([len(turn) for turn in turns], dtype=np.int64)
         assert int(tokens.max()) < self._vocab_size, f"token id {tokens.max()} >= vocabulary {self._vocab_size}"
-        check_interactions(tokens, lengths)
+        firsts = np.concatenate([np.arange(len(dialogue)) == 0 for dialogue in self._pending])
+        check_interactions(tokens, lengths, firsts)
         if self._writer is None:
             self._temporary.parent.mkdir(parents=True, exist_ok=True)
             self._file = pa.OSFile(str(self._temporary), "wb")

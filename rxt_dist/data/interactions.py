@@ -4,6 +4,8 @@ An interaction is one event: what comes in (a query, or the result of a tool) an
 
     [BOS] [I]internal instruction  [Q]query | [U]tool result  [T]thinking  [A]answer  [C]tool call  [EOS]
 
+A dialogue may begin with a system prompt, `[BOS] [I]SYSTEM INSTRUCTIONS text [EOS]`, which nobody answers.
+
 Parts may be absent, but there is always one of [Q] and [U], and then at least an answer or a tool call. The token after
 the query is [A] (fast answer) or [T] (thinking first): the caller chooses it. Text has no control tokens (the tokenizer
 cannot be made to spell them), so the ids of a row alone say where each part begins, and labels need no stored mask.
@@ -23,6 +25,7 @@ from rxt_dist.data.rows import BOS_ID, EOS_ID, PAD_ID, SPECIAL_COUNT, SPECIAL_TO
 QUERY_ID, ANSWER_ID, THINK_ID, CALL_ID, RESULT_ID, INTERNAL_ID = (
     SPECIAL_TOKENS[token] for token in ("[Q]", "[A]", "[T]", "[C]", "[U]", "[I]")
 )
+SYSTEM_HEADING = "SYSTEM INSTRUCTIONS\n\n"
 NO_LOSS = -100  # the label that cross-entropy leaves out
 
 # What may follow what, among the control tokens alone.
@@ -90,8 +93,19 @@ def check_interaction_rows(rows: PackedRows, vocab_size: int) -> None:
     check_interactions(tokens_RT[used_RT], rows.seg_len_I.astype(np.int64))
 
 
-def check_interactions(tokens_N: npt.NDArray[np.uint16], length_I: npt.NDArray[np.int64]) -> None:
-    """Assert that N tokens are S whole interactions of these lengths, one after another.
+def are_system_prompts(tokens_RT: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+    """Which of R rows, each padded and of one interaction at most, ask nothing: bool [R]. Empty rows do not count."""
+    asks_R = ((tokens_RT == QUERY_ID) | (tokens_RT == RESULT_ID)).any(1)
+    return (tokens_RT[:, 0] == BOS_ID) & ~asks_R
+
+
+def check_interactions(
+    tokens_N: npt.NDArray[np.uint16], length_I: npt.NDArray[np.int64], is_first_I: npt.NDArray[np.bool_] | None = None
+) -> None:
+    """Assert that N tokens are whole interactions of these lengths, one after another.
+
+    Args:
+        is_first_I: those that begin a dialogue, which may be system prompts.
 
     Raises:
         AssertionError: see `check_interaction_rows`.
@@ -102,6 +116,10 @@ def check_interactions(tokens_N: npt.NDArray[np.uint16], length_I: npt.NDArray[n
     controls = tokens_N[at]
     assert np.array_equal(at[controls == BOS_ID], ends - length_I), "BOS must open exactly the interactions"
     assert np.array_equal(at[controls == EOS_ID], ends - 1), "EOS must close exactly the interactions"
-    assert bool(_MAY_FOLLOW[controls[:-1], controls[1:]].all()), "parts in an order that no interaction has"
+    is_known = _MAY_FOLLOW[controls[:-1], controls[1:]]
+    if is_first_I is not None:
+        is_prompt = (controls[:-1] == INTERNAL_ID) & (controls[1:] == EOS_ID)
+        is_known = is_known | (is_prompt & is_first_I[np.searchsorted(ends, at[:-1], side="right")])
+    assert bool(is_known.all()), "parts in an order that no interaction has"
     after_bos = ends - length_I + 1
     assert bool((tokens_N[after_bos] < SPECIAL_COUNT).all()), "text before the first part"

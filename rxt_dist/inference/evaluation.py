@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from rxt_dist.config.load import load_run
 from rxt_dist.config.run import DataConfig, ParallelConfig, RunConfig, run_class
 from rxt_dist.config.stages import DEFAULT_STAGE
 from rxt_dist.data.dialogues import DialogueDataset
-from rxt_dist.data.interactions import NO_LOSS
+from rxt_dist.data.interactions import NO_LOSS, are_system_prompts
 from rxt_dist.data.text import Text
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.errors import DataError
@@ -109,6 +110,12 @@ def _add_group(
     generators = [torch.Generator().manual_seed(seed + index) for index in indices]
     memory_LBSD = torch.cat([initial_memory(config, 1, of) for of in generators], dim=1).to(assistant.device)
     batch = dataset.batch(indices)
+    for row in np.flatnonzero(are_system_prompts(batch.tokens_BUT[:, 0])).tolist():
+        # Written before turn 0, which is then the first row that asks.
+        prompt = batch.tokens_BUT[row, 0, : batch.lengths_BU[row, 0]].tolist()
+        memory_LBSD[:, row : row + 1] = write(network, memory_LBSD[:, row : row + 1], [prompt])
+        for of_U in (batch.tokens_BUT[row], batch.lengths_BU[row], batch.labels_BUT[row]):
+            of_U[:-1], of_U[-1] = of_U[1:].copy(), 0
     for turn in range(batch.tokens_BUT.shape[1]):
         lengths = batch.lengths_BU[:, turn]
         rows = [row for row in range(len(indices)) if lengths[row]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rxt_dist.data.interactions import ANSWER_ID, INTERNAL_ID, QUERY_ID, RESULT_ID, THINK_ID
+from rxt_dist.data.interactions import ANSWER_ID, INTERNAL_ID, QUERY_ID, RESULT_ID, SYSTEM_HEADING, THINK_ID
 from rxt_dist.data.rows import BOS_ID, EOS_ID
 from rxt_dist.data.text import Text
 from rxt_dist.errors import ConfigError, DataError
@@ -13,7 +13,6 @@ from rxt_dist.errors import ConfigError, DataError
 Mode = Literal["answer", "think", "auto"]
 # The token after the query. In `auto` the model chooses, once, what it thinks more of.
 MODES: dict[Mode, int | None] = {"answer": ANSWER_ID, "think": THINK_ID, "auto": None}
-_SYSTEM = "SYSTEM INSTRUCTIONS\n\n"
 
 
 @dataclass(frozen=True)
@@ -68,4 +67,4 @@ def told(text: Text, query: str, answer: str) -> list[int]:
 def system_instruction(text: Text, instruction: str) -> list[int]:
     """Instructions for a whole conversation, to be written into its first memory: [BOS] [I]instruction [EOS]."""
     text.require([INTERNAL_ID])
-    return [BOS_ID, INTERNAL_ID, *text.encode(_SYSTEM + instruction), EOS_ID]
+    return [BOS_ID, INTERNAL_ID, *text.encode(SYSTEM_HEADING + instruction), EOS_ID]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rxt_dist.config.chain import Chain, DataJob
+from rxt_dist.config.chain import Chain, DataJob, load_chain
 from rxt_dist.config.run import RunConfig
 from rxt_dist.errors import ConfigError
 from rxt_dist.locks import held
@@ -71,18 +71,20 @@ def status_lines(states: list[dict[str, Any]]) -> list[str]:
 
 
 def runs_of(place: Path) -> list[Path]:
-    """The run directories that a person means: of the folder of a chain those of its links that have begun, in order;
-    any other place is a run directory itself.
+    """The run directories that a person means: of a chain's file or folder those of its links that have begun, in
+    order; any other place is a run directory itself.
 
     Raises:
-        ConfigError: none of the chain's runs has begun.
+        ConfigError: none of the chain's runs has begun, or a file is no chain.
     """
-    try:
-        links = json.loads((place / "chain.json").read_bytes())["links"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return [place]
-    folders = [Path(folder) for folder in links.values()]
+    if place.is_file():
+        folders = [run.directory for run in load_chain(place).runs.values()]
+    else:
+        try:
+            folders = [Path(folder) for folder in json.loads((place / "chain.json").read_bytes())["links"].values()]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return [place]
     begun = [folder for folder in folders if (folder / "events.jsonl").exists()]
     if not begun:
-        raise ConfigError(f"{place} is the folder of a chain of which no run has begun, so there is nothing to show.")
+        raise ConfigError(f"{place} is a chain of which no run has begun, so there is nothing to show.")
     return begun

@@ -24,6 +24,7 @@ from rxt_dist.config.stages import ALL, STAGES
 from rxt_dist.config.validate import DataFacts
 from rxt_dist.data.sampler import GlobalOrder
 from rxt_dist.losses import StageOutput
+from rxt_dist.model.attention import Documents
 from rxt_dist.model.reactive import ReactiveTransformer
 from rxt_dist.stages.work import Work as Work
 
@@ -251,10 +252,13 @@ B = TypeVar("B", bound="DataclassInstance")
 
 
 def tensors_to(batch: B, device: torch.device) -> B:
-    """A batch with its tensors on a device."""
-    moved: dict[str, Any] = {
-        name: to_device(value, device) for name, value in vars(batch).items() if isinstance(value, Tensor)
-    }
+    """A batch with its tensors, those of its documents among them, on a device."""
+    moved: dict[str, Any] = {}
+    for name, value in vars(batch).items():
+        if isinstance(value, Tensor):
+            moved[name] = to_device(value, device)
+        elif isinstance(value, Documents):
+            moved[name] = Documents(to_device(value.cu_seqlens_N1, device), value.lengths)
     return replace(batch, **moved)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from rxt_dist.model.attention import Documents
 from rxt_dist.model.flops import flops_by_part
 from rxt_dist.model.moe import RoutingInputs
 from rxt_dist.model.reactive import ReactiveTransformer
-from rxt_dist.stages.base import Stage, Term, Work, balance_weight, to_device
+from rxt_dist.stages.base import Stage, Term, Work, balance_weight, tensors_to, to_device
 
 MemoryKind = Literal["fixed", "fresh", "off"]
 MEMORIES: tuple[MemoryKind, ...] = ("fixed", "fresh", "off")
@@ -51,11 +51,7 @@ class DecoderBatch:
 
     def to(self, device: torch.device) -> DecoderBatch:
         """The same on a device."""
-        moved: dict[str, Any] = {
-            name: to_device(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        cu_seqlens = to_device(self.documents.cu_seqlens_N1, device)
-        return replace(self, **moved, documents=Documents(cu_seqlens, self.documents.lengths))
+        return tensors_to(self, device)
 
 
 class DecoderStage(Stage):

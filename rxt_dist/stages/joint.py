@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from rxt_dist.model.attention import Documents
 from rxt_dist.model.fused import Chain
 from rxt_dist.model.moe import RoutingInputs
 from rxt_dist.model.reactive import ReactiveTransformer
-from rxt_dist.stages.base import Stage, Term, balance_weight, to_device
+from rxt_dist.stages.base import Stage, Term, balance_weight, tensors_to
 from rxt_dist.stages.joint_work import JointWork
 
 MemoryKind = Literal["true", "zero", "foreign"]
@@ -62,11 +62,7 @@ class JointBatch:
 
     def to(self, device: torch.device) -> JointBatch:
         """The same on a device."""
-        moved: dict[str, Any] = {
-            name: to_device(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        cu_seqlens = to_device(self.documents.cu_seqlens_N1, device)
-        return replace(self, **moved, documents=Documents(cu_seqlens, self.documents.lengths))
+        return tensors_to(self, device)
 
     def with_memory(self, memory: MemoryKind) -> JointBatch:
         """The same rows read with another memory (evaluation)."""

@@ -5,8 +5,7 @@ It comes before a decoder that is trained alone: that one takes the embedding le
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from rxt_dist.losses import StageOutput
 from rxt_dist.model.attention import Documents
 from rxt_dist.model.flops import flops_by_part
 from rxt_dist.model.reactive import ReactiveTransformer
-from rxt_dist.stages.base import Stage, Term, Work, to_device
+from rxt_dist.stages.base import Stage, Term, Work, tensors_to
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,7 @@ class MlmBatch:
 
     def to(self, device: torch.device) -> MlmBatch:
         """The same on a device."""
-        moved: dict[str, Any] = {
-            name: to_device(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        cu_seqlens = to_device(self.documents.cu_seqlens_N1, device)
-        return replace(self, **moved, documents=Documents(cu_seqlens, self.documents.lengths))
+        return tensors_to(self, device)
 
 
 class MlmStage(Stage):

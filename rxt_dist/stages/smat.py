@@ -240,7 +240,7 @@ class SmatStage(Stage):
         return memory_LBSD, self._decoded(memory_LRSD, rows, load_ME, first, end)._replace(change=change)
 
     def _encoded(self, micro: SmatBatch, turns: range) -> Tensor:
-        """[L, W, T, D]: what is written before these turns read."""
+        """[L, R, T, D]: what is written before these turns read, row by row."""
         model, rows = self.model, micro.rows
         assert model.embedding is not None
         assert model.encoder is not None

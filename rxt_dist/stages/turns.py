@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rxt_dist.data.dialogue_source import TurnBatch
-from rxt_dist.data.interactions import NO_LOSS, QUERY_ID, RESULT_ID, answer_labels
+from rxt_dist.data.interactions import NO_LOSS, answer_labels, are_system_prompts
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -91,8 +91,7 @@ def rows_of(batch: TurnBatch, train_mode: bool, distances: tuple[int, ...]) -> t
     tensors = batch.tokens_BUT, batch.lengths_BU, batch.recalls_BU3
     tokens_BUT, length_BU, recalls_BU3 = (_with_second_turn(tensor.numpy()[order_B]) for tensor in tensors)
     is_live_BU = length_BU > 0
-    asks_B = ((tokens_BUT[:, 0] == QUERY_ID) | (tokens_BUT[:, 0] == RESULT_ID)).any(1)
-    is_system_B = is_live_BU[:, 0] & ~asks_B
+    is_system_B = is_live_BU[:, 0] & are_system_prompts(tokens_BUT[:, 0])
     is_read_BU = is_live_BU.copy()
     is_read_BU[is_system_B, 0] = False
     readers = [_or_first(is_read) for is_read in is_read_BU.T]

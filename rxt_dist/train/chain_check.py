@@ -15,7 +15,7 @@ from rxt_dist.checkpoint.retention import MIN_KEEP
 from rxt_dist.checkpoint.start import check_origin, check_shapes, check_tokenizer, shapes_of
 from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.config.chain import Chain, DataJob, load_chain
-from rxt_dist.config.load import resolved_yaml, training_hash
+from rxt_dist.config.load import load_run, resolved_yaml, training_hash
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.validate import settle_topology, validate_run
 from rxt_dist.errors import ConfigError, DataError, UserError
@@ -54,6 +54,7 @@ def _check_run(chain: Chain, name: str, config: RunConfig, ranks: int, folder: C
     RunDirectory(config.directory).check(resolved_yaml(config), training_hash(config))
     _check_history(chain, name, config)
     if is_finished(config):
+        _require_unchanged(config)
         return None
     settled = settle_topology(config, ranks)
     sha = None
@@ -75,6 +76,22 @@ def _check_run(chain: Chain, name: str, config: RunConfig, ranks: int, folder: C
         if sha is not None:
             check_tokenizer(origin, sha)
     return sha
+
+
+def _require_unchanged(config: RunConfig) -> None:
+    """Refuse a finished run of which something was changed that may be turned while it trains: now it is too late."""
+    old = load_run(config.directory / "config.resolved.yaml")
+    pairs = {
+        "optimizer.lr": (old.optimizer.lr, config.optimizer.lr),
+        "optimizer.clip": (old.optimizer.clip, config.optimizer.clip),
+        "data.mixture": (old.data.mixture, config.data.mixture),
+    }
+    changed = [f"{name} was {was}, is {now}" for name, (was, now) in pairs.items() if was != now]
+    if changed:
+        raise ConfigError(
+            f"{config.directory} is finished, and {'; '.join(changed)}: nothing would be trained with that. Restore "
+            f"what it was; to train this link again, remove {config.directory} or give it another name."
+        )
 
 
 def _check_tokenizers(origins: Collection[str], sha: str | None, known: dict[str, str]) -> None:

@@ -10,6 +10,7 @@ STOP               create it to stop the link that runs, and the chain with it
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -69,10 +70,13 @@ class ChainDirectory:
                 f"another name (name=...)."
             )
         if held(self.lock_file):
-            raise ConfigError(
-                f"{self.path}: another process runs this chain. Wait until it has ended, stop it (create "
-                f"{self.stop_file}), or give this chain another output (output=...)."
-            )
+            raise self._is_taken()
+
+    def _is_taken(self) -> ConfigError:
+        return ConfigError(
+            f"{self.path}: another process runs this chain. Wait until it has ended, stop it (create "
+            f"{self.stop_file}), or give this chain another output (output=...)."
+        )
 
     @contextmanager
     def taken(self) -> Iterator[None]:
@@ -84,7 +88,7 @@ class ChainDirectory:
         self.links.mkdir(parents=True, exist_ok=True)
         with locked(self.lock_file) as lock:
             if lock is Lock.BUSY:
-                self.require_free()
+                raise self._is_taken()
             for name, run in self.chain.runs.items():
                 write_atomic(self.run_file(name), resolved_yaml(run))
             described = {
@@ -102,20 +106,34 @@ class ChainDirectory:
         return self.job_is_done(link.name) if isinstance(link.work, DataJob) else is_finished(link.work)
 
     def job_is_done(self, link: str) -> bool:
-        """Whether the data job of a link has ended well."""
-        return self._done(link) is not None
+        """Whether the data job of a link has ended well, and what it made is there or has served."""
+        job = next(one.work for one in self.chain.links if one.name == link)
+        assert isinstance(job, DataJob)
+        return self._done(link) is not None and (job.makes.exists() or not self._is_awaited(link, job))
+
+    def _is_awaited(self, link: str, job: DataJob) -> bool:
+        """Whether a later link that is not finished reads what a job makes."""
+        for later in self.chain.links[[one.name for one in self.chain.links].index(link) + 1 :]:
+            if isinstance(later.work, DataJob):
+                reads = any(Path(os.path.abspath(text)).is_relative_to(os.path.abspath(job.makes))
+                            for text in later.work.arguments)  # fmt: skip
+            else:
+                reads = link in self.chain.awaited_jobs(later.name)
+            if reads and not self.is_done(later):
+                return True
+        return False
 
     def check_job(self, link: str, job: DataJob) -> None:
-        """Refuse a job that was done with other arguments.
+        """Refuse a job that was done with other arguments, while what it made is there.
 
         Raises:
             ConfigError: with what to do.
         """
         done = self._done(link)
-        if done is not None and done.get("arguments") != list(job.arguments):
+        if done is not None and done.get("arguments") != list(job.arguments) and job.makes.exists():
             raise ConfigError(
                 f"it has made {job.makes} with other arguments: {' '.join(map(str, done.get('arguments', ())))}. "
-                f"Restore them; or, to make the data again, remove {job.makes} and {self._done_file(link)}."
+                f"Restore them; or, to make the data again, remove {job.makes}."
             )
 
     def note_job(self, link: str, job: DataJob) -> None:

@@ -10,9 +10,11 @@ import pytest
 from answering import network_of
 from byte_tokenizer import byte_tokenizer
 from saved_run import whole_stage, write_run
+from tokenizers import pre_tokenizers
 from typer.testing import CliRunner
 
 from rxt_dist.cli import app
+from rxt_dist.data.rows import SPECIAL_TOKENS
 from rxt_dist.errors import ConfigError, DataError
 
 
@@ -79,3 +81,24 @@ def test_values_out_of_range(run: Path, arguments: tuple[str, ...], message: str
 def test_data_that_is_none(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a dataset"):
         invoke("evaluate", run, tmp_path / "nowhere")
+
+
+def test_what_a_model_recalls(tmp_path: Path) -> None:
+    talks = tmp_path / "talks"
+    alphabet = {char: 11 + number for number, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    byte_tokenizer(tmp_path / "tokenizer.json", SPECIAL_TOKENS | alphabet)
+    run = write_run(tmp_path / "run", network_of("vocab_size=288"), data=tmp_path)
+    invoke("data", "recall", talks, "--variety", "small", "--distances", "1,2", "--held-out-distances", "",
+           "--facts", "1", "--fillers", "0", "--count", "4", "--held-out-count", "3", "--languages", "en")  # fmt: skip
+    invoke("data", "interactions", talks, "--kind", "dialogues", "--tokenizer", tmp_path / "tokenizer.json",
+           "--seq-len", "64", "--out", tmp_path / "data")  # fmt: skip
+    figures = json.loads(invoke("evaluate", run, tmp_path / "data", "--recall", "--show", "1", "--json"))
+    asked = {(one["source"], one["distance"]) for one in figures["recall"] if one["asked"]}
+    assert {("recall-d1-values-en", 1), ("recall-d2-values-en", 2)} <= asked
+    assert {len(talk["turns"]) for talk in figures["conversations"]} == {2, 3}
+    told = invoke("evaluate", run, tmp_path / "data", "--recall", "--source", "recall-d2-values-en", "--show", "1")
+    assert "zero memory:" in told
+    assert "recall-d2-values-en      told  2 turns before: recalled with memory true" in told
+    assert "recall-d1" not in told
+    with pytest.raises(ConfigError, match="--source and --show belong to --recall"):
+        invoke("evaluate", run, tmp_path / "data", "--show", "1")

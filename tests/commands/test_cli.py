@@ -19,6 +19,7 @@ from rxt_dist.lives import Life
 
 ROOT = Path(__file__).parents[2]
 DEMO = "configs/run/demo.yaml"
+NANO_CHAIN = "configs/chain/rxt-alpha-nano.yaml"
 
 HELP_OF_ALL = """
 import sys
@@ -210,6 +211,9 @@ def test_an_error_of_the_system_that_may_be_ours_keeps_its_traceback(
         ["train", DEMO, "--profile", "0"],
         ["launch", "local", DEMO, "--ranks", "0"],
         ["launch", "local", DEMO, "--profile", "some"],
+        ["pipeline", NANO_CHAIN, "--ranks", "0"],
+        ["pipeline", NANO_CHAIN, "--time-limit", "soon"],
+        ["pipeline", "configs/chain/none.yaml"],
     ],
 )
 def test_a_wrong_command_line_has_the_same_exit_code(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,6 +250,50 @@ def test_plan_for_another_cluster(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "a model, which has no cluster: leave --cluster out" in capsys.readouterr().err
     assert run(monkeypatch, "plan", DEMO, "--cluster", "configs/cluster/none.yaml") == ExitCode.CONFIG
     assert "configs/cluster/none.yaml" in capsys.readouterr().err
+
+
+def test_plan_adds_the_links_of_a_chain_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "plan", NANO_CHAIN, "--json", "joint.train.total_tokens=2e9") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [link["link"] for link in result["links"]] == ["joint", "sft", "memory", "smat"]
+    assert result["total"]["tokens"] == sum(link["tokens"] for link in result["links"])
+    assert result["links"][0]["tokens"] == 2 * 10**9
+    assert result["total"]["days_estimate"] > max(link["days_estimate"] for link in result["links"])
+    assert run(monkeypatch, "plan", NANO_CHAIN) == 0
+    assert "chain rxt-alpha-nano-chain" in capsys.readouterr().out
+    assert run(monkeypatch, "plan", NANO_CHAIN, "sft.start={fresh: [memory_attention]}") == ExitCode.CONFIG
+
+
+@pytest.mark.slow
+def test_a_chain_is_refused_with_the_name_of_its_link(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """By a process of its own; its data is not here, so that the first link is refused."""
+    output = f"output={tmp_path}/runs"
+    assert run(monkeypatch, "pipeline", NANO_CHAIN, "--dry-run", output) == ExitCode.DATA
+    said = capsys.readouterr().err
+    assert said.startswith("error: link 'joint': data/rxt-alpha-nano is not a dataset")
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_status_of_a_chain(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    output = f"output={tmp_path}/runs"
+    assert run(monkeypatch, "pipeline", NANO_CHAIN, "--status", output) == 0
+    assert capsys.readouterr().out.splitlines()[3] == "smat    waiting   smat"
+    assert run(monkeypatch, "pipeline", NANO_CHAIN, "--status", "--json", output) == 0
+    assert [link["state"] for link in json.loads(capsys.readouterr().out)] == ["waiting"] * 4
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("verb", [("train",), ("launch", "local")])
+def test_a_chain_is_no_run(
+    verb: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, *verb, NANO_CHAIN) == ExitCode.CONFIG
+    assert "is a chain of runs: use `rxt-dist pipeline" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("file", [DEMO, "configs/run/rxt-beta.yaml", "configs/model/rxt-alpha-mini.yaml"])

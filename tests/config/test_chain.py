@@ -81,6 +81,14 @@ def test_a_run_file_says_which_parts_and_the_chain_whose(runs: Path) -> None:
     assert kept.export == Path("x")
 
 
+@pytest.mark.parametrize("key", ["parts", "also", "fresh"])
+def test_a_null_in_a_start_is_as_if_left_out(key: str, runs: Path) -> None:
+    content = yaml.safe_load((runs / "sft.yaml").read_text())
+    (runs / "sft.yaml").write_text(yaml.safe_dump(content | {"start": {"run": "x", key: None}}))
+    chain = chain_of(runs, "joint", "sft")
+    assert starts(chain, "sft") == [("joint", ("embedding", "decoder", "lm_head", "encoder", "mlm_head"))]
+
+
 def test_a_chain_may_say_where_a_link_begins(runs: Path) -> None:
     links = {
         "joint": {"run": "joint.yaml"},
@@ -150,6 +158,9 @@ def test_data_jobs_stand_among_the_runs(runs: Path) -> None:
             "'jont', which is no link: they are texts, joint, again, sft. Did you mean 'joint'?",
         ),
         ({"link": "texts", "parts": ["decoder"]}, "'texts', which makes data"),
+        ({"link": None, "parts": ["decoder"]}, "None, which is no name"),
+        ({"link": ["joint"], "parts": ["decoder"]}, "['joint'], which is no name"),
+        ({"link": "joint", "run": "x", "parts": ["decoder"]}, "'joint' and of a run or export in one place"),
     ],
 )
 def test_a_link_begins_with_a_run_before_it(start: Any, said: str, runs: Path) -> None:
@@ -202,6 +213,11 @@ def test_mistakes_are_told_with_their_place(links: Any, said: str, runs: Path) -
     assert said in text
     if "unknown key" in said or "cannot be -1" in said:
         assert "chain.yaml:" in text
+
+
+def test_a_run_in_the_place_of_a_chain_is_told_so(runs: Path) -> None:
+    with pytest.raises(ConfigError, match=r"joint.yaml is a run and no chain of runs: use `rxt-dist train"):
+        load_chain(runs / "joint.yaml")
 
 
 def test_a_chain_is_told_from_a_run(runs: Path) -> None:

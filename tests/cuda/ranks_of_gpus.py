@@ -35,12 +35,16 @@ def expert_parallel_losses(folder: Path, zero: int, steps: int) -> list[list[flo
 
 def main(folder: Path, zero: int, steps: int) -> None:
     """Be one rank; rank 0 writes the losses."""
-    import torch
-    from place import DRY
-    from steps import LR, prepared
-    from tiny import ROWS, TOKENS, packed_batch
+    from rxt_dist.lasting import lasting_imports
 
-    from rxt_dist.engine.build import build_engine
+    with lasting_imports():
+        import torch
+        import torch._dynamo
+        from place import DRY
+        from steps import LR, prepared
+        from tiny import ROWS, TOKENS, packed_batch
+
+        from rxt_dist.engine.build import build_engine
 
     rank = int(os.environ["RANK"])
     device = torch.device("cpu") if DRY else torch.device("cuda", rank)

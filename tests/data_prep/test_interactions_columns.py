@@ -146,3 +146,14 @@ def test_a_table_without_a_column_that_was_named_is_refused(tmp_path: Path) -> N
         read(path, "interactions=turn")
     with pytest.raises(DataError, match=r"none of the columns .* or say which is which \(--column query=QUESTION\)"):
         read(path)
+
+
+def test_our_own_name_of_a_renamed_field_is_no_other_way_to_say_it(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(
+        golden_inputs.lines([{"q": "Mine?", "a": "Yes.", "why": "So.", "thinking": "no"}])
+    )
+    (record,) = read(tmp_path / "x.jsonl", "query=q", "answer=a", "think=why")
+    assert record.interactions[0].think == "So."
+    (tmp_path / "y.jsonl").write_bytes(golden_inputs.lines([{"query": "Mine?", "answer": "Yes."}]))
+    with pytest.raises(DataError, match="holds no interaction"):
+        read(tmp_path / "y.jsonl", "query=q", "answer=a")

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,26 @@ def test_every_sentence_of_every_kind_holds_its_value_once(language: str) -> Non
                     assert not re.search(r"[{}]|  | [.,?]", sentence), sentence
                     assert sentence[0] == sentence[0].upper(), sentence
                     assert sentence[-1] in ".?", sentence
+
+
+def test_english_articles_fit_the_words_after_them() -> None:
+    rng = random.Random(3)
+    for kind in SPEECHES["en"].kinds:
+        for slot in kind.slots:
+            for value in kind.values[:12]:
+                for told in kind.tells:
+                    made = fact(replace(kind, tells=(told,)), slot, value, SPEECHES["en"], rng)
+                    wrong = r"\ba (?!ukulele)[aeiou]|\ban [^aeiou]"
+                    assert not re.search(wrong, f"{made.told} {made.answer}"), made
+
+
+def test_polish_days_are_in_the_case_of_their_question() -> None:
+    rng = random.Random(4)
+    asked = {query for query, _ in (filler(rng) for _ in range(100) for filler in SPEECHES["pl"].fillers)}
+    assert {query for query in asked if "dzień jest" in query} == {
+        f"Jaki dzień jest po {day}?"
+        for day in ("poniedziałku", "wtorku", "środzie", "czwartku", "piątku", "sobocie", "niedzieli")
+    }
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -92,6 +113,21 @@ def test_facts_of_a_dialogue_cannot_be_taken_for_each_other() -> None:
         several += max(kinds.values()) > 1
         assert len({(one.kind, one.told.replace(one.value, "")) for one in drawn}) == 4
     assert several
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_brother_has_the_name_of_a_man_and_a_sister_that_of_a_woman(language: str) -> None:
+    (kind,) = (kind for kind in SPEECHES[language].kinds if kind.name == "relative")
+    gender = {str(value): value.gender for value in kind.values}
+    slots = {str(slot): slot.gender for slot in kind.slots}
+    rng, seen = random.Random(4), set()
+    speech = replace(SPEECHES[language], kinds=(replace(kind, tells=kind.tells[:1], asks=kind.asks[:1]),))
+    for _ in range(100):
+        for one in draw(speech, 2, rng):
+            slot = next(name for name in slots if f" {name} " in one.answer)
+            assert gender[one.value] == slots[slot], one
+            seen.add(slots[slot])
+    assert seen == {0, 1}
 
 
 def test_a_question_alone_does_not_decide_its_answer() -> None:
@@ -180,6 +216,12 @@ def test_a_repeated_call_makes_what_is_missing_and_another_request_is_refused(tm
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
+def test_a_name_of_its_own() -> None:
+    """So that near dialogues and far ones stand in one dataset as sources of their own."""
+    found = parts(RecallRequest(languages=("pl",), distances=(2,), held_out_distances=(3,), name="near"))
+    assert [part.source for part in found] == ["near-d2", "near-d2-values", "near-d3"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -190,6 +232,7 @@ def test_a_repeated_call_makes_what_is_missing_and_another_request_is_refused(tm
         ({"distances": (2, 12)}, "name each once; a distance is trained or held out"),
         ({"turns": 16}, "--turns is 16, but what is asked for 16 turns later needs 17 turns"),
         ({"held_out_values": 0.6}, "--held-out-values is 0.6; it is a share from 0 to 0.5"),
+        ({"name": "Near by"}, "--name is 'Near by'; sources are called by small letters, digits and _"),
         ({"variety": "huge"}, "--variety is 'huge'; known are small, full"),
     ],
 )

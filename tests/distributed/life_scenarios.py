@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness import RankContext
-from training_run import TinyRun
+from training_run import SHARED_BY_TWO, TinyRun
 
 from rxt_dist.config.load import load_run
 from rxt_dist.errors import UserError
@@ -28,7 +28,7 @@ def begin_a_life(context: RankContext, folder: str, shards: str, trouble: str) -
 
 
 def _end_of(context: RankContext, tiny: TinyRun) -> list[str]:
-    config = load_run(tiny.file, ["parallel.engine=deepspeed", "parallel.zero=1"])
+    config = load_run(tiny.file, ["parallel.engine=deepspeed", "parallel.zero=1", SHARED_BY_TWO])
     ranks = Ranks(context.rank, context.world_size, context.rank)
     try:
         return [str(train(config, ranks, StopRequest(tiny.directory / "STOP", looks=context.rank == 0)))]

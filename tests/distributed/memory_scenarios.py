@@ -21,6 +21,7 @@ from rxt_dist.engine.build import build_engine, keep_freed_memory
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.interface import Engine
 from rxt_dist.engine.reduction import PortionedAverage
+from rxt_dist.model.experts import ExpertStack
 from rxt_dist.model.init import InitialWeights
 from rxt_dist.plan.memory import memory_per_gpu
 from rxt_dist.plan.setting import Setting
@@ -91,6 +92,9 @@ def memory(context: RankContext, topology: dict[str, Any], experts: int) -> dict
     _reset_peak()
     stage, engine, frozen = begun(config)
     peaks = [_resident("VmHWM")]
+    ahead: list[str] = []
+    if topology["zero"] == 3 and context.world_size > 1:
+        _watch_gathering(stage, ahead)
     generator = np.random.default_rng(context.rank)
     for step in range(STEPS):
         tokens = torch.from_numpy(generator.integers(16, 4096, (1, LENGTH)).astype(np.int16))
@@ -108,6 +112,7 @@ def memory(context: RankContext, topology: dict[str, Any], experts: int) -> dict
         "largest": 4 * largest,
         "planned": planned.total,
         "copied masters": _copied_masters(engine),
+        "gathered ahead": ahead,
     }
 
 
@@ -135,6 +140,18 @@ def averages(context: RankContext, shapes: list[list[int]], elements: int) -> di
         for part, gradient in zip(parts, gradients, strict=True)
     )
     return {"parts": [part.clone() for part in parts], "every": every, "sent": sent, "in place": own}
+
+
+def _watch_gathering(stage: Stage, ahead: list[str]) -> None:
+    """Note which other experts have their weights, or are about to, when a layer's experts begin their forward pass."""
+    stacks = [module for module in stage.model.modules() if isinstance(module, ExpertStack)]
+
+    def look(stack: ExpertStack, _: Any) -> None:
+        others: list[Any] = [weight for other in stacks if other is not stack for weight in other.parameters()]
+        ahead.extend(weight.ds_status.name for weight in others if weight.ds_status.name != "NOT_AVAILABLE")
+
+    for stack in stacks:
+        stack.register_forward_pre_hook(look)
 
 
 def _copied_masters(engine: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import health_scenarios
 import pytest
-from training_run import TinyRun, build_shards
+from training_run import SHARED_BY_TWO, TinyRun, build_shards
 
 pytestmark = pytest.mark.distributed
 
@@ -70,7 +70,7 @@ def test_a_rate_that_is_too_high_ends_with_advice_and_a_lower_one_goes_on(ranks,
     """Nothing is committed, and under ZeRO-3 nothing crashes."""
     tiny = TinyRun(tmp_path, build_shards(tmp_path), steps=8)
     topology = [f"parallel={{engine: deepspeed, zero: {zero}, expert_parallel: {expert_parallel}}}"]
-    options = [*topology, "train.max_skipped_steps=3", "checkpoint.every_tokens=512"]
+    options = [*topology, SHARED_BY_TWO, "train.max_skipped_steps=3", "checkpoint.every_tokens=512"]
     ended = ranks.run(health_scenarios.train_a_run, 2, file=str(tiny.file), overrides=[*options, "optimizer.lr=1e6"])
     assert len(set(ended)) == 1
     assert "3 updates in a row were not finite up to step 4" in ended[0]

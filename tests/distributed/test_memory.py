@@ -71,15 +71,16 @@ def test_gradients_are_averaged_in_portions(ranks: Ranks) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("zero", "expert_parallel", "count"), [(3, 1, 1), (1, 1, 2), (3, 2, 2)])
+@pytest.mark.parametrize(("zero", "expert_parallel", "count"), [(1, 1, 1), (3, 1, 1), (1, 1, 2), (3, 1, 2), (3, 2, 2)])
 def test_memory_of_a_rank_is_as_planned(zero: int, expert_parallel: int, count: int, ranks: Ranks) -> None:
     """86M parameters, 344 MB in float32: the peak of the steps within a tenth of the plan, set-up below it."""
     topology = {"engine": "deepspeed", "zero": zero, "expert_parallel": expert_parallel}
     for found in ranks.run(memory_scenarios.memory, count, topology=topology, experts=EXPERTS):
-        # Two ranks that split experts took 1.05 and 1.14, a recorded miss (docs/scale.md).
-        most = 1.25 if expert_parallel > 1 else 1.1
+        # Two ranks of ZeRO-3 take 1.04 to 1.14, a recorded miss (docs/scale.md).
+        most = 1.25 if zero == 3 and count > 1 else 1.1
         assert 0.9 * found["planned"] <= found["steps"] <= most * found["planned"], found
         assert found["set-up"] <= found["steps"], found
         assert found["copied masters"] == 0
+        assert found["gathered ahead"] == []
         # Four threads write, each a block at a time.
         assert found["save"] <= found["largest"] + (48 << 20), found

@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from training_run import TinyRun, build_shards, start
+from training_run import SHARED_BY_TWO, TinyRun, build_shards, start
 
 from rxt_dist.ranks import free_port
 
@@ -20,7 +20,7 @@ def test_a_stopped_rank_is_named_within_the_deadline(tmp_path, victim, monkeypat
     tiny = TinyRun(tmp_path, build_shards(tmp_path), steps=4000)
     # Far above a step of two ranks that share the cores with other tests.
     limits = "{step: 8, data: 8, set_up: 60, load: 60, save: 60, evaluate: 60}"
-    overrides = ["parallel.engine=deepspeed", "train.micro_batch_rows=4", f"health.deadlines={limits}"]
+    overrides = ["parallel.engine=deepspeed", SHARED_BY_TWO, f"health.deadlines={limits}"]
     overrides.append("checkpoint.every_tokens=1e9")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(free_port()))

@@ -112,6 +112,31 @@ def test_groups_count_each_dialogue_once(assistant: Assistant, chats: Path) -> N
         assert one.loss == pytest.approx(other.loss, rel=1e-5)
 
 
+def test_a_system_prompt_is_written_before_the_first_turn(assistant: Assistant, chats: Path, tmp_path: Path) -> None:
+    found = {}
+    for name, prompts in {"none": ["", ""], "one": ["Be brief.", ""], "two": ["Be brief.", "Sing."]}.items():
+        lines = [
+            {"interactions": [{"query": query, "answer": answer} for query, answer in record], "system": prompt,
+             "language": "en", "held_out": True}
+            for record, prompt in zip(RECORDS, prompts, strict=False)
+        ]  # fmt: skip
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        request = InteractionRequest(
+            (tmp_path / f"{name}.jsonl",), tmp_path / name, chats / "tokenizer.json", 64, kind="dialogues", workers=1
+        )
+        build_interactions(request)
+        figures = evaluate_dialogues(assistant, tmp_path / name, 2)
+        found[name] = {(each.turn, each.memory): (each.targets, each.loss) for each in figures}
+    for name in ("one", "two"):
+        assert {key: targets for key, (targets, _) in found[name].items()} == {
+            key: targets for key, (targets, _) in found["none"].items()
+        }
+        for turn in (0, 1, 2):
+            assert found[name][turn, "zero"][1] == pytest.approx(found["none"][turn, "zero"][1], rel=1e-5)
+        assert found[name][0, "true"][1] != pytest.approx(found["none"][0, "true"][1], rel=1e-5)
+    assert found["one"][0, "true"][1] != pytest.approx(found["two"][0, "true"][1], rel=1e-5)
+
+
 def test_dialogues_that_do_not_fit(assistant: Assistant, chats: Path, tmp_path: Path) -> None:
     short = Assistant(network_of("vocab_size=288"), assistant.text)
     short.config = short.config.model_copy(update={"seq_len": 32})

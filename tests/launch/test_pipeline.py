@@ -16,11 +16,11 @@ import yaml
 from training_run import TinyRun, build_interaction_shards, build_shards
 
 from launch.local import Launch
-from launch.pipeline import Options, Pipeline
+from launch.pipeline import Options, Pipeline, refusal_of
 from launch.watching import Received
 from rxt_dist.checkpoint.retention import MIN_KEEP
 from rxt_dist.checkpoint.store import CheckpointStore
-from rxt_dist.config.chain import Chain, load_chain
+from rxt_dist.config.chain import Chain, DataJob, load_chain
 from rxt_dist.config.load import load_run
 from rxt_dist.errors import ConfigError, DataError, ExitCode
 from rxt_dist.ranks import Ranks
@@ -54,7 +54,8 @@ def content_of(folder: Path, shards: dict[str, Path]) -> dict[str, Any]:
     for kind, read in READS.items():
         data = run["data"] | {"path": str(shards[read])}
         links[kind] = {"run": run | {"name": kind, "data": data, "stage": {"kind": kind}}}
-    links["memory"]["set"] = links["smat"]["set"] = {"stage": {"turns": 2}}
+    # Two turns are two rows' worth of tokens.
+    links["memory"]["set"] = links["smat"]["set"] = {"stage": {"turns": 2}, "train": {"micro_batch_rows": 2}}
     return {"name": "chain", "output": str(folder / "runs"), "links": links}
 
 
@@ -146,6 +147,9 @@ def test_a_chain_goes_on_where_it_ended_with_the_same_result(file: Path, tmp_pat
     text = refusal(load_chain(file, ["sft.seed=9"]))
     assert "link 'sft'" in text
     assert "seed was 1, is 9" in text
+    text = refusal(load_chain(file, ["sft.optimizer.lr=0.5"]))
+    assert "is finished, and optimizer.lr was 0.001, is 0.5: nothing would be trained with that" in text
+    check_chain(load_chain(file, ["common.train.micro_batch_rows=2", "common.log.every_steps=2"]), 1)
     shutil.rmtree(chain.runs["joint"].directory)
     text = refusal(chain)
     assert "link 'sft': it has begun with the weights of link 'joint', but" in text
@@ -214,8 +218,12 @@ def test_a_stop_file_of_the_chain_reaches_the_run_and_ends_the_chain(file: Path)
     calls: list[Launch] = []
     assert Pipeline(chain, Options(1), noting(calls, until_it_is_asked)).run() == ExitCode.STOPPED
     assert names(calls) == ["joint"]
-    # An old one asks for nothing any more.
+    # An old one asks for nothing any more; one that was made while the chain was checked is meant for this command.
     assert Pipeline(chain, Options(1), noting(calls, 86)).run() == 86
+    late = Pipeline(chain, Options(1), noting(calls, 86))
+    (chain.directory / "STOP").touch()
+    assert late.run() == ExitCode.STOPPED
+    assert names(calls) == ["joint", "sft"]
 
 
 def test_a_chain_has_one_time_limit_for_all_its_links(file: Path) -> None:
@@ -270,6 +278,47 @@ def test_a_data_job_is_done_once(tmp_path: Path, shards: dict[str, Path]) -> Non
     assert [state["state"] for state in link_states(chain)] == ["finished", *["waiting"] * 4]
     other = job_chain(tmp_path, shards, "pass", made)
     assert "link 'texts': it has made" in refusal(other)
+
+
+@pytest.mark.usefixtures("script")
+def test_data_that_was_removed_is_made_again_where_it_is_read(tmp_path: Path, shards: dict[str, Path]) -> None:
+    made = tmp_path / "made"
+    content = content_of(tmp_path, shards)
+    content["links"]["joint"]["run"]["data"]["path"] = str(made / "shards")
+    job = {"data": [f"import os; os.mkdir({str(made)!r})"], "makes": str(made)}
+    content["links"] = {"texts": job, **content["links"]}
+    chain = load_chain(write(tmp_path, content))
+    folder = ChainDirectory(chain)
+    for _ in range(2):
+        assert Pipeline(chain, Options(1), noting([], 86)).run() == 86
+        assert folder.job_is_done("texts")
+        made.rmdir()
+        assert not folder.job_is_done("texts")
+        check_chain(chain, 1)  # the run will find it
+    finish(chain, "joint")
+    assert folder.job_is_done("texts"), "nobody reads it any more"
+    # What jobs read counts as well, and other arguments are no fault where nothing has been made by the old ones.
+    content["links"]["texts"]["data"] = ["pass"]
+    more = {"data": ["pass", str(made / "x")], "makes": str(tmp_path)}
+    content["links"] = {"texts": content["links"].pop("texts"), "more": more, **content["links"]}
+    other = load_chain(write(tmp_path, content))
+    assert not ChainDirectory(other).job_is_done("texts")
+    ChainDirectory(other).check_job("texts", DataJob(("pass",), made))
+
+
+def test_a_chain_that_is_taken_is_refused_whoever_else_looks(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the attempt to lock and a second look who held it may be gone: that must not let two in."""
+    chain = load_chain(file)
+    with ChainDirectory(chain).taken():
+        monkeypatch.setattr("rxt_dist.train.chain_dir.held", lambda path: False)
+        with pytest.raises(ConfigError, match="another process runs this chain"), ChainDirectory(chain).taken():
+            pass
+
+
+def test_a_refusal_by_the_check_is_told_whole() -> None:
+    text = "link 'joint': x cannot be read: parse error: line 3. Name another file."
+    assert refusal_of(f"UserWarning: some error: of torch\nerror: {text}\n") == text
+    assert refusal_of("Killed") == "Killed"
 
 
 @pytest.mark.usefixtures("script")
@@ -347,5 +396,6 @@ def test_the_folder_of_a_chain_stands_for_its_runs(file: Path, tmp_path: Path) -
     for name in ("joint", "memory"):
         chain.runs[name].directory.mkdir()
         (chain.runs[name].directory / "events.jsonl").touch()
-    assert runs_of(chain.directory) == [tmp_path / "runs/joint", tmp_path / "runs/memory"]
+    begun = [tmp_path / "runs/joint", tmp_path / "runs/memory"]
+    assert runs_of(chain.directory) == runs_of(file) == begun
     assert runs_of(tmp_path / "elsewhere") == [tmp_path / "elsewhere"]

@@ -38,8 +38,10 @@ class ClusterRun:
         folder.mkdir(exist_ok=True)
         self.tiny = TinyRun(folder, shards, steps)
         self.directory = folder / "runs" / name
-        content = self.tiny.content() | {
+        content = self.tiny.content()
+        content |= {
             "name": name,
+            "train": content["train"] | {"micro_batch_rows": 4},
             "parallel": {"engine": "deepspeed", "zero": 3, "expert_parallel": 1},
             "checkpoint": {"every_tokens": 4 * 512, "keep": 3},
         }

@@ -15,7 +15,7 @@ import extended  # noqa: F401  (adds the stage of docs/extending.md)
 import pytest
 import torch
 from tiny import ROWS, TOKENS, batch_for, make_stage, relative, run_config
-from training_run import STEP_TOKENS, TinyRun, build_interaction_shards, build_shards
+from training_run import SHARED_BY_TWO, STEP_TOKENS, TinyRun, build_interaction_shards, build_shards
 
 from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.pieces import SavedPieces
@@ -299,7 +299,7 @@ def stage_override(kind: str) -> str:
 
 def fresh(tiny: TinyRun, kind: str, *overrides: str) -> RunConfig:
     """A run of the stage, with the word that all may begin afresh where it expects something else."""
-    settings = [stage_override(kind), *overrides]
+    settings = [stage_override(kind), *([SHARED_BY_TWO] if READS.get(kind) == "dialogues" else []), *overrides]
     if expected := load_run(tiny.file, settings).stage.expects():
         settings.append(f"start={{fresh: [{', '.join(expected)}]}}")
     return load_run(tiny.file, settings)
@@ -365,7 +365,7 @@ def test_a_cluster_takes_it(kind: str, tmp_path: Path, shards: Path) -> None:
 
 @EACH_STAGE
 def test_experts_that_do_not_train_are_not_split(kind: str, tmp_path: Path, shards: Path) -> None:
-    wanted = [stage_override(kind), "parallel={engine: deepspeed, zero: 1, expert_parallel: 2}"]
+    wanted = [stage_override(kind), "parallel={engine: deepspeed, zero: 1, expert_parallel: 2}", SHARED_BY_TWO]
     config = fresh(TinyRun(tmp_path, shards), kind, *wanted[1:], "cluster.gpus_per_node=2")
     model = make_stage(config_of(kind)).model
     if any(parameter.requires_grad and ".experts." in name for name, parameter in model.named_parameters()):

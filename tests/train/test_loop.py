@@ -121,7 +121,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def training_of(tmp_path: Path, shards: Path, engine: Recorder, *overrides: str) -> Training:
-    config: RunConfig = load_run(TinyRun(tmp_path, shards, STEPS).file, list(overrides))
+    # Two micro-batches a step.
+    config: RunConfig = load_run(TinyRun(tmp_path, shards, STEPS).file, ["train.micro_batch_rows=4", *overrides])
     data = preflight(config, 1)
     model = build_network(config)
     initialise(model, 0)

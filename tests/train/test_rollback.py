@@ -81,7 +81,7 @@ def committed(tiny: TinyRun) -> list[int]:
 @pytest.mark.slow
 def test_a_poisoned_window_is_jumped_over_and_the_run_finishes(tiny, poisoned):
     poisoned |= rows_of(13, 20)
-    assert run(tiny, "log.every_steps=4") == ExitCode.DONE
+    assert run(tiny, "log.every_steps=4", "train.micro_batch_rows=4") == ExitCode.DONE
     # 13 to 15 were skipped; the update of 12, the last before, may have been the reason: so it goes too. Then 16 to 18
     # were; the last update before them was 11. Of 19 and 20 each was skipped alone.
     backs = [(back["step"], back["to_step"], back["rows"]) for back in tiny.events("rollback")]

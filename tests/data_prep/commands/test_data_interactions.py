@@ -12,7 +12,7 @@ from training_run import TinyRun
 
 from rxt_dist.config.load import load_run
 from rxt_dist.data.dialogues import DialogueDataset
-from rxt_dist.errors import DataError
+from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.train.preflight import preflight
 
 
@@ -150,6 +150,28 @@ def test_a_mixed_file_is_shared_between_the_two_kinds(root: Path, tmp_path: Path
     both = as_json(*arguments("dialogues", "both"))
     assert (both["read"]["other_kind"], both["sources"]["en"]["dialogues"]) == (0, 30)
     assert "skip_other_kinds" not in json.loads((tmp_path / "both/build.json").read_text())
+
+
+def test_each_interaction_of_a_dialogue_by_itself(root: Path, tmp_path: Path) -> None:
+    """The same interactions as if each had stood in a line of its own."""
+    turns = [{"query": f"How much is {n}?", "answer": f"It is {n}."} for n in range(12)]
+    (tmp_path / "apart.jsonl").write_text("\n".join(json.dumps(turn) for turn in turns))
+    grouped = [{"interactions": turns[:5]}, turns[5], {"interactions": turns[6:]}]
+    (tmp_path / "grouped.jsonl").write_text("\n".join(map(json.dumps, grouped)))
+
+    def arguments(file: str, *more: object) -> tuple[object, ...]:
+        return ("interactions", tmp_path / f"{file}.jsonl", "--tokenizer", root / "tokenizer.json", "--seq-len", 64,
+                "--out", tmp_path / file, *more)  # fmt: skip
+
+    apart = as_json(*arguments("apart"))
+    split = as_json(*arguments("grouped", "--split-dialogues"))
+    assert split["sources"] == apart["sources"]
+    difference = as_json("diff", tmp_path / "apart", tmp_path / "grouped", "--documents", code=65)
+    assert difference["documents"]["same"]
+    for more in (("--kind", "dialogues"), ("--skip-other-kinds",)):
+        refused = run(*arguments("other", "--split-dialogues", *more))
+        assert isinstance(refused.exception, ConfigError)
+        assert not (tmp_path / "other").exists()
 
 
 def test_nothing_of_the_kind_is_said_to_be_there(root: Path, tmp_path: Path) -> None:

@@ -33,12 +33,10 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         if run == queue["refused"]:
             raise ConfigError("not this one")
         queue["submitted"].append((run, *options))
-        job = str(100 + len(queue["submitted"]))
-        queue["states"][job] = "PENDING"
-        return job
+        return str(100 + len(queue["submitted"]))
 
     def state(job: str, patience: float = 0.0) -> JobState | None:
-        return JobState(queue["states"][job]) if job in queue["states"] else None
+        return JobState(queue["states"].get(job, "PENDING"))
 
     monkeypatch.setattr(client, "submit", submitted)
     monkeypatch.setattr(client, "job_state", state)
@@ -63,9 +61,9 @@ def wish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Chain
         file.write_text(yaml.safe_dump(content, sort_keys=False))
         options = SlurmOptions(nodes=2, gpus_per_node=2)
 
-        def wanted(run: Any, after: Path | None) -> Wish:
+        def wanted(run: Any, after: list[Path]) -> Wish:
             cluster = run.cluster.model_copy(update={"nodes": 2, "gpus_per_node": 2})
-            return Wish(run.model_copy(update={"cluster": cluster}), options, (after,) if after else ())
+            return Wish(run.model_copy(update={"cluster": cluster}), options, tuple(after))
 
         return ChainWish(file, [], load_chain(file), wanted)
 
@@ -95,10 +93,10 @@ def test_what_is_finished_or_has_a_job_is_left_alone(wish: Callable[..., ChainWi
     submit_chain(wanted, lambda text: None)
     assert queue["submitted"] == [("sft",), ("memory", *waits(101))]
     # The first job failed, so that SLURM has cancelled the second.
-    queue["states"] = {"101": "FAILED"}
+    queue["states"] = {"101": "FAILED", "102": "CANCELLED"}
     submit_chain(wanted, lambda text: None)
     assert queue["submitted"][2:] == [("sft",), ("memory", *waits(103))]
-    queue["states"] = {"103": "RUNNING", "104": "PENDING"}
+    queue["states"] = {"103": "RUNNING"}
     said: list[str] = []
     assert submit_chain(wanted, said.append) == []
     assert said == ["link 'sft' has a job already", "link 'memory' has a job already"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from training_run import TinyRun, build_shards
+from training_run import SHARED_BY_TWO, TinyRun, build_shards
 
 from launch.slurm import client, submit
 from launch.slurm.client import JobState, NodeKind, SlurmError
@@ -438,7 +438,7 @@ def test_the_other_process_is_quoted_whole_and_waited_for_no_longer_than_it_take
 def test_what_would_refuse_the_run_at_its_start_refuses_its_submission(tmp_path: Path) -> None:
     """In a process of its own, on the real data."""
     tiny = TinyRun(tmp_path, build_shards(tmp_path))
-    engine = ["parallel.engine=deepspeed", "parallel.zero=1"]
+    engine = ["parallel.engine=deepspeed", "parallel.zero=1", SHARED_BY_TWO]
 
     def counts(overrides: Sequence[str], **options: Any) -> list[int]:
         config = load_run(tiny.file, [*engine, *overrides])
