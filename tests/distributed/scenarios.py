@@ -38,9 +38,6 @@ def train(context: RankContext, topologies: list[dict[str, Any]]) -> list[dict[s
     results = []
     for topology in topologies:
         results.append(_train(context, **topology))
-        gc.collect()
-        # What DeepSpeed and the compiler keep of it is not walked through again, ten times in the next one.
-        gc.freeze()
     return results
 
 
@@ -251,7 +248,10 @@ def routed_block(context: RankContext, expert_parallel: int, bias: bool) -> dict
 
 
 def release(engine: Engine) -> None:
-    """Free an engine but keep the process group for the next one."""
+    """End an engine but keep the process group for the next one."""
     inner = getattr(engine, "engine", None)
     if inner is not None:
         inner.destroy()
+    gc.collect()
+    # What is left of it is small, and is not walked through again, ten times in the next one.
+    gc.freeze()
