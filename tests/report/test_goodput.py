@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -171,12 +172,13 @@ def three_lives(folder: Path, wrong: int, by: float) -> Log:
     return log
 
 
-@pytest.mark.parametrize("by", [DAY, -DAY, 3 * 365 * DAY, -40 * 365 * DAY])
-@pytest.mark.parametrize("wrong", [0, 1, 2])
+AHEAD, BEHIND = (DAY, 3 * 365 * DAY), (-DAY, -40 * 365 * DAY)
+
+
+@pytest.mark.parametrize(("wrong", "by"), [*product((0, 1, 2), AHEAD), *product((1, 2), BEHIND)])
 def test_a_clock_that_was_a_day_ahead_or_behind_in_one_life(tmp_path: Path, wrong: int, by: float) -> None:
-    """Parts of lives are those of a right clock; how long nobody lived beside the wrong one, nobody knows."""
-    if wrong == 0 and by < 0:
-        pytest.skip("it could as well have waited so long between its first two lives")
+    """Parts of lives are those of a right clock; how long nobody lived beside the wrong one, nobody knows. A first life
+    whose clock was behind is left out, as it could as well have waited so long for the second one."""
     wanted = parts(three_lives(tmp_path, 0, 0), 400)
     found = parts(three_lives(tmp_path, wrong, by), 400)
     assert wanted.pop("downtime") == 20
