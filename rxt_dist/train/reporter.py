@@ -93,22 +93,43 @@ class Reporter:
         self._progress.message(text)
 
 
+# As many columns of figures as stand side by side in a terminal.
+_MOST_COLUMNS = 5
+
+
 def evaluation_lines(results: Sequence[Evaluation], terms: Sequence[Term]) -> list[str]:
-    """A table of accuracy and loss per source, with a column for each term and, of some, each view."""
+    """A table of accuracy and loss: a row for each source, with a column for each term and, of some, each view. Where
+    these are too many to be read side by side, a row for each source and view."""
     views = list(dict.fromkeys(result.view for result in results))
     columns = [(term, view) for term in terms for view in (views if term.by_view else views[:1])]
     table = Table(title="held-out rows: accuracy (loss)")
-    for heading in ("source", "language", "rows", *(_heading(term, view, len(views)) for term, view in columns)):
-        table.add_column(heading)
-    for source in dict.fromkeys(result.source for result in results):
-        found = {result.view: result for result in results if result.source == source}
-        cells = [_cell(term, found[view]) for term, view in columns]
-        one = found[views[0]]
-        table.add_row(source, one.language, str(one.rows), *cells)
+    if len(columns) > _MOST_COLUMNS:
+        _add_by_view(table, results, terms, views[0])
+    else:
+        _add_by_source(table, results, columns, views)
     console = Console(width=110)
     with console.capture() as capture:
         console.print(table)
     return capture.get().rstrip().split("\n")
+
+
+def _add_by_source(
+    table: Table, results: Sequence[Evaluation], columns: Sequence[tuple[Term, str]], views: Sequence[str]
+) -> None:
+    for heading in ("source", "language", "rows", *(_heading(term, view, len(views)) for term, view in columns)):
+        table.add_column(heading)
+    for source in dict.fromkeys(result.source for result in results):
+        found = {result.view: result for result in results if result.source == source}
+        one = found[views[0]]
+        table.add_row(source, one.language, str(one.rows), *(_cell(term, found[view]) for term, view in columns))
+
+
+def _add_by_view(table: Table, results: Sequence[Evaluation], terms: Sequence[Term], first: str) -> None:
+    for heading in ("source", "view", "rows", *(term.title for term in terms)):
+        table.add_column(heading)
+    for result in results:
+        cells = [_cell(term, result) if term.by_view or result.view == first else "" for term in terms]
+        table.add_row(result.source, result.view, str(result.rows), *cells)
 
 
 def _cell(term: Term, result: Evaluation) -> str:

@@ -121,6 +121,17 @@ def test_headings_name_the_view_only_where_there_are_several() -> None:
     assert one[3:] == ["next tokens", "masked tokens"]
 
 
+def test_many_views_stand_below_each_other() -> None:
+    """Side by side their columns would be too narrow to be read."""
+    views = [seen("en", view, number) for number, view in enumerate(("true", "zero", "foreign", "fresh", "none"), 1)]
+    heading, *rows = cells(evaluation_lines(views, TERMS[:2]))
+    assert heading == ["source", "view", "rows", "next tokens", "masked tokens"]
+    assert [row[:2] for row in rows] == [["en", one.view] for one in views]
+    assert [row[3] for row in rows] == [f"{n}.0% ({n}.000)" for n in range(1, 6)]
+    assert rows[0][4] == "1.5% (1.500)"
+    assert {row[4] for row in rows[1:]} == {""}
+
+
 def test_a_line_shows_the_losses_of_predictions_and_the_accuracy_of_the_first() -> None:
     figures = {
         "next_loss": 3.25,
