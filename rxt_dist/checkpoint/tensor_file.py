@@ -55,7 +55,8 @@ def write_blocks(path: Path, described: Mapping[str, Described], blocks: Iterabl
     """Write what `described` says, of which `blocks` are the elements, one after another. See `write_tensors`."""
     header = _header(described)
     digest = hashlib.sha256(header)
-    with open(path, "wb") as file:
+    # Never over a file that is there: a rank of a life that was cut off may wake in its save of the same step.
+    with open(path, "xb") as file:
         file.write(header)
         for block in blocks:
             content = block.cpu().view(torch.uint8).numpy().data

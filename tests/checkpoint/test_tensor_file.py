@@ -89,3 +89,12 @@ def test_a_file_can_be_read_by_whom_other_files_can(tmp_path: Path) -> None:
 def test_writing_takes_the_memory_of_a_few_blocks(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", WRITING, str(tmp_path)], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 48 << 20
+
+
+def test_nothing_is_written_over_a_file_that_is_there(tmp_path: Path) -> None:
+    """It may be another life's, and recorded already."""
+    write_tensors(tmp_path / "file", {"x": torch.ones(3)})
+    before = (tmp_path / "file").read_bytes()
+    with pytest.raises(FileExistsError):
+        write_tensors(tmp_path / "file", {"x": torch.zeros(3)})
+    assert (tmp_path / "file").read_bytes() == before
