@@ -90,6 +90,24 @@ def test_each_conversation_is_a_session_of_its_own(assistant: Assistant, talks: 
     assert asked
 
 
+def test_foreign_is_the_memory_of_the_dialogue_before(assistant: Assistant, talks: Path) -> None:
+    found = list(converse(assistant, talks, sources_that_recall(talks)[0], 64, at_once=8))
+    sessions = [assistant.session(seed=number) for number in range(len(found))]
+    differ = 0
+    for number in range(max(map(len, found))):
+        memories = [session.memory for session in sessions]
+        here = [(row, turns[number]) for row, turns in enumerate(found) if number < len(turns)]
+        for row, turn in here:
+            if turn.value:
+                other = sessions[row].fork()
+                other.hand_over(_done(memories[row - 1]), 0)
+                assert assistant.answer([other], [turn.query], GREEDY)[0].answer.strip() == turn.said["foreign"]
+                differ += turn.said["foreign"] != turn.said["true"]
+        for row, turn in here:
+            assistant.answer([sessions[row]], [turn.query], GREEDY)
+    assert differ
+
+
 def _done(memory: torch.Tensor) -> Future[torch.Tensor]:
     future: Future[torch.Tensor] = Future()
     future.set_result(memory)

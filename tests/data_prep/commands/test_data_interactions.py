@@ -156,7 +156,8 @@ def test_each_interaction_of_a_dialogue_by_itself(root: Path, tmp_path: Path) ->
     """The same interactions as if each had stood in a line of its own."""
     turns = [{"query": f"How much is {n}?", "answer": f"It is {n}."} for n in range(12)]
     (tmp_path / "apart.jsonl").write_text("\n".join(json.dumps(turn) for turn in turns))
-    grouped = [{"interactions": turns[:5]}, turns[5], {"interactions": turns[6:]}]
+    asking = turns[4] | {"recall": {"distance": 2, "value": "4"}}
+    grouped = [{"interactions": [*turns[:4], asking]}, turns[5], {"interactions": turns[6:]}]
     (tmp_path / "grouped.jsonl").write_text("\n".join(map(json.dumps, grouped)))
 
     def arguments(file: str, *more: object) -> tuple[object, ...]:
