@@ -1,12 +1,12 @@
 """Memory of each rank of a run on this machine's CPU, beside what `rxt-dist plan` says of it.
 
-    python benchmarks/memory.py [--experts 48] [--topology 2:3:2 ...]
+    python benchmarks/memory.py [--experts 48] [--topology 2:3:2 ...] [a.b=c ...]
 
 A topology is ranks:ZeRO stage:expert parallelism, or `plain`. The model is the demo's with width 512, 16 heads, two
 stateful layers and experts of 192, ten of them active, in float32: 53M parameters with 48 experts, 351M with 384. Each
 rank is a fresh process, which is set up as `rxt-dist train` does it, makes four steps of eight rows of 256 random
-tokens, and saves. The peak of its resident memory is read after each part and begun anew (Linux). 351M parameters take
-12 GB in all.
+tokens, and saves. `a.b=c` changes the run. The peak of its resident memory is read after each part and begun anew
+(Linux). 351M parameters take 12 GB in all.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,13 @@ MODEL = (
 PHASES = ("set-up", "steps", "save")
 
 
-def configuration(topology: str, experts: int) -> Any:
-    """The run of a topology."""
+def configuration(topology: str, experts: int, changes: Sequence[str]) -> Any:
+    """The run of a topology, changed at last by `changes`."""
     from rxt_dist.config.load import load_run
 
     plain = topology == "plain"
     ranks, zero, expert_parallel = (1, 0, 1) if plain else map(int, topology.split(":"))
-    changes = [
+    own = [
         f"model.decoder.moe.experts={experts}",
         f"parallel={{engine: {'plain' if plain else 'deepspeed'}, zero: {zero}, expert_parallel: {expert_parallel}}}",
         f"cluster.gpus_per_node={ranks}",
@@ -48,7 +49,7 @@ def configuration(topology: str, experts: int) -> Any:
         f"train.global_batch_tokens={ROWS * LENGTH}",
         f"train.micro_batch_rows={ROWS // 2}",
     ]
-    return load_run(ROOT / "configs/run/demo.yaml", [*MODEL, *changes])
+    return load_run(ROOT / "configs/run/demo.yaml", [*MODEL, *own, *changes])
 
 
 def peak() -> int:
@@ -59,7 +60,7 @@ def peak() -> int:
     return found
 
 
-def measure_rank(topology: str, experts: int, folder: Path) -> None:
+def measure_rank(topology: str, experts: int, changes: Sequence[str], folder: Path) -> None:
     """Be one rank; prints its peaks by phase as one JSON line."""
     import numpy as np
     import torch
@@ -73,7 +74,7 @@ def measure_rank(topology: str, experts: int, folder: Path) -> None:
     from rxt_dist.stages.base import build_network, stage_class
     from rxt_dist.train.resume import Beginning, set_weights
 
-    config = configuration(topology, experts)
+    config = configuration(topology, experts, changes)
     device = choose_device(local_rank=0)
     peaks = []
     with joined_ranks(device, topology == "plain") as group:
@@ -85,7 +86,8 @@ def measure_rank(topology: str, experts: int, folder: Path) -> None:
         peaks.append(peak())
         generator = np.random.default_rng(0)
         for step in range(STEPS):
-            batch = random_batch(generator, config.model.vocab_size, ROWS, LENGTH, step)
+            rows, length = config.train.global_batch_tokens // config.data.seq_len, config.data.seq_len
+            batch = random_batch(generator, config.model.vocab_size, rows, length, step)
             parts = batch.micro_batches(config.train.micro_batch_rows)
             share = len(parts) // group.world_size
             mine = parts[group.rank * share : (group.rank + 1) * share]
@@ -98,12 +100,12 @@ def measure_rank(topology: str, experts: int, folder: Path) -> None:
         engine.close()
 
 
-def measure(topology: str, experts: int) -> dict[str, Any]:
+def measure(topology: str, experts: int, changes: Sequence[str]) -> dict[str, Any]:
     """The largest peak of any rank in each phase, the plan's figure, and their ratio."""
     from rxt_dist.plan.memory import memory_per_gpu
     from rxt_dist.plan.setting import Setting
 
-    config = configuration(topology, experts)
+    config = configuration(topology, experts, changes)
     ranks = config.cluster.ranks
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -115,6 +117,7 @@ def measure(topology: str, experts: int) -> dict[str, Any]:
             environment = os.environ | {name: str(value) for name, value in own.items()}
             environment |= {"MASTER_ADDR": "127.0.0.1", "DS_ACCELERATOR": "cpu"}
             command = [sys.executable, __file__, "--be-rank", topology, "--experts", str(experts), "--folder", folder]
+            command += changes
             running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
         outputs = [process.communicate()[0] for process in running]
     if any(process.returncode for process in running):
@@ -132,16 +135,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experts", type=int, default=48, help="routed experts of a layer (default 48)")
     parser.add_argument("--topology", action="append", help=f"may be repeated; default: {' '.join(TOPOLOGIES)}")
+    parser.add_argument("changes", nargs="*", metavar="a.b=c", help="of the run, as for rxt-dist")
     parser.add_argument("--be-rank", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.be_rank:
-        measure_rank(arguments.be_rank, arguments.experts, arguments.folder)
+        measure_rank(arguments.be_rank, arguments.experts, arguments.changes, arguments.folder)
         return
     print(f"| ranks:ZeRO:EP | planned GB | {' | '.join(PHASES)} | peak / planned |\n|---|---|---|---|---|---|")
     results = []
     for topology in arguments.topology or TOPOLOGIES:
-        results.append(measure(topology, arguments.experts))
+        results.append(measure(topology, arguments.experts, arguments.changes))
         cells = [f"{results[-1][field] / 1e9:.2f}" for field in ("planned", *PHASES)]
         print(f"| {topology} | {' | '.join(cells)} | {results[-1]['ratio']:.2f} |", flush=True)
     print(json.dumps(results))
