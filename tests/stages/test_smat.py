@@ -153,6 +153,19 @@ def test_what_counts_is_what_is_there() -> None:
     assert stage.views(stage.prepare(batch, None))["zero"].pairs == batch.pairs
 
 
+def test_rows_are_as_wide_as_the_longest_turn_needs() -> None:
+    stage, whole = stage_of(), dialogue_batch()
+    few = torch.tensor([0, 2, 4])  # Of up to 20 tokens.
+    tokens_BUT, lengths_BU, samples_B = whole.tokens_BUT[few], whole.lengths_BU[few], whole.samples_B[few]
+    narrow = TurnBatch(tokens_BUT[..., :20], lengths_BU, samples_B, whole.recalls_BU3[few])
+    wide = replace(narrow, tokens_BUT=torch.nn.functional.pad(tokens_BUT, (0, 40), value=7))
+    micro = stage.prepare(wide, 0)
+    assert micro.rows.tokens_RT.shape[1] == micro.rows.written_RT.shape[1] == 24
+    expected, actual = output_of(stage, narrow), stage(micro, load_of(stage))
+    torch.testing.assert_close(actual.sums_J, expected.sums_J, rtol=1e-6, atol=1e-6)
+    assert torch.equal(actual.hits_J, expected.hits_J)
+
+
 def test_what_a_turn_that_is_not_there_says_changes_nothing() -> None:
     stage, batch = stage_of(), dialogue_batch()
     there = torch.arange(batch.tokens_BUT.shape[2]) < batch.lengths_BU.unsqueeze(2)
