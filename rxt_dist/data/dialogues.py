@@ -29,7 +29,6 @@ from rxt_dist.data.manifest import (
     Manifest,
     Source,
     Split,
-    blake3_file,
     canonical_json,
     load_as,
     load_manifest,
@@ -39,7 +38,7 @@ from rxt_dist.data.manifest import (
 from rxt_dist.data.origin import DIALOGUES_FORMAT
 from rxt_dist.data.rows import PAD_ID, SPECIAL_TOKENS
 from rxt_dist.errors import ConfigError, DataError, nearest
-from rxt_dist.files import fsync_dir, temporary_path
+from rxt_dist.files import blake3_file, fsync_dir, temporary_path
 
 DIALOGUES_VERSION = 1
 RECALL_COLUMN = "recall"
