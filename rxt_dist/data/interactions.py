@@ -27,6 +27,8 @@ QUERY_ID, ANSWER_ID, THINK_ID, CALL_ID, RESULT_ID, INTERNAL_ID = (
 )
 SYSTEM_HEADING = "SYSTEM INSTRUCTIONS\n\n"
 NO_LOSS = -100  # the label that cross-entropy leaves out
+# The parts of an answer and the control token that each begins with; the last one is nothing but that token.
+ANSWER_PARTS = {"thinking": THINK_ID, "answer": ANSWER_ID, "call": CALL_ID, "eos": EOS_ID}
 
 # What may follow what, among the control tokens alone.
 _FOLLOWS = {
@@ -45,6 +47,8 @@ for _before, _after in _FOLLOWS.items():
 
 _IS_ANSWER_SIDE = np.zeros(SPECIAL_COUNT, dtype=bool)
 _IS_ANSWER_SIDE[[THINK_ID, ANSWER_ID, CALL_ID]] = True
+_PART_OF = np.full(SPECIAL_COUNT, len(ANSWER_PARTS))
+_PART_OF[list(ANSWER_PARTS.values())] = range(len(ANSWER_PARTS))
 
 
 def answer_labels(tokens_RT: npt.NDArray[np.integer], train_mode: bool = False) -> npt.NDArray[np.int64]:
@@ -58,14 +62,8 @@ def answer_labels(tokens_RT: npt.NDArray[np.integer], train_mode: bool = False) 
         tokens_RT: ids of any integer type, each row starting with a control token ([BOS], or [PAD] in an empty row).
         train_mode: the marker after the query has loss too.
     """
-    flat = tokens_RT.reshape(-1)
-    control_at = np.flatnonzero(flat < SPECIAL_COUNT)
-    assert bool((tokens_RT[:, 0] < SPECIAL_COUNT).all()), "a row starts with text"
-    # A part reaches from its control token to the next one; no part reaches into the next row, which opens its own.
-    part_lengths = np.diff(control_at, append=len(flat))
-    has_label = np.repeat(_IS_ANSWER_SIDE[flat[control_at]], part_lengths).reshape(tokens_RT.shape)
     next_RT = tokens_RT[:, 1:]
-    wanted_RT = has_label[:, :-1] & (next_RT != PAD_ID)
+    wanted_RT = _IS_ANSWER_SIDE[_openers(tokens_RT)[:, :-1]] & (next_RT != PAD_ID)
     if train_mode:
         # Of the markers of the answer side only the first follows a token that is not on it.
         is_marker_RT = _IS_ANSWER_SIDE[np.minimum(next_RT, SPECIAL_COUNT - 1)] & (next_RT < SPECIAL_COUNT)
@@ -73,6 +71,23 @@ def answer_labels(tokens_RT: npt.NDArray[np.integer], train_mode: bool = False) 
     labels = np.full(tokens_RT.shape, NO_LOSS, dtype=np.int64)
     np.copyto(labels[:, :-1], next_RT, where=wanted_RT)
     return labels
+
+
+def answer_parts(tokens_RT: npt.NDArray[np.integer], labels_RT: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Which of ANSWER_PARTS each label of `answer_labels` is of, by its number there, int64 [R, T]; their number where
+    there is no label. A marker is of the part that it begins."""
+    parts_RT = np.full(tokens_RT.shape, len(ANSWER_PARTS))
+    np.copyto(parts_RT[:, :-1], _PART_OF[_openers(tokens_RT)[:, 1:]], where=labels_RT[:, :-1] != NO_LOSS)
+    return parts_RT
+
+
+def _openers(tokens_RT: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+    """The control token that begins the part of each position, [R, T]."""
+    flat = tokens_RT.reshape(-1)
+    control_at = np.flatnonzero(flat < SPECIAL_COUNT)
+    assert bool((tokens_RT[:, 0] < SPECIAL_COUNT).all()), "a row starts with text"
+    # A part reaches from its control token to the next one; no part reaches into the next row, which opens its own.
+    return np.repeat(flat[control_at], np.diff(control_at, append=len(flat))).reshape(tokens_RT.shape)
 
 
 def check_interaction_rows(rows: PackedRows, vocab_size: int) -> None:

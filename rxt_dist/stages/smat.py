@@ -17,10 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.stages import SmatConfig
 from rxt_dist.data.dialogue_source import DialogueSource, TurnBatch
-from rxt_dist.losses import StageOutput, mean_over_layers
+from rxt_dist.losses import StageOutput, mean_over_layers, sums_by
 from rxt_dist.model.flops import flops_by_part
 from rxt_dist.model.moe import RoutingInputs
 from rxt_dist.model.reactive import ReactiveTransformer
+from rxt_dist.stages.answers import PART_TERMS, counts_by_part
 from rxt_dist.stages.base import Stage, Term, Work, balance_weight, tensors_to
 from rxt_dist.stages.dialogue import keyed_normal, memory_attention_flops, write_turn
 from rxt_dist.stages.turns import TurnRows, rows_of
@@ -93,7 +94,8 @@ class SmatStage(Stage):
         self.distances = tuple(distance for distance in DISTANCES if distance < self.config.turns)
         turns = [f"turn-{turn + 1}" for turn in range(self.config.turns)]
         recalls = [f"recall-{distance}" for distance in self.distances]
-        self.terms = _TERMS + tuple(Term(name, name, True, True, detail=True) for name in (*turns, *recalls))
+        details = tuple(Term(name, name, True, True, detail=True) for name in (*turns, *recalls))
+        self.terms = (*_TERMS, *details, *PART_TERMS)
 
     @classmethod
     def source(cls, run: RunConfig) -> DialogueSource:
@@ -131,8 +133,7 @@ class SmatStage(Stage):
     def weights(self) -> Tensor:
         """float32 [terms]: what comes after the third is told, not trained."""
         weights = self.config.weights
-        trained = [1.0, balance_weight(self.run, weights.balance), weights.z]
-        return torch.tensor(trained + [0.0] * (len(self.terms) - len(trained)))
+        return self.weights_of_first(1.0, balance_weight(self.run, weights.balance), weights.z)
 
     def rates(self, trained_tokens: int) -> dict[str, float]:
         """See `Stage.rates`: what is freed later begins with a warm-up of its own."""
@@ -161,10 +162,11 @@ class SmatStage(Stage):
         rates = self.rates(0 if trained_tokens is None else trained_tokens)
         turns_J = torch.bincount(rows.turn_P, minlength=self.config.turns)
         recalls_J = torch.bincount(rows.distance_N, minlength=len(self.distances) + 1)[: len(self.distances)]
+        parts = counts_by_part(rows.part_P)
         told = [rows.labels, rows.read_tokens, rows.read_tokens, rows.reads, rows.writes, len(rows.distance_N)]
         return SmatBatch(
             rows=rows,
-            counts=tuple(map(float, [*told, *turns_J.tolist(), *recalls_J.tolist()])),
+            counts=tuple(map(float, [*told, *turns_J.tolist(), *recalls_J.tolist(), *parts])),
             cut_UB=cut_UB,
             trains_memory=rates["memory"] > 0,
             trains_encoder=rates["encoder"] > 0,
@@ -186,7 +188,7 @@ class SmatStage(Stage):
 
     def counts(self, micro: SmatBatch) -> Tensor:
         """float64 [terms]: labels, tokens of what is read (twice), turns read and written, values asked for; labels of
-        each turn; values of each distance."""
+        each turn; values of each distance; labels of each part of answers."""
         counts_J = torch.tensor(micro.counts, dtype=torch.float64)
         if micro.memory in ("fresh", "zero"):
             counts_J[[term.name for term in self.terms].index("change")] = 0
@@ -269,7 +271,9 @@ class SmatStage(Stage):
             memory_LBSD = torch.where(cut_B, memory_LBSD.detach(), memory_LBSD)
         with torch.set_grad_enabled(micro.trains_memory and torch.is_grad_enabled()):
             encoded_LBTD = encoded_LRTD[:, at : at + count]
-            new_LBSD = write_turn(self.model, memory_LBSD[:, :count], encoded_LBTD, rows.written_keys_RT[here])
+            new_LBSD = write_turn(
+                self.model, memory_LBSD[:, :count], encoded_LBTD, rows.written_keys_RT[here]
+            )
         new_LBSD = new_LBSD[:, :living]
         change_B = (new_LBSD.detach() - memory_LBSD[:, :living].detach()).square().mean((0, 2, 3)).sqrt()
         if living < memory_LBSD.shape[1]:
@@ -312,28 +316,25 @@ class SmatStage(Stage):
                 for name, each in found.items()
             }
         )
-        by_turn = _sums_by(rows.turn_P, self.config.turns, sums.losses_P, sums.hits_P)
         lost_N = sums.losses_P.index_select(0, rows.value_N)
         missed_N = sums.hits_P.logical_not().index_select(0, rows.value_N)
-        lost_each_N, missed_each_N = _sums_by(rows.ask_N, len(rows.distance_N), lost_N, missed_N)
+        lost_each_N, missed_each_N = sums_by(rows.ask_N, len(rows.distance_N), lost_N, missed_N)
         # Recalled is what is right in all its tokens.
         recalled_N = missed_each_N == 0
-        by_distance = _sums_by(rows.distance_N, len(self.distances), lost_each_N, recalled_N)
+        groups = (
+            sums_by(rows.turn_P, self.config.turns, sums.losses_P, sums.hits_P),
+            sums_by(rows.distance_N, len(self.distances), lost_each_N, recalled_N),
+            sums_by(rows.part_P, len(PART_TERMS), sums.losses_P, sums.hits_P),
+        )
         top = [sums.loss, sums.balance, sums.z, sums.rms, sums.change, lost_each_N.sum()]
         nothing = torch.zeros_like(recalled_N.sum())
         hits = [sums.hits_P.sum(), *[nothing] * 4, recalled_N.sum()]
         return StageOutput(
-            sums_J=torch.cat([torch.stack(top), by_turn[0], by_distance[0]]),
-            hits_J=torch.cat([torch.stack(hits), by_turn[1], by_distance[1]]),
+            sums_J=torch.cat([torch.stack(top), *(each for each, _ in groups)]),
+            hits_J=torch.cat([torch.stack(hits), *(each for _, each in groups)]),
             expert_counts_ME=sums.counts_ME,
         )
 
 
 def _positions(rows_RT: Tensor) -> Tensor:
     return torch.arange(rows_RT.shape[1], device=rows_RT.device).expand_as(rows_RT)
-
-
-def _sums_by(group_N: Tensor, groups: int, losses_N: Tensor, hits_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of losses (float32) and hits (int64) by group; in one order, as additions to places have none on a GPU."""
-    is_of_JN = torch.arange(groups, device=group_N.device).unsqueeze(1) == group_N
-    return torch.where(is_of_JN, losses_N, 0.0).sum(1), (is_of_JN & hits_N).sum(1)

@@ -333,9 +333,25 @@ def test_values_are_labels_of_the_turn_that_asks() -> None:
     assert rows.distance_N.tolist() == [0, 0, 1, 4]
     assert stage.distances == (1, 2, 3, 4)
     names = [each.name for each in stage.terms]
-    assert names[-4:] == ["recall-1", "recall-2", "recall-3", "recall-4"]
-    assert stage.counts(micro)[-4:].tolist() == [2, 1, 0, 0]
+    recalls = [names.index(f"recall-{distance}") for distance in stage.distances]
+    assert stage.counts(micro)[recalls].tolist() == [2, 1, 0, 0]
     assert stage.counts(micro)[names.index("recall")] == 4
+
+
+@KEPT_OR_NOT
+@pytest.mark.parametrize("train_mode", [True, False])
+def test_loss_and_accuracy_are_told_by_part_of_the_answer(recompute: bool, train_mode: bool) -> None:
+    stage = stage_of(recompute_turns=recompute, train_mode=train_mode)
+    batch = dialogue_batch()
+    micro = stage.prepare(batch, 0)
+    output, counts = stage(micro, load_of(stage)), stage.counts(micro)
+    parts = [term(stage, name) for name in ("thinking", "answer", "call", "eos")]
+    turns = int((batch.lengths_BU > 0).sum())
+    assert counts[parts].tolist() == [0, counts[0] - turns, 0, turns]
+    assert output.sums_J[parts].sum().item() == pytest.approx(output.sums_J[0].item(), rel=1e-5)
+    assert output.hits_J[parts].sum() == output.hits_J[0]
+    ends = micro.rows.targets_P == EOS_ID
+    assert torch.equal(micro.rows.part_P, torch.where(ends, 3, 1))
 
 
 def test_recalled_is_what_is_right_in_all_its_tokens() -> None:
@@ -345,12 +361,15 @@ def test_recalled_is_what_is_right_in_all_its_tokens() -> None:
     hits_P = torch.ones(rows.labels, dtype=torch.bool)
     hits_P[rows.value_N[2]] = False
     losses_P = torch.arange(rows.labels).float()
-    part = Decoded(losses_P.sum(), losses_P, hits_P, nothing, nothing, torch.zeros(3, 8), nothing, nothing)
+    part = Decoded(
+        losses_P.sum(), losses_P, hits_P, nothing, nothing, torch.zeros(3, 8), nothing, nothing, torch.zeros(2)
+    )
     output = stage._output(rows, [part])
     lost = losses_P[rows.value_N].tolist()
     assert output.hits_J[term(stage, "recall")] == 3
-    assert output.hits_J[-4:].tolist() == [1, 1, 0, 0]
-    assert output.sums_J[-4:].tolist() == [sum(lost[:3]), sum(lost[3:5]), 0, 0]
+    recalls = [term(stage, f"recall-{distance}") for distance in stage.distances]
+    assert output.hits_J[recalls].tolist() == [1, 1, 0, 0]
+    assert output.sums_J[recalls].tolist() == [sum(lost[:3]), sum(lost[3:5]), 0, 0]
     assert output.sums_J[term(stage, "recall")] == sum(lost)
     assert output.hits_J[term(stage, "turn-2")] == 7
     assert output.sums_J[term(stage, "turn-6")] == losses_P[rows.turn_P == 5].sum()
