@@ -23,7 +23,7 @@ from rxt_dist.losses import StageOutput
 from rxt_dist.model.flops import flops_by_part
 from rxt_dist.model.reactive import ReactiveTransformer
 from rxt_dist.stages.base import Stage, Term, Work, tensors_to
-from rxt_dist.stages.dialogue import keyed_normal, memory_attention_flops, write_turn
+from rxt_dist.stages.dialogue import gate_terms, keyed_normal, memory_attention_flops, write_turn
 
 _FIRST_SHARE, _SHARE, _SHARE_STEP, _JITTER = 0.9, 0.5, 0.05, 0.15
 _LEAST_SHARE = 0.05
@@ -67,19 +67,22 @@ class Written(NamedTuple):
     rms_B: Tensor
 
 
+_TERMS = (
+    Term("memory", "memory", by_view=True),
+    Term("change", "squared change of the memory", by_view=True),
+    Term("rms", "rms of the memory", by_view=True),
+)
+
+
 class MemoryStage(Stage):
     """Stage 'memory': memory attention alone, on dialogues."""
-
-    terms = (
-        Term("memory", "memory", by_view=True),
-        Term("change", "squared change of the memory", by_view=True),
-        Term("rms", "rms of the memory", by_view=True),
-    )
 
     def __init__(self, model: ReactiveTransformer, run: RunConfig) -> None:
         super().__init__(model, run)
         assert isinstance(run.stage, MemoryStageConfig)
         self.config = run.stage
+        self.gates = gate_terms(run.model)
+        self.terms = (*_TERMS, *self.gates)
 
     @classmethod
     def source(cls, run: RunConfig) -> DialogueSource:
@@ -105,8 +108,8 @@ class MemoryStage(Stage):
         return Work(tokens, tokens * seq_len, {"memory": tokens / seq_len})
 
     def weights(self) -> Tensor:
-        """float32 [terms]: the memory's rms is told, not trained."""
-        return torch.tensor([1.0, self.config.change_weight, 0.0])
+        """float32 [terms]: the memory's rms and the gates are told, not trained."""
+        return self.weights_of_first(1.0, self.config.change_weight)
 
     def prepare(self, batch: TurnBatch, trained_tokens: int | None) -> MemoryBatch:
         """See `Stage.prepare`. In evaluation there is no noise, and shares are not moved."""
@@ -161,7 +164,7 @@ class MemoryStage(Stage):
             encoded_LBTD = model.encoder(embedded_BTD, positions_BT, keys_BT=keys_BT)
             noise = self._noise(micro, turn, encoded_LBTD) if micro.noisy else None
             noised_LBTD = encoded_LBTD if noise is None else encoded_LBTD + noise[0].to(encoded_LBTD.dtype)
-            new_LBSD = write_turn(model, memory_LBSD, noised_LBTD, keys_BT)
+            new_LBSD, gates_LB = write_turn(model, memory_LBSD, noised_LBTD, keys_BT)
             label_LBSD = mixed_label(
                 memory_LBSD,
                 encoded_LBTD.float(),
@@ -174,7 +177,8 @@ class MemoryStage(Stage):
             if turn in micro.counted:
                 growth = (turn + 1) ** 0.5
                 terms_JB = torch.stack([written.distance_B, growth * written.change_B, written.rms_B.detach()])
-                sums_J = sums_J + torch.where(lives_B, terms_JB, 0.0).sum(1)
+                told_JB = torch.cat([terms_JB, gates_LB[: len(self.gates)]])
+                sums_J = sums_J + torch.where(lives_B, told_JB, 0.0).sum(1)
             memory_LBSD = torch.where(lives_B.view(1, -1, 1, 1), new_LBSD.detach(), memory_LBSD)
         nothing = torch.zeros(len(self.terms), dtype=torch.int64, device=device)
         return StageOutput(sums_J, nothing, torch.zeros_like(load_ME, dtype=torch.int64))

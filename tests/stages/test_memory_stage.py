@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import DIALOGUES, dialogue_batch, make_stage, relative, run_config
+from tiny import DIALOGUES, dialogue_batch, make_stage, model_config, relative, run_config
 from torch import Tensor
 
 from rxt_dist.data.dialogue_source import TurnBatch
@@ -55,7 +55,7 @@ def test_a_dialogue_does_not_depend_on_its_neighbours(scale: str, trained: int |
     assert relative(torch.stack(each).sum(0), whole) < 1e-5
     turns = sum(map(len, DIALOGUES))
     micro = stage.prepare(batch, trained)
-    assert stage.counts(micro).tolist() == [turns] * 3
+    assert stage.counts(micro).tolist() == [turns] * len(stage.terms)
     first = stage.views(micro)["turn-1"]
     third = stage.views(micro)["turn-3"]
     assert stage.counts(first)[0] == len(DIALOGUES)
@@ -131,7 +131,7 @@ def test_no_gradient_flows_from_a_turn_to_the_one_before() -> None:
     positions = torch.arange(batch.tokens_BUT.shape[2])[None]
     for turn in range(2):
         encoded = model.encoder(model.embedding(batch.tokens_BUT[:, turn]), positions, keys_BT=micro.keys_BUT[:, turn])
-        new = write_turn(model, memory, encoded, micro.keys_BUT[:, turn])
+        new, _ = write_turn(model, memory, encoded, micro.keys_BUT[:, turn])
         label = mixed_label(memory, encoded, micro.slots_BUS[:, turn], micro.shares_BU[:, turn], None, unit=True)
         if turn == 1:
             (-torch.cosine_similarity(new, label, dim=-1).mean()).backward()
@@ -165,6 +165,23 @@ def test_what_is_drawn_depends_on_seed_kind_and_dialogue_alone() -> None:
             MemoryStage(stage.model, stage.run.model_copy(update={"seed": 1}))._drawn("input-0", 3, CPU, length)
         )
         assert not any(torch.equal(drawn, other) for other in others)
+
+
+def test_the_gate_of_each_layer_is_told_of_the_dialogues_that_live() -> None:
+    stage = stage_of(model=model_config("memory_attention.gate={kind: static}"))
+    weights = torch.tensor([1.0, -2.0])
+    with torch.no_grad():
+        for layer, weight in zip(stage.model.memory_attention.layers, weights, strict=True):  # type: ignore[union-attr]
+            layer.write_gate.weight.fill_(weight)  # type: ignore[union-attr]
+    gates = [[term.name for term in stage.terms].index(name) for name in ("gate-1", "gate-2")]
+    load = PlainEngine(stage, stage.run, CPU).routing.load_ME
+    for view in stage.views(stage.prepare(dialogue_batch(), 0)).values():
+        means = stage(view, load).sums_J[gates] / stage.counts(view)[gates]
+        torch.testing.assert_close(means.float(), weights.sigmoid())
+    assert not stage.weights()[gates].any()
+    without = stage_of(model=model_config("memory_attention.gate={kind: none}"))
+    assert [term.name for term in without.terms] == ["memory", "change", "rms"]
+    assert sums(without, dialogue_batch()).shape == (3,)
 
 
 def test_the_change_counts_where_it_is_asked_for_and_more_with_the_turn() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from stages.test_memory_stage import alone
-from tiny import DIALOGUES, ROWS, TOKENS, dialogue_batch, make_stage, relative, run_config
+from tiny import DIALOGUES, ROWS, TOKENS, dialogue_batch, make_stage, model_config, relative, run_config
 from torch import Tensor
 
 from rxt_dist.config.stages import SmatConfig
@@ -87,7 +87,7 @@ def written_out(stage: SmatStage, batch: TurnBatch, depth: int | None = None, tr
             before = turns[row - 1]
             places = torch.arange(before.shape[1])[None]
             encoded = model.encoder(model.embedding(before), places)
-            memory = write_turn(model, memory, encoded, torch.ones_like(before, dtype=torch.bool))
+            memory, _ = write_turn(model, memory, encoded, torch.ones_like(before, dtype=torch.bool))
         assert memory.shape == (config.layers, 1, config.stm_slots, config.dim)
         if turn < 0:
             losses.append(torch.tensor(float("nan")))
@@ -352,6 +352,23 @@ def test_loss_and_accuracy_are_told_by_part_of_the_answer(recompute: bool, train
     assert output.hits_J[parts].sum() == output.hits_J[0]
     ends = micro.rows.targets_P == EOS_ID
     assert torch.equal(micro.rows.part_P, torch.where(ends, 3, 1))
+
+
+@KEPT_OR_NOT
+def test_the_gate_of_each_layer_is_told_of_what_is_written(recompute: bool) -> None:
+    model = model_config("memory_attention.gate={kind: static}")
+    stage = stage_of(model=model, recompute_turns=recompute)
+    weights = torch.tensor([1.0, -2.0])
+    with torch.no_grad():
+        for layer, weight in zip(stage.model.memory_attention.layers, weights, strict=True):  # type: ignore[union-attr]
+            layer.write_gate.weight.fill_(weight)  # type: ignore[union-attr]
+    gates = [term(stage, name) for name in ("gate-1", "gate-2")]
+    for batch in (dialogue_batch(), system_batch(), dialogue_batch(1)):
+        for memory, view in stage.views(stage.prepare(batch, 0)).items():
+            found, counts = stage(view, load_of(stage)).sums_J[gates], stage.counts(view)[gates]
+            writes = view.rows.writes if memory in ("true", "foreign") else 0
+            assert counts.tolist() == [writes] * 2
+            torch.testing.assert_close(found, writes * weights.sigmoid())
 
 
 def test_recalled_is_what_is_right_in_all_its_tokens() -> None:
