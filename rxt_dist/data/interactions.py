@@ -4,7 +4,8 @@ An interaction is one event: what comes in (a query, or the result of a tool) an
 
     [BOS] [I]internal instruction  [Q]query | [U]tool result  [T]thinking  [A]answer  [C]tool call  [EOS]
 
-A dialogue may begin with a system prompt, `[BOS] [I]SYSTEM INSTRUCTIONS text [EOS]`, which nobody answers.
+A dialogue may begin with a system prompt, `[BOS] [I]SYSTEM INSTRUCTIONS text [EOS]`, which nobody answers. RxT-Alpha,
+which has no [I], writes it as `[BOS] [Q]SYSTEM INSTRUCTIONS [A]text [EOS]`: what tells it apart is what it asks.
 
 Parts may be absent, but there is always one of [Q] and [U], and then at least an answer or a tool call. The token after
 the query is [A] (fast answer) or [T] (thinking first): the caller chooses it. Text has no control tokens (the tokenizer
@@ -25,7 +26,8 @@ from rxt_dist.data.rows import BOS_ID, EOS_ID, PAD_ID, SPECIAL_COUNT, SPECIAL_TO
 QUERY_ID, ANSWER_ID, THINK_ID, CALL_ID, RESULT_ID, INTERNAL_ID = (
     SPECIAL_TOKENS[token] for token in ("[Q]", "[A]", "[T]", "[C]", "[U]", "[I]")
 )
-SYSTEM_HEADING = "SYSTEM INSTRUCTIONS\n\n"
+SYSTEM_QUERY = "SYSTEM INSTRUCTIONS"
+SYSTEM_HEADING = f"{SYSTEM_QUERY}\n\n"
 NO_LOSS = -100  # the label that cross-entropy leaves out
 # The parts of an answer and the control token that each begins with; the last one is nothing but that token.
 ANSWER_PARTS = {"thinking": THINK_ID, "answer": ANSWER_ID, "call": CALL_ID, "eos": EOS_ID}
@@ -108,9 +110,16 @@ def check_interaction_rows(rows: PackedRows, vocab_size: int) -> None:
     check_interactions(tokens_RT[used_RT], rows.seg_len_I.astype(np.int64))
 
 
-def are_system_prompts(tokens_RT: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-    """Which of R rows, each padded and of one interaction at most, ask nothing: bool [R]. Empty rows do not count."""
+def are_system_prompts(tokens_RT: npt.NDArray[np.integer], system_query: tuple[int, ...] = ()) -> npt.NDArray[np.bool_]:
+    """Which of R rows, each padded and of one interaction at most, ask nothing: bool [R]. Empty rows do not count.
+
+    Args:
+        system_query: the ids of SYSTEM_QUERY where that is how system prompts begin, in the template of RxT-Alpha.
+    """
     asks_R = ((tokens_RT == QUERY_ID) | (tokens_RT == RESULT_ID)).any(1)
+    if system_query and tokens_RT.shape[1] > len(system_query) + 2:
+        opening = (BOS_ID, QUERY_ID, *system_query, ANSWER_ID)
+        asks_R &= (tokens_RT[:, : len(opening)] != opening).any(1)
     return (tokens_RT[:, 0] == BOS_ID) & ~asks_R
 
 

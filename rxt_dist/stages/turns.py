@@ -93,7 +93,7 @@ def rows_of(batch: TurnBatch, train_mode: bool, distances: tuple[int, ...]) -> t
     tensors = batch.tokens_BUT, batch.lengths_BU, batch.recalls_BU3
     tokens_BUT, length_BU, recalls_BU3 = (_with_second_turn(tensor.numpy()[order_B]) for tensor in tensors)
     is_live_BU = length_BU > 0
-    is_system_B = is_live_BU[:, 0] & are_system_prompts(tokens_BUT[:, 0])
+    is_system_B = is_live_BU[:, 0] & are_system_prompts(tokens_BUT[:, 0], batch.system_query)
     is_read_BU = is_live_BU.copy()
     is_read_BU[is_system_B, 0] = False
     readers = [_or_first(is_read) for is_read in is_read_BU.T]

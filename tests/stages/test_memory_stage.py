@@ -37,11 +37,12 @@ def alone(batch: TurnBatch, row: int) -> TurnBatch:
     lengths = batch.lengths_BU[row]
     turns, width = int((lengths > 0).sum()), int(lengths.max())
     part = slice(row, row + 1)
-    return TurnBatch(
-        batch.tokens_BUT[part, :turns, :width],
-        batch.lengths_BU[part, :turns],
-        batch.samples_B[part],
-        batch.recalls_BU3[part, :turns],
+    return replace(
+        batch,
+        tokens_BUT=batch.tokens_BUT[part, :turns, :width],
+        lengths_BU=batch.lengths_BU[part, :turns],
+        samples_B=batch.samples_B[part],
+        recalls_BU3=batch.recalls_BU3[part, :turns],
     )
 
 

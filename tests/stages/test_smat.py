@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rxt_dist.config.stages import SmatConfig
 from rxt_dist.data.dialogue_source import TurnBatch
-from rxt_dist.data.interactions import ANSWER_ID, INTERNAL_ID, NO_LOSS, QUERY_ID, answer_labels
+from rxt_dist.data.interactions import ANSWER_ID, INTERNAL_ID, NO_LOSS, QUERY_ID, answer_labels, are_system_prompts
 from rxt_dist.data.rows import BOS_ID, EOS_ID
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.losses import StageOutput
@@ -26,6 +26,7 @@ from rxt_dist.stages.smat import Decoded, SmatStage
 
 CPU = torch.device("cpu")
 STEP = ROWS * TOKENS
+SYSTEM_QUERY = (91, 92)
 KEPT_OR_NOT = pytest.mark.parametrize("recompute", [True, False])
 
 
@@ -59,16 +60,18 @@ def gradients(stage: SmatStage, output: StageOutput) -> dict[str, Tensor]:
     return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in stage.model.named_parameters()}
 
 
-def system_batch() -> TurnBatch:
+def system_batch(template: str = "beta") -> TurnBatch:
     """Two dialogues begin with a system prompt, one of which has nothing else."""
+    opening = {"beta": [BOS_ID, INTERNAL_ID], "alpha": [BOS_ID, QUERY_ID, *SYSTEM_QUERY, ANSWER_ID]}[template]
     batch = dialogue_batch()
     tokens = batch.tokens_BUT.clone()
     for row in (0, 5):
-        text = tokens[row, 0]
+        text, length = tokens[row, 0], int(batch.lengths_BU[row, 0])
         text[text < 11] = 77
-        text[batch.lengths_BU[row, 0] :] = 0
-        text[[0, 1, int(batch.lengths_BU[row, 0]) - 1]] = torch.tensor([BOS_ID, INTERNAL_ID, EOS_ID])
-    return replace(batch, tokens_BUT=tokens)
+        text[length:] = 0
+        text[: len(opening)] = torch.tensor(opening)
+        text[length - 1] = EOS_ID
+    return replace(batch, tokens_BUT=tokens, system_query=SYSTEM_QUERY if template == "alpha" else ())
 
 
 def written_out(stage: SmatStage, batch: TurnBatch, depth: int | None = None, train_mode: bool = False) -> Tensor:
@@ -77,7 +80,7 @@ def written_out(stage: SmatStage, batch: TurnBatch, depth: int | None = None, tr
     config = stage.run.model
     memory = stage.first_memory(stage.prepare(batch, 0), CPU)
     turns = [batch.tokens_BUT[0, u, :length][None] for u, length in enumerate(batch.lengths_BU[0].tolist()) if length]
-    has_system = not bool((turns[0] == QUERY_ID).any())
+    has_system = bool(are_system_prompts(turns[0].numpy(), batch.system_query))
     losses = []
     for row, tokens in enumerate(turns):
         turn = row - has_system
@@ -100,13 +103,21 @@ def written_out(stage: SmatStage, batch: TurnBatch, depth: int | None = None, tr
 
 
 @pytest.mark.parametrize(
-    ("recompute", "depth", "train_mode"),
-    [(True, 1, False), (False, 1, True), (True, 2, True), (False, 2, False), (False, None, True)],
+    ("recompute", "depth", "train_mode", "template"),
+    [
+        (True, 1, False, "beta"),
+        (False, 1, True, "alpha"),
+        (True, 2, True, "alpha"),
+        (False, 2, False, "beta"),
+        (False, None, True, "beta"),
+    ],
 )
-def test_the_stage_is_its_formula_dialogue_by_dialogue(recompute: bool, depth: int | None, train_mode: bool) -> None:
+def test_the_stage_is_its_formula_dialogue_by_dialogue(
+    recompute: bool, depth: int | None, train_mode: bool, template: str
+) -> None:
     """With unequal turns, a system prompt, and dialogues of nothing but one."""
     stage = stage_of(depth=depth, recompute_turns=recompute, train_mode=train_mode)
-    batch = system_batch()
+    batch = system_batch(template)
     output = output_of(stage, batch)
     found = gradients(stage, output)
     each = [written_out(stage, alone(batch, row), depth, train_mode) for row in range(len(DIALOGUES))]
