@@ -79,7 +79,7 @@ def test_each_row_has_its_own_memory() -> None:
 def test_gates_are_told_as_their_mean_over_slots(kind: str, per_slot: bool) -> None:
     """Those of the write, by which what is read is weighed, not those of the exchange between slots."""
     config = f"memory_attention.gate={{kind: {kind}, per_slot: {str(per_slot).lower()}}}"
-    model = model_of(config, "memory_attention.variant=interlayer")
+    model = model_of(config, "memory_attention.variant=interlayer", "memory_attention.groups=1")
     assert model.memory_attention is not None
     memory, data = inputs(model)
     seen: list[Tensor] = []
