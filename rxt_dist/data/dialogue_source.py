@@ -6,7 +6,7 @@ orders and resumes are then those of rows of documents.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -65,8 +65,8 @@ class TurnBatch:
         if rows < 1 or self.rows % rows:
             raise ValueError(f"a batch of {self.rows} dialogues cannot be split into micro-batches of {rows}")
         columns = (self.tokens_BUT, self.lengths_BU, self.samples_B, self.recalls_BU3)
-        parts = zip(*(column.split(rows) for column in columns), strict=True)
-        return [TurnBatch(*part, self.system_query) for part in parts]
+        parts = [TurnBatch(*part) for part in zip(*(column.split(rows) for column in columns), strict=True)]
+        return [replace(part, system_query=self.system_query) for part in parts]
 
 
 class DialogueSource:
@@ -162,8 +162,8 @@ class DialogueSource:
             for u, turn in enumerate(dialogue):
                 tokens_BUT[b, u, : len(turn)] = turn
                 lengths_BU[b, u] = len(turn)
-        arrays = (tokens_BUT, lengths_BU, samples[part], recalls_BU3)
-        return TurnBatch(*map(torch.from_numpy, arrays), self._system_query)
+        tokens, lengths, own, recalls = map(torch.from_numpy, (tokens_BUT, lengths_BU, samples[part], recalls_BU3))
+        return TurnBatch(tokens, lengths, own, recalls, self._system_query)
 
     @cached_property
     def _system_query(self) -> tuple[int, ...]:

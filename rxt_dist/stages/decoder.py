@@ -60,7 +60,7 @@ class DecoderBatch:
 class DecoderStage(Stage):
     """Stage 'decoder': next tokens of documents, under a memory that says nothing."""
 
-    terms = (Term("ar", "next tokens", predicts=True, by_view=True), Term("balance"), Term("z"))
+    terms: tuple[Term, ...] = (Term("ar", "next tokens", predicts=True, by_view=True), Term("balance"), Term("z"))
 
     def __init__(self, model: ReactiveTransformer, run: RunConfig) -> None:
         super().__init__(model, run)

@@ -75,7 +75,7 @@ class JointBatch:
 class JointStage(JointWork, Stage):
     """Stage 'joint': masked-token loss of the encoder plus next-token loss of the decoder."""
 
-    terms = (
+    terms: tuple[Term, ...] = (
         Term("ar", "next tokens", predicts=True, by_view=True),
         Term("mlm", "masked tokens", predicts=True),
         Term("balance"),
