@@ -175,6 +175,10 @@ class DecoderStageConfig(StageConfig):
         """See `StageConfig.parts`."""
         return ("embedding", "decoder", "lm_head")
 
+    def expects(self) -> tuple[PartName, ...]:
+        """See `StageConfig.expects`. An embedding that is frozen stays what it begins as."""
+        return () if self.train_embedding else ("embedding",)
+
     def rate_group(self, parameter: str) -> str | None:
         """What reads the memory stays as it is, since there is nothing to learn from a constant one."""
         if any(name in parameter for name in (".cross_attention.", ".cross_norm.", ".memory_norm.")):

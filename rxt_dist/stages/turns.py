@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rxt_dist.data.dialogue_source import TurnBatch
-from rxt_dist.data.interactions import NO_LOSS, answer_labels, are_system_prompts
+from rxt_dist.data.interactions import NO_LOSS, answer_labels, answer_parts, are_system_prompts
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -41,7 +41,8 @@ class TurnRows:
         a row that counts for nothing.
     readers_R: int64, the dialogue of each; others_R: another one, of a batch of an even number of dialogues.
     written_RT: int64, rows that are written; written_keys_RT: bool, False on padding but for the first token of a row.
-    labelled_P: int64, the positions among the R * T that have a label; targets_P: the labels; turn_P: their turns.
+    labelled_P: int64, the positions among the R * T that have a label; targets_P: the labels; turn_P: their turns;
+    part_P: the part of the answer that each is of, as in `answer_parts`.
     value_N: int64, the labels (of the P) that belong to values that are asked for; ask_N: to which.
     distance_N: int64, for each of these the place of its distance among those that have a figure, or their number.
     system_B: bool, dialogues whose first row is a system prompt, which is written and not read.
@@ -58,6 +59,7 @@ class TurnRows:
     labelled_P: Tensor
     targets_P: Tensor
     turn_P: Tensor
+    part_P: Tensor
     value_N: Tensor
     ask_N: Tensor
     distance_N: Tensor
@@ -95,7 +97,7 @@ def rows_of(batch: TurnBatch, train_mode: bool, distances: tuple[int, ...]) -> t
     tensors = batch.tokens_BUT[..., : _width(batch)], batch.lengths_BU, batch.recalls_BU3
     tokens_BUT, length_BU, recalls_BU3 = (_with_second_turn(tensor.numpy()[order_B]) for tensor in tensors)
     is_live_BU = length_BU > 0
-    is_system_B = is_live_BU[:, 0] & are_system_prompts(tokens_BUT[:, 0])
+    is_system_B = is_live_BU[:, 0] & are_system_prompts(tokens_BUT[:, 0], batch.system_query)
     is_read_BU = is_live_BU.copy()
     is_read_BU[is_system_B, 0] = False
     readers = [_or_first(is_read) for is_read in is_read_BU.T]
@@ -121,6 +123,7 @@ def rows_of(batch: TurnBatch, train_mode: bool, distances: tuple[int, ...]) -> t
         "labelled_P": labelled_P,
         "targets_P": labels_RT.reshape(-1)[labelled_P],
         "turn_P": turn_P,
+        "part_P": answer_parts(tokens_RT, labels_RT).reshape(-1)[labelled_P],
         "value_N": value_N,
         "ask_N": ask_N,
         "distance_N": distance_N,
