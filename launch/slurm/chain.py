@@ -103,5 +103,4 @@ def submit_chain(wish: ChainWish, say: Callable[[str], None]) -> list[str]:
 def has_job(run: Path) -> bool:
     """Whether a job of a run is in the queue."""
     description = JobFolder(run).description()
-    states = [client.job_state(job) for job in description.jobs] if description else []
-    return any(state is not None and state.state in client.ACTIVE for state in states)
+    return any(client.active_state(job) for job in description.jobs) if description else False
