@@ -88,7 +88,7 @@ def test_alpha_answers_a_query_that_is_always_the_same_with_its_system_prompt(to
         {"interactions": [spelt, *said], "language": "en"},
         {"interactions": [close, *said], "language": "en"},
         {"interactions": [TELL, spelt], "language": "en"},
-        ASKED | {"system": "word " * 26},
+        ASKED | {"system": "x" * (64 - 4 - 19 + 2)},  # two tokens too long, of a query of 19
     ]
     root = build(tokenizer, records, template="alpha")
     data = DialogueDataset(root)
