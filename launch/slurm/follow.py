@@ -30,7 +30,7 @@ def status_of(run: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no run stands there.
     """
-    _require_no_chain(run)
+    _require_run(run)
     folder = JobFolder(run)
     description = folder.description()
     if description is None and not (run / "events.jsonl").exists():
@@ -55,12 +55,14 @@ def status_of(run: Path) -> dict[str, Any]:
     }
 
 
-def _require_no_chain(path: Path) -> None:
-    """Refuse the folder of a chain, whose links have jobs of their own.
+def _require_run(path: Path) -> None:
+    """Refuse what cannot be a run directory: a file, and the folder of a chain, whose links have jobs of their own.
 
     Raises:
-        ConfigError: with their directories.
+        ConfigError: with what to name.
     """
+    if not path.is_dir():
+        raise ConfigError(f"{path} is no folder. Name a run directory, such as runs/NAME.")
     links = _json(path / "chain.json").get("links", {})
     runs = [folder for name, folder in links.items() if (path / f"links/{name}.yaml").exists()]
     if runs:
@@ -175,7 +177,7 @@ def stop_run(run: Path, now: bool) -> Iterator[str]:
     Raises:
         ConfigError: nothing of it runs or waits.
     """
-    _require_no_chain(run)
+    _require_run(run)
     description = JobFolder(run).description()
     jobs = [_job(job) for job in description.jobs] if description and client.there() else []
     running = [job for job in jobs if job["state"] in _LIVING and job["state"] not in client.WAITING]

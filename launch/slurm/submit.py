@@ -430,16 +430,31 @@ def gpus_asked(options: SlurmOptions) -> int:
 
 def _require_free(run: Path) -> None:
     """Refuse a run that has a job, or is being trained in another way."""
-    description = JobFolder(run).description()
-    for job in description.jobs if description else ():
-        state = client.active_state(job)
-        if state is not None:
-            raise ConfigError(
-                f"{run} has a job already: {job} is {state}. Look at it with `rxt-dist launch status {run}`, end "
-                f"it with `rxt-dist launch stop {run}`."
-            )
+    living = living_job(run)
+    if living is not None:
+        job, state = living
+        raise ConfigError(
+            f"{run} has a job already: {job} is {state}. Look at it with `rxt-dist launch status {run}`, end it with "
+            f"`rxt-dist launch stop {run}`."
+        )
     if held(run / ".lock"):
         raise ConfigError(f"{run} is being trained by another process: wait until it has ended, or stop it.")
+
+
+def living_job(run: Path) -> tuple[str, str] | None:
+    """A job of a run that waits or has nodes, and its state."""
+    states = ((job, client.active_state(job)) for job in _jobs_of(JobFolder(run)))
+    return next(((job, state) for job, state in states if state is not None), None)
+
+
+def _jobs_of(folder: JobFolder) -> list[str]:
+    """Jobs of the newest submission, also where another version, or nobody who can be understood, has described it."""
+    try:
+        description = folder.description()
+    except ConfigError:
+        lines = Ledger(folder.ledger).read()
+        return [line["job"] for line in lines if line["kind"] == "job" and line["submission"] == folder.newest]
+    return description.jobs if description else []
 
 
 def _dependency(after: Sequence[Path]) -> list[str]:

@@ -175,3 +175,8 @@ def test_to_stop_a_copy_leaves_the_job_of_the_original(run: Path, queue: dict[st
 def test_what_holds_no_run_is_refused(tmp_path: Path, queue: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="holds no run that was launched"):
         status_of(tmp_path)
+    (tmp_path / "run.yaml").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("run.yaml", "loop", "missing"):
+        with pytest.raises(ConfigError, match=f"{name} is no folder. Name a run directory"):
+            list(stop_run(tmp_path / name, now=False))

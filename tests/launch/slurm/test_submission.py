@@ -502,3 +502,15 @@ def test_a_description_of_another_version_is_refused(tmp_path: Path) -> None:
     (folder.submission(1) / "launch.json").write_text(json.dumps({"submission": 1, "run": str(tmp_path), "new": 2}))
     with pytest.raises(ConfigError, match="does not describe a job"):
         folder.description()
+
+
+def test_and_the_run_is_submitted_again_unless_that_version_has_a_job(
+    make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path
+) -> None:
+    submitted(make_wish())
+    cluster.states["101"] = "RUNNING"
+    (tmp_path / "runs/tiny/job/0001/launch.json").write_text('{"of": "another version"}')
+    with pytest.raises(ConfigError, match="101 is RUNNING"):
+        submitted(make_wish())
+    cluster.states.clear()
+    assert submitted(make_wish()) == ["102"]
