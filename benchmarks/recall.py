@@ -25,7 +25,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from recall_parts.arms import ARMS, DISTANCES, HISTORY_ROW, Plan, data_commands, parameters, source
+from recall_parts.arms import ARMS, DISTANCES, HISTORY_ROW, ROW, Plan, data_commands, parameters, source
 from recall_parts.figures import write_report
 
 from rxt_dist.config.load import load_model
@@ -48,7 +48,7 @@ class Benchmark:
 
     def __init__(self, out: Path, steps: int, held_out: int) -> None:
         self.out, self.held_out = out, held_out
-        self.plan = Plan(out, steps, load_model(MODEL, [f"vocab_size={VOCABULARY}"]))
+        self.plan = Plan(out, steps, load_model(MODEL, [f"vocab_size={VOCABULARY}", f"seq_len={ROW}"]))
         self._cpu_lock = threading.Lock()
         settings = {"steps": steps, "held_out": held_out}
         file = out / "settings.json"

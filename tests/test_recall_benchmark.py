@@ -7,7 +7,7 @@ import itertools
 import json
 import runpy
 import sys
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import recall  # noqa: E402
-from recall_parts import figures  # noqa: E402
+from recall_parts import arms, figures  # noqa: E402
 from recall_parts.arms import ARMS, parameters, stateless  # noqa: E402
 from recall_parts.histories import history  # noqa: E402
 from recall_parts.stateless import Stateless  # noqa: E402
@@ -60,16 +60,22 @@ class InProcess(recall.Benchmark):
 def test_the_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And again, when nothing is left to do; with other settings it is refused."""
     monkeypatch.setattr(recall, "Benchmark", InProcess)
+    # Training catches signals, which the main thread alone may.
+    monkeypatch.setattr(recall, "ThreadPoolExecutor", lambda jobs: nullcontext(SimpleNamespace(map=map)))
+    # A model that has learnt nothing does not end its answers: few conversations, and short rows.
+    monkeypatch.setattr(recall, "DISTANCES", (1, 8))
+    for module in (recall, arms):
+        monkeypatch.setattr(module, "ROW", 40)
     command = ["recall.py", str(tmp_path / "out"), "--seeds", "1", "--steps", "4", "--held-out", "2"]
     monkeypatch.setattr(sys, "argv", command + ["--arms", "depth-1", "history", "turn"])
     recall.main()
     page = (tmp_path / "out/recall.md").read_text()
-    assert [title in page for title in (of.title for of in ARMS.values())] == [False, False, True, True, True]
+    assert [f"| {of.title} |" in page for of in ARMS.values()] == [False, False, True, True, True]
     assert (tmp_path / "out/recall.png").read_bytes().startswith(b"\x89PNG")
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert [result["arm"] for result in results] == ["depth-1", "history", "turn"]
     for result in results:
-        assert list(figures.recalls([result], "true")) == [1, 2, 3, 4, 6, 8, 12, 16]
+        assert list(figures.recalls([result], "true")) == [1, 8]
         assert len(figures.perplexities([result], "true")) >= 9
     sizes = [result["parameters"] for result in results]
     assert max(sizes) < 1.005 * min(sizes)

@@ -66,7 +66,8 @@ def data_commands(data: Path, steps: int, held_out: int, vocabulary: int) -> lis
     reading = ["--distances", _listed(TRAINED), "--fillers", str(_FILLERS), "--facts", str(_FACTS)]
     count = max(100, 5 * steps // 2)
     tokenizer = ["--tokenizer", str(data / "texts/tokenizer.json")]
-    share = held_out / (count + held_out)
+    # Chosen by hash, so that their number is about this; a quarter more, so that it is enough.
+    share = 1.25 * held_out / (count + held_out)
     return [
         ["recall", str(data / "talks/near"), *small, "--name", "near", "--distances", "1", "--held-out-distances", "",
          "--facts", "1", "--fillers", "0", "--count", str(2 * count), "--held-out-count", "1"],
