@@ -49,7 +49,7 @@ def curriculum() -> list[dict[str, Any]]:
     return [
         {"tokens": 2 * block, "weights": {"near-d1-en": 1}},
         {"tokens": 2 * block, "weights": {source(2): 1}},
-        {"tokens": block, "weights": {source(2): 1, source(4): 1}},
+        {"tokens": 2 * block, "weights": {source(2): 1, source(4): 1}},
         *_EVERYTHING,
     ]
 
@@ -138,9 +138,9 @@ class Plan:
         turns = {"kind": "smat", "turns": _LONGEST_TRAINED, "train_mode": True, "recompute_turns": False}
         dialogues = {"path": self._data("dialogues"), "seq_len": TURN}
         return [
-            self._run(joint, seed, {"kind": "joint"} | noise, {"path": self._data("texts")}, self.steps // 12, ROW),
+            self._run(joint, seed, {"kind": "joint"} | noise, {"path": self._data("texts")}, self.steps // 24, ROW),
             self._run(sft, seed, {"kind": "sft", "train_mode": True} | noise, {"path": self._data("single")},
-                      self.steps // 8, ROW, start=self._from(joint, talk)),
+                      self.steps // 12, ROW, start=self._from(joint, talk)),
             self._run(memory, seed, {"kind": "memory", "turns": 6}, dialogues | {"mixture": _EVERYTHING},
                       self.steps // 20, 6 * TURN, lr=2e-3, start=self._from(sft, ["embedding", "encoder"])),
             self._run(f"seed-{seed}-{arm}", seed, turns | ({"depth": 1} if arm == "depth-1" else {}),
@@ -194,7 +194,7 @@ class Plan:
                 "total_tokens": total, "global_batch_tokens": step, "micro_batch_rows": rows, "precision": "float32",
             },
             "optimizer": {"lr": lr},
-            "schedule": {"kind": "cosine", "warmup_tokens": total // 40},
+            "schedule": {"kind": "wsd", "warmup_tokens": total // 40, "decay_tokens": total // 4},
             "parallel": {"engine": "plain", "zero": 0},
             "checkpoint": {"every_tokens": max(1, steps // 4) * step, "keep": 2},
             "eval": {"rows_per_source": 8},
