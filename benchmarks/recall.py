@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--jobs", type=int, default=1, help="seeds at work at once, of a core each")
     parser.add_argument("--steps", type=int, default=1200, help="of memory-aware training")
-    parser.add_argument("--held-out", type=int, default=200, help="dialogues of each distance")
+    parser.add_argument("--held-out", type=int, default=100, help="dialogues of each distance")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

@@ -155,7 +155,7 @@ class Plan:
         whole = arm == "history"
         data = {"path": self._data("histories"), "mixture": _EVERYTHING} if whole else {"path": self._data("single")}
         row = HISTORY_ROW if whole else ROW
-        steps = self.steps if whole else self.steps // 3
+        steps = 2 * self.steps // 3 if whole else self.steps // 6
         # As many tokens a step in both: those of 32 dialogues, about.
         rows = _DIALOGUES * ROW // row
         model = stateless(self.model)
