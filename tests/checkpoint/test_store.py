@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -119,37 +118,6 @@ def edit(folder: Path, old: str, new: str) -> None:
     text = (folder / MANIFEST).read_text()
     assert old in text
     (folder / MANIFEST).write_text(text.replace(old, new))
-
-
-def of_format_1(folder: Path, hashed: bool = True) -> None:
-    """Give a checkpoint the manifest that versions wrote before there was blake3."""
-    body = json.loads((folder / MANIFEST).read_text())
-    del body["digest"]
-    body["format"] = 1
-    for file in body["files"]:
-        del file["blake3"]
-        if hashed:
-            file["sha256"] = hashlib.sha256((folder / file["name"]).read_bytes()).hexdigest()
-    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    (folder / MANIFEST).write_text(json.dumps({**body, "digest": digest}))
-
-
-def test_a_checkpoint_of_an_older_version_is_verified_by_its_sha256(store: CheckpointStore) -> None:
-    of_format_1(save(store, 1))
-    of_format_1(save(store, 2))
-    assert newest(store) == (2, [])
-    flip_bit(store.folder(2) / "model.safetensors")
-    step, reports = newest(store)
-    assert step == 1
-    assert "model.safetensors: damaged" in reports[0]
-
-
-def test_a_file_without_a_hash_is_not_sound(store: CheckpointStore) -> None:
-    save(store, 1)
-    of_format_1(save(store, 2), hashed=False)
-    step, reports = newest(store)
-    assert step == 1
-    assert "model.safetensors: damaged" in reports[0]
 
 
 def test_every_damaged_checkpoint_is_reported(store: CheckpointStore) -> None:
