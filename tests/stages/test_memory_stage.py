@@ -54,6 +54,9 @@ def test_a_dialogue_does_not_depend_on_its_neighbours(scale: str, trained: int |
     whole = sums(stage, batch, trained)
     each = [sums(stage, alone(batch, row), trained) for row in range(len(DIALOGUES))]
     assert relative(torch.stack(each).sum(0), whole) < 1e-5
+    # Also where nobody of a micro-batch has the later turns of its batch.
+    parts = [sums(stage, part, trained) for part in batch.micro_batches(1)]
+    assert relative(torch.stack(parts).sum(0), whole) < 1e-5
     turns = sum(map(len, DIALOGUES))
     micro = stage.prepare(batch, trained)
     assert stage.counts(micro).tolist() == [turns] * len(stage.terms)
