@@ -196,6 +196,16 @@ def test_the_peak_of_a_step_through_the_memory_is_as_planned(name: str) -> None:
     assert peak_of_a_step(own) == pytest.approx(planned, rel=0.05)
 
 
+def test_a_decoder_stores_what_it_reads_of_each_slot_that_dialogues_write() -> None:
+    fixed = ("stage={kind: smat, turns: 7}", "data.seq_len=64", "train.global_batch_tokens=896")
+    few, many = (
+        next(layer.stored for layer in backward_passes(own)[0] if layer.path == "decoder.layers.1")
+        for own in (small(*fixed, f"model.stm_slots={slots}").with_(micro_rows=2) for slots in (32, 192))
+    )
+    # The normed memory and its statistic, keys and values of two heads of 16, of the slots of two dialogues.
+    assert many - few == 2 * 160 * (128 + 1 + 2 * 2 * 16) * 4
+
+
 def test_gradients_that_turns_share_are_divided_after_the_last() -> None:
     """ZeRO-3 divides a gradient once autograd has summed it over all turns: until then each rank has all of it."""
     several, one = (dialogues(name).with_(zero=3) for name in ("seven turns", "one turn"))
