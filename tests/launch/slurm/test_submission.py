@@ -489,8 +489,6 @@ def test_what_would_refuse_the_run_at_its_start_refuses_its_submission(tmp_path:
 
     # Eight rows a step, four at once.
     assert counts(["train.micro_batch_rows=1"], nodes=4, min_nodes=1) == [4, 2, 1]
-    with pytest.raises(ConfigError, match="cannot share"):
-        counts([], nodes=3)
     with pytest.raises(Exception, match="is not a dataset") as refused:
         counts([f"data.path={tmp_path}"], nodes=2)
     assert refused.value.exit_code == 65  # type: ignore[attr-defined]
