@@ -19,7 +19,7 @@ from data_prep.synthetic import Word
 _NO_SLOT = (Word({"nom": ""}, 0),)
 _VALUE = re.compile(r"\{v(?:\[[^]]*\])?\}")
 _GENDERS = "mfn"
-_SMALL_VALUES, _SMALL_SLOTS = 30, 2
+_SMALL_VALUES, _SMALL_SLOTS = 20, 2
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Speech:
     fillers: tuple[Callable[[Random], tuple[str, str]], ...]
 
     def small(self, kinds: Iterable[str], fillers: int) -> Speech:
-        """A language that a very small model learns within minutes: the kinds of these names with few slots, 30 values
+        """A language that a very small model learns within minutes: the kinds of these names with few slots, 20 values
         and one sentence of each sort, and the first `fillers` sorts of other talk."""
         chosen = [kind for kind in self.kinds if kind.name in kinds]
         assert len(chosen) == len(tuple(kinds)), "a kind that the language does not have"
