@@ -93,8 +93,7 @@ class RecallRequest:
             raise ConfigError(f"--held-out-values is {self.held_out_values}; it is a share from 0 to 0.5.")
         if self.values is not None and self.values < _FEWEST_VALUES:
             raise ConfigError(
-                f"--values is {self.values}; it is at least {_FEWEST_VALUES}, so that each gender keeps one where some are "
-                "held out."
+                f"--values is {self.values}; at least {_FEWEST_VALUES}: some are held out, and each gender keeps some."
             )
         if not re.fullmatch(r"[a-z0-9_]+", self.name):
             raise ConfigError(f"--name is {self.name!r}; sources are called by small letters, digits and _.")

@@ -253,7 +253,7 @@ def test_a_name_of_its_own() -> None:
         ({"held_out_values": 0.6}, "--held-out-values is 0.6; it is a share from 0 to 0.5"),
         ({"name": "Near by"}, "--name is 'Near by'; sources are called by small letters, digits and _"),
         ({"variety": "huge"}, "--variety is 'huge'; known are small, full"),
-        ({"values": 3}, "--values is 3; it is at least 4"),
+        ({"values": 3}, "--values is 3; at least 4"),
     ],
 )
 def test_what_cannot_be_asked_for(options: dict[str, object], message: str) -> None:
