@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from rxt_dist import files
 from rxt_dist.errors import ConfigError, DiskError, ExitCode
@@ -160,3 +161,4 @@ def test_a_hash_is_that_of_the_whole_file_whatever_the_blocks(
     content = bytes(number % 251 for number in range(size))
     (tmp_path / "file").write_bytes(content)
     assert files.sha256_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+    assert files.blake3_file(tmp_path / "file") == blake3(content).hexdigest()

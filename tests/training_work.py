@@ -10,7 +10,9 @@ from tiny import make_stage
 from torch.profiler import ProfilerActivity, profile
 
 from rxt_dist.data.dialogue_source import TurnBatch
+from rxt_dist.data.interactions import ANSWER_ID, QUERY_ID
 from rxt_dist.data.loader import TokenBatch, token_batch
+from rxt_dist.data.rows import BOS_ID
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.plan.setting import Setting
 from rxt_dist.stages.base import Stage
@@ -19,9 +21,11 @@ from rxt_dist.stages.base import Stage
 def batch_of(setting: Setting, step: int = 0) -> TokenBatch | TurnBatch:
     """A micro-batch of random tokens, each row one document, or a dialogue whose turns are as long as they may be."""
     rows, length, turns = setting.micro_rows, setting.seq_len, setting.config.stage.dialogue().number
-    if setting.config.stage.kind == "memory":
+    if setting.config.stage.kind in ("memory", "smat"):
         random = torch.Generator().manual_seed(step)
         ids = torch.randint(16, setting.config.model.vocab_size, (rows, turns, length), generator=random)
+        # An answer as long as it may be.
+        ids[:, :, :4] = torch.tensor([BOS_ID, QUERY_ID, 16, ANSWER_ID])
         recalls = torch.zeros(rows, turns, 3, dtype=torch.int64)
         return TurnBatch(ids, torch.full((rows, turns), length), torch.arange(rows), recalls)
     tokens = np.random.default_rng(step).integers(16, setting.config.model.vocab_size, (rows, length))
@@ -54,12 +58,12 @@ def peak_of_a_step(setting: Setting) -> int:
     """Bytes that torch has allocated at most in one step of the plain engine, over what it had before."""
     stage = make_stage(setting.config)
     engine = PlainEngine(stage, setting.config, torch.device("cpu"))
-    engine.train_step([stage.prepare(batch_of(setting), 0)], {"all": 1e-3})
+    engine.train_step([stage.prepare(batch_of(setting), 0)], dict.fromkeys(stage.rates(0), 1e-3))
     micro = [stage.prepare(batch_of(setting, 1), 0)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-            engine.train_step(micro, {"all": 1e-3})
+            engine.train_step(micro, dict.fromkeys(stage.rates(0), 1e-3))
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     used = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
     return int(used.max())

@@ -35,6 +35,23 @@ class Template(StrEnum):
     beta = "beta"
 
 
+SKIP_OTHER_KINDS = typer.Option(
+    False,
+    "--skip-other-kinds",
+    help="Leave out and count records of the other kind: dialogues of several interactions with --kind single, "
+    "single interactions with --kind dialogues.",
+)
+SPLIT_DIALOGUES = typer.Option(
+    False,
+    "--split-dialogues",
+    help="With --kind single: build each interaction of a dialogue by itself, for stages whose memory is the "
+    "interaction's own (sft).",
+)
+COLUMN = typer.Option(
+    [], help="A field that has another name in the records, as query=question; may be given several times."
+)
+
+
 def interactions(
     inputs: list[Path] = typer.Argument(..., help="Files or folders: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, .arrow."),
     out: Path = typer.Option(..., help="Folder of the dataset; an interrupted build is finished by running it again."),
@@ -43,21 +60,9 @@ def interactions(
     kind: Kind = typer.Option(Kind.single, help="single: packed rows, for fine-tuning. dialogues: for memory stages."),
     template: Template = typer.Option(Template.beta, help="alpha has only a query and an answer; beta all parts."),
     eval_fraction: float = typer.Option(0.02, help="Share of the records held out, chosen by hash of their text."),
-    skip_other_kinds: bool = typer.Option(
-        False,
-        "--skip-other-kinds",
-        help="Leave out and count records of the other kind: dialogues of several interactions with --kind single, "
-        "single interactions with --kind dialogues.",
-    ),
-    split_dialogues: bool = typer.Option(
-        False,
-        "--split-dialogues",
-        help="With --kind single: build each interaction of a dialogue by itself, for stages whose memory is the "
-        "interaction's own (sft).",
-    ),
-    column: list[str] = typer.Option(
-        [], help="A field that has another name in the records, as query=question; may be given several times."
-    ),
+    skip_other_kinds: bool = SKIP_OTHER_KINDS,
+    split_dialogues: bool = SPLIT_DIALOGUES,
+    column: list[str] = COLUMN,
     workers: int = WORKERS,
     task: int | None = TASK,
     tasks: int | None = TASKS,

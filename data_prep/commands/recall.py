@@ -30,6 +30,7 @@ def recall(
     held_out_count: int = typer.Option(400, min=1, help="Dialogues of a held-out file."),
     held_out_values: float = typer.Option(0.1, help="Share of the names, places, ... that are only evaluated."),
     variety: Variety = typer.Option(Variety.full, help="small: six kinds of facts, 30 values and one wording each."),
+    values: int | None = typer.Option(None, help="Values of each kind of facts, at most. [default: all]"),
     seed: int = typer.Option(0, help="Another seed gives other dialogues; held-out values stay the same."),
     name: str = typer.Option("recall", help="What the sources are called by: NAME-d4-en."),
     as_json: bool = JSON,
@@ -53,6 +54,7 @@ def recall(
         held_out_count=held_out_count,
         held_out_values=held_out_values,
         variety=variety.value,
+        values=values,
         seed=seed,
         name=name,
     )

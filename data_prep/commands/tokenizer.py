@@ -25,24 +25,29 @@ if TYPE_CHECKING:
 _LARGEST_BYTES = 8_000_000  # of a tokenizer.json with 65,536 ids; found out before and not after an hour of training
 
 
+VOCAB_SIZE = typer.Option(
+    None,
+    metavar="IDS",
+    help="Number of ids, control tokens included; from 267 to 65,536.",
+    show_default="4096, or build.vocab_size of DATA.yaml",
+)
+WEIGHT = typer.Option(
+    [], help="NAME=NUMBER: share of a language or of a source of DATA.yaml in the sample; repeat it for each."
+)
+SAMPLE_MB = typer.Option(
+    64.0,
+    min=0.01,
+    metavar="MB",
+    help="Text in MB to train on of each language, or of the language or source with the largest --weight.",
+)
+
+
 def tokenizer(
     inputs: list[str] = CORPUS,
     out: Path = typer.Option(Path("tokenizer.json"), help="Where to write the tokenizer."),
-    vocab_size: int | None = typer.Option(
-        None,
-        metavar="IDS",
-        help="Number of ids, control tokens included; from 267 to 65,536.",
-        show_default="4096, or build.vocab_size of DATA.yaml",
-    ),
-    weight: list[str] = typer.Option(
-        [], help="NAME=NUMBER: share of a language or of a source of DATA.yaml in the sample; repeat it for each."
-    ),
-    sample_mb: float = typer.Option(
-        64.0,
-        min=0.01,
-        metavar="MB",
-        help="Text in MB to train on of each language, or of the language or source with the largest --weight.",
-    ),
+    vocab_size: int | None = VOCAB_SIZE,
+    weight: list[str] = WEIGHT,
+    sample_mb: float = SAMPLE_MB,
     report: Path | None = typer.Option(None, help="Folder for report.json and pictures."),
     compare: list[Path] = typer.Option([], help="Another tokenizer.json to measure beside it; repeat it for more."),
     import_file: Path | None = typer.Option(

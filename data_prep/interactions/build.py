@@ -42,7 +42,7 @@ from rxt_dist.data.dialogues import (
     dialogue_metadata,
 )
 from rxt_dist.data.inputs import InputFile
-from rxt_dist.data.interactions import check_interaction_rows
+from rxt_dist.data.interactions import SYSTEM_QUERY, check_interaction_rows
 from rxt_dist.data.manifest import (
     DATASET_FILE,
     FORMAT_VERSION,
@@ -428,11 +428,14 @@ class InteractionJob(Job[InteractionResult]):
     def _manifest(self, spec: ShardSpec, contents: Sequence[Mapping[str, Any]]) -> DatasetManifest | DialogueManifest:
         if self._request.kind == "single":
             return rows_manifest(spec, self._files(), merged_sources(contents, SourceInfo.from_dict))
+        # What tells a system prompt from other queries, where the template has no control token for it.
+        query = load_tokenizer(self._request.tokenizer).encode(SYSTEM_QUERY, add_special_tokens=False).ids
         return DialogueManifest(
             seq_len=spec.seq_len,
             vocab_size=spec.vocab_size,
             tokenizer_sha256=spec.tokenizer_sha256,
             template=self._request.template,
+            system_query=tuple(query) if self._request.template == "alpha" else (),
             spec_hash=spec.spec_hash,
             inputs=self._files(),
             sources=merged_sources(contents, DialogueSource.from_dict),

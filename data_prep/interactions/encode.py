@@ -24,6 +24,7 @@ from rxt_dist.data.interactions import (
     INTERNAL_ID,
     QUERY_ID,
     RESULT_ID,
+    SYSTEM_QUERY,
     THINK_ID,
 )
 from rxt_dist.data.manifest import canonical_json
@@ -71,7 +72,7 @@ class EncodedRecord:
 
 class InteractionEncoder:
     """Encodes records for one template and row length; `counts` is added to, `spans` knows the backend's tokens.
-    dialogues: system prompts have a place, a turn of their own, unless the template has none."""
+    dialogues: system prompts have a place, a turn of their own."""
 
     def __init__(
         self,
@@ -95,14 +96,15 @@ class InteractionEncoder:
                 continue
             # Every text's ids are taken from the iterator before anything is dropped.
             parts = [[(marker, next(encoded)) for marker, _ in _layout(item)] for item in interactions]
-            turns = [self._turn(of_interaction) for of_interaction in parts]
+            prompts = self._prompts_among(interactions)
+            turns = [self._turn(of, may_shorten=number >= prompts) for number, of in enumerate(parts)]
             whole = [ids for ids, _ in turns if ids is not None]
             if len(whole) < len(turns):
                 self._counts.too_long += 1
                 continue
             self._counts.shortened_queries += sum(cut for _, cut in turns)
             # Each marker and token on the answer side is followed by a token that carries loss.
-            on_answer_side = [1 + len(ids) for of in parts for marker, ids in of if marker in _ANSWER_IDS]
+            on_answer_side = [1 + len(ids) for of in parts[prompts:] for marker, ids in of if marker in _ANSWER_IDS]
             texts_of = [text for item in interactions for _, text in _layout(item)]
             literals = sum(len(_CONTROL_LITERAL.findall(text)) for text in texts_of if "[" in text)
             self._counts.escaped_literals += literals
@@ -144,23 +146,32 @@ class InteractionEncoder:
     def _shaped(self, record: Record) -> list[Interaction] | None:
         """The interactions with the parts that the template has, or None where it cannot express one of them."""
         prompts = _prompts(record) if self._dialogues else ()
-        if self._template == "beta":
-            self._counts.parts_left_out += len(_prompts(record)) - len(prompts)
-            return [*prompts, *record.interactions]
-        if any(item.tool_result or not item.answer for item in record.interactions):
+        if self._template == "alpha" and any(item.tool_result or not item.answer for item in record.interactions):
             self._counts.not_in_template += 1
             return None
+        self._counts.parts_left_out += len(_prompts(record)) - len(prompts)
+        if self._template == "beta":
+            return [*prompts, *record.interactions]
         self._counts.parts_left_out += sum(
-            bool(getattr(item, part)) for item in (*_prompts(record), *record.interactions) for part in _NOT_IN_ALPHA
+            bool(getattr(item, part)) for item in record.interactions for part in _NOT_IN_ALPHA
         )
-        return [replace(item, **dict.fromkeys(_NOT_IN_ALPHA, "")) for item in record.interactions]
+        kept = [replace(item, **dict.fromkeys(_NOT_IN_ALPHA, "")) for item in record.interactions]
+        return [*(prompt.in_alpha() for prompt in prompts), *kept]
 
-    def _turn(self, parts: list[tuple[int, npt.NDArray[np.uint16]]]) -> tuple[npt.NDArray[np.uint16] | None, bool]:
+    def _prompts_among(self, interactions: list[Interaction]) -> int:
+        """How many interactions, the first one or none, are a system prompt, also one that the records spell out."""
+        first = interactions[0]
+        is_alpha = self._template == "alpha" and first.query == SYSTEM_QUERY
+        return int(self._dialogues and (first.is_system_prompt or is_alpha))
+
+    def _turn(
+        self, parts: list[tuple[int, npt.NDArray[np.uint16]]], may_shorten: bool
+    ) -> tuple[npt.NDArray[np.uint16] | None, bool]:
         """(ids of one interaction, or None where it cannot fit; whether its query was shortened)."""
         excess = 2 + sum(1 + len(ids) for _, ids in parts) - self._seq_len
         if excess > 0:
             asked = next((len(ids) for marker, ids in parts if marker in _INPUT_IDS), 0)
-            if asked - excess < MIN_QUERY_TOKENS:
+            if not may_shorten or asked - excess < MIN_QUERY_TOKENS:
                 return None, False
             parts = [(marker, ids[excess:] if marker in _INPUT_IDS else ids) for marker, ids in parts]
         pieces = [piece for marker, ids in parts for piece in ([marker], ids)]

@@ -36,7 +36,7 @@ from data_prep.languages import language_of, language_tag
 from data_prep.readers import OBJECT_SUFFIXES, objects
 from data_prep.readers.base import LANGUAGE_COLUMNS, Fields, Input
 from data_prep.units import identity
-from rxt_dist.data.interactions import SYSTEM_HEADING
+from rxt_dist.data.interactions import SYSTEM_HEADING, SYSTEM_QUERY
 from rxt_dist.errors import DataError, nearest
 
 MAX_RECORD_BYTES = 128 << 20
@@ -83,6 +83,10 @@ class Interaction:
     def is_system_prompt(self) -> bool:
         """Whether it asks nothing: an instruction alone."""
         return not (self.query or self.tool_result)
+
+    def in_alpha(self) -> Interaction:
+        """A system prompt as RxT-Alpha has it, as the answer to a query that is always the same."""
+        return Interaction(query=SYSTEM_QUERY, answer=self.internal.removeprefix(SYSTEM_HEADING))
 
 
 @dataclass(frozen=True)

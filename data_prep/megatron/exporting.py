@@ -14,10 +14,10 @@ import numpy.typing as npt
 from data_prep.megatron.corpus import library, pair_of
 from data_prep.megatron.description import Description, description_file, description_of
 from data_prep.shards.rows import scan, starts_of, unit_name
-from rxt_dist.data.manifest import SPLITS, DatasetManifest, ShardInfo, blake3_file, load_manifest
+from rxt_dist.data.manifest import SPLITS, DatasetManifest, ShardInfo, load_manifest
 from rxt_dist.data.rows import BOS_ID, EOS_ID
 from rxt_dist.errors import ConfigError, DataError
-from rxt_dist.files import fsync_dir, require_file_place, require_free_space, temporary_path
+from rxt_dist.files import blake3_file, fsync_dir, require_file_place, require_free_space, temporary_path
 
 Progress = Callable[[int, int], None]
 

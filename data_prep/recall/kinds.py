@@ -64,6 +64,10 @@ class Speech:
         )
         return Speech(few, self.replies[:1], ("",), ("",), self.fillers[:fillers])
 
+    def first_values(self, most: int) -> Speech:
+        """The same with the first `most` values of each kind."""
+        return replace(self, kinds=tuple(replace(kind, values=kind.values[:most]) for kind in self.kinds))
+
     def with_values(self, share: float, held_out: bool) -> Speech:
         """The same with a part of the values: those held out (`share` of each list), or the others."""
         return replace(self, kinds=tuple(_with_values(kind, share, held_out) for kind in self.kinds))

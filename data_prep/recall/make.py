@@ -36,6 +36,7 @@ REQUEST_FILE = "recall.json"
 RECALL_VERSION = 1
 _SMALL_KINDS = ("name", "pet", "home", "thing", "colour", "number")
 _SMALL_FILLERS = 3
+_FEWEST_VALUES = 4
 _DIALOGUE_BYTES = 250  # of a record, at the least; and of each turn of the longest dialogue
 
 
@@ -48,6 +49,7 @@ class RecallRequest:
     turns: most turns of a dialogue; None for what the others come to.
     count, held_out_count: dialogues of a training file and of a held-out one.
     held_out_values: share of each list of values that only held-out files have.
+    values: most values of a kind of facts; None: all that the variety has.
     name: what the sources are called by, NAME-d4-en.
 
     Raises:
@@ -64,6 +66,7 @@ class RecallRequest:
     held_out_count: int = 400
     held_out_values: float = 0.1
     variety: str = "full"
+    values: int | None = None
     seed: int = 0
     name: str = "recall"
 
@@ -88,6 +91,10 @@ class RecallRequest:
             )
         if not 0 <= self.held_out_values <= 0.5:
             raise ConfigError(f"--held-out-values is {self.held_out_values}; it is a share from 0 to 0.5.")
+        if self.values is not None and self.values < _FEWEST_VALUES:
+            raise ConfigError(
+                f"--values is {self.values}; at least {_FEWEST_VALUES}: some are held out, and each gender keeps some."
+            )
         if not re.fullmatch(r"[a-z0-9_]+", self.name):
             raise ConfigError(f"--name is {self.name!r}; sources are called by small letters, digits and _.")
         if self.variety not in VARIETIES:
@@ -141,6 +148,8 @@ def dialogues(request: RecallRequest, part: Part, count: int) -> Iterator[dict[s
     """The first `count` records of a file."""
     whole = SPEECHES[part.language]
     speech = whole.small(_SMALL_KINDS, _SMALL_FILLERS) if request.variety == "small" else whole
+    if request.values is not None:
+        speech = speech.first_values(request.values)
     speech = speech.with_values(request.held_out_values, part.new_values)
     tags = {"language": part.language, "source": part.source} | ({"held_out": True} if part.held_out else {})
     for index in range(count):

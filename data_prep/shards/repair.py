@@ -28,7 +28,6 @@ from rxt_dist.data.manifest import (
     TOKENIZER_FILE,
     DatasetManifest,
     ShardInfo,
-    blake3_file,
     digest_json,
     load_manifest,
     sums_file,
@@ -39,7 +38,7 @@ from rxt_dist.data.sealing import SPARE_FILE, hash_bytes, is_sealed, read_spare
 from rxt_dist.data.verify import AnyShard, Finding, Report, expected_spare
 from rxt_dist.data.writer import ShardSpec
 from rxt_dist.errors import DataError, UserError
-from rxt_dist.files import fsync_dir, require_free_space, write_atomic
+from rxt_dist.files import blake3_file, fsync_dir, require_free_space, write_atomic
 from rxt_dist.locks import Lock, locked
 
 _SCRATCH = ".repair"

@@ -22,8 +22,11 @@ from rxt_dist.config.load import resolved_yaml
 from rxt_dist.config.run import DataConfig
 from rxt_dist.errors import ConfigError
 from rxt_dist.files import access_errors, require_folder, write_atomic
+from rxt_dist.locks import Lock, locked
 
 _NUMBER = re.compile(r"\d{4,}")
+# In the folder of a try: the ids of its jobs.
+_JOBS = "jobs"
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def render_array(wish: ArrayWish, warn: Callable[[str], None]) -> str:
         UserError: whatever refuses them.
     """
     _require_build(wish)
-    scripts = _scripts(wish, wish.folder / f"{_number(wish):04d}", wish.folder / "code-...")
+    scripts = _planned_scripts(wish)
     for text in scripts:
         check_where_possible(text, wish.options, 1, 0, warn)
     return "\n".join(scripts)
@@ -75,21 +78,16 @@ def submit_array(wish: ArrayWish) -> Iterator[str]:
     _require_build(wish)
     require_slurm()
     require_folder(wish.folder)
-    wish.folder.mkdir(parents=True, exist_ok=True)
-    target = wish.folder / f"{_number(wish):04d}"
+    for text in _planned_scripts(wish):
+        check_script(text, wish.options, nodes=1, gpus=0)
     with access_errors(wish.folder):
-        array, closing = _scripts(wish, target, freeze_code(wish.folder))
-        for text in (array, closing):
-            check_script(text, wish.options, nodes=1, gpus=0)
-        target.mkdir()
-        try:
-            write_atomic(target / "data.yaml", resolved_yaml(wish.config))
-            write_atomic(target / SUBMIT, array)
-            write_atomic(target / CLOSE, closing)
-            jobs = _hand_over(target, _finds_duplicates(wish.config))
-        except BaseException:
-            shutil.rmtree(target, ignore_errors=True)
-            raise
+        wish.folder.mkdir(parents=True, exist_ok=True)
+        with locked(wish.folder / ".lock") as lock:
+            if lock is Lock.BUSY:
+                raise ConfigError(f"{wish.config.path} is being submitted by another process at this moment.")
+            _require_free(wish)
+            target = _next_try(wish)
+            jobs = _written_and_submitted(wish, target)
     yield f"array {jobs[0]} of {wish.options.tasks} jobs"
     for job in jobs[1:-1]:
         yield f"array {job}, which builds when all units are surveyed for duplicates"
@@ -97,15 +95,29 @@ def submit_array(wish: ArrayWish) -> Iterator[str]:
     yield f"  output: {target}/slurm-*.out"
 
 
-def _hand_over(target: Path, with_survey: bool) -> list[str]:
-    """The ids of the array, of the one after it where all units are surveyed first, and of the job that closes them.
-    Where one is refused, none stays."""
-    jobs = [client.submit(str(target / SUBMIT))]
+def _written_and_submitted(wish: ArrayWish, target: Path) -> list[str]:
+    array, closing = _scripts(wish, target, freeze_code(wish.folder))
+    target.mkdir()
     try:
-        # After any end of theirs: what a killed one has left, the next completes.
-        for script in [*([SUBMIT] if with_survey else []), CLOSE]:
-            jobs.append(client.submit(str(target / script), f"--dependency=afterany:{jobs[-1]}"))
-        write_atomic(target / "jobs", "\n".join(jobs) + "\n")
+        write_atomic(target / "data.yaml", resolved_yaml(wish.config))
+        write_atomic(target / SUBMIT, array)
+        write_atomic(target / CLOSE, closing)
+        return _hand_over(target, _finds_duplicates(wish.config))
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+
+
+def _hand_over(target: Path, with_survey: bool) -> list[str]:
+    """The ids of the array, of the one after it where all units are surveyed first, and of the job that closes them;
+    each is noted at once. Where one is refused, none stays."""
+    jobs: list[str] = []
+    try:
+        for script in [SUBMIT, *([SUBMIT] if with_survey else []), CLOSE]:
+            # After any end of theirs: what a killed one has left, the next completes.
+            waits = [f"--dependency=afterany:{jobs[-1]}"] if jobs else []
+            jobs.append(client.submit(str(target / script), *waits))
+            write_atomic(target / _JOBS, "\n".join(jobs) + "\n")
     except BaseException:
         cancel_all(jobs)
         raise
@@ -121,6 +133,11 @@ def _require_build(wish: ArrayWish) -> None:
         )
 
 
+def _planned_scripts(wish: ArrayWish) -> tuple[str, str]:
+    """Both scripts before any code is frozen."""
+    return _scripts(wish, _next_try(wish), wish.folder / "code-...")
+
+
 def _scripts(wish: ArrayWish, target: Path, code: Path) -> tuple[str, str]:
     options = wish.options
     place = place_of(options, target, code)
@@ -129,13 +146,34 @@ def _scripts(wish: ArrayWish, target: Path, code: Path) -> tuple[str, str]:
     return array, closing_script(wish.name, options, place, ["close", *common, str(wish.config.path)])
 
 
-def _number(wish: ArrayWish) -> int:
-    """Of the next try."""
+def _next_try(wish: ArrayWish) -> Path:
+    return wish.folder / f"{_newest(wish) + 1:04d}"
+
+
+def _newest(wish: ArrayWish) -> int:
+    """Number of the newest try; 0: there is none."""
     try:
         names = [path.name for path in wish.folder.iterdir()]
     except OSError:
-        return 1
-    return max((int(name) for name in names if _NUMBER.fullmatch(name)), default=0) + 1
+        return 0
+    return max((int(name) for name in names if _NUMBER.fullmatch(name)), default=0)
+
+
+def _require_free(wish: ArrayWish) -> None:
+    """Refuse a dataset that jobs are building.
+
+    Raises:
+        ConfigError: with their ids, and how to end them.
+    """
+    noted = wish.folder / f"{_newest(wish):04d}" / _JOBS
+    jobs = noted.read_text(encoding="utf-8").split() if noted.exists() else []
+    states = {job: state for job in jobs if (state := client.active_state(job)) is not None}
+    if states:
+        job, state = next(iter(states.items()))
+        raise ConfigError(
+            f"{wish.config.path} is being built already: job {job} is {state}. Wait until `squeue -j "
+            f"{','.join(states)}` shows nothing, or end them with `scancel {' '.join(states)}`: finished units stay."
+        )
 
 
 def _finds_duplicates(config: DataConfig) -> bool:

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.pipeline import check
-from launch.slurm import client
-from launch.slurm.job import JobFolder
-from launch.slurm.submit import Wish, render, submit
+from launch.slurm.submit import Wish, living_job, render, submit
 from rxt_dist.config.chain import Chain, DataJob
 from rxt_dist.config.run import RunConfig
 from rxt_dist.errors import ConfigError, UserError
@@ -87,7 +85,7 @@ def submit_chain(wish: ChainWish, say: Callable[[str], None]) -> list[str]:
     jobs: list[str] = []
     with access_errors(wish.chain.directory), ChainDirectory(wish.chain).taken():
         for name, run, after in wish.left():
-            if has_job(run.directory.absolute()):
+            if living_job(run.directory.absolute()) is not None:
                 say(f"link '{name}' has a job already")
                 continue
             try:
@@ -98,10 +96,3 @@ def submit_chain(wish: ChainWish, say: Callable[[str], None]) -> list[str]:
             say(f"link '{name}': job {', '.join(own)}" + (f", after {after[0]}" if after else ""))
             jobs += own
     return jobs
-
-
-def has_job(run: Path) -> bool:
-    """Whether a job of a run is in the queue."""
-    description = JobFolder(run).description()
-    states = [client.job_state(job) for job in description.jobs] if description else []
-    return any(state is not None and state.state in client.ACTIVE for state in states)

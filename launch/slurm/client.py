@@ -152,15 +152,21 @@ def would_start(script: str, *options: str) -> str:
 
 
 def job_state(job: str, patience: float = 0.0) -> JobState | None:
-    """A job that the queue still knows; None: it does not. Of an array, that of its first job."""
+    """A job that the queue still knows; None: it does not. Of an array, one of its jobs that has not ended, if any."""
     try:
         answer = call("squeue", "-h", "-a", "-j", job, "-o", "%T|%r|%N|%S", patience=patience)
     except SlurmError as error:
         if "nvalid job id" in str(error):
             return None
         raise
-    lines = answer.strip().splitlines()
-    return JobState(*lines[0].split("|")) if lines else None
+    states = [JobState(*line.split("|")) for line in answer.strip().splitlines()]
+    return next((state for state in states if state.state in ACTIVE), states[0] if states else None)
+
+
+def active_state(job: str) -> str | None:
+    """The state of a job that waits or has nodes; None: it has ended, or the queue does not know it."""
+    state = job_state(job)
+    return state.state if state is not None and state.state in ACTIVE else None
 
 
 def last_state(job: str) -> str | None:

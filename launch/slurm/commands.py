@@ -99,10 +99,6 @@ def slurm(
     resolved configuration are frozen into runs/NAME/job; the job saves before its time is over, is requeued, and goes
     on, until the run is finished. `rxt-dist launch status|stop|resume runs/NAME` afterwards.
     """
-    from launch.slurm.submit import render, submit
-    from rxt_dist.config.chain import is_chain
-    from rxt_dist.config.load import load_run
-
     given = {
         "nodes": nodes, "min_nodes": min_nodes, "gpus_per_node": gpus_per_node, "partition": partition,
         "account": account, "qos": qos, "constraint": constraint, "exclude": exclude, "time": time, "mem": mem,
@@ -112,22 +108,8 @@ def slurm(
         "mounts": mount, "env": _variables(env), "exclusive": exclusive or None,
         "requeue": False if no_requeue else None, "preflight": False if no_preflight else None,
     }  # fmt: skip
-    if is_chain(run):
-        for_one = {"--after": after, "--from": from_checkpoint, "--follow": follow, "--time-limit": time_limit}
-        chain = _chain_wish(run, overrides, site, given, for_one)
-        _launch_chain(chain, dry_run)
-        return
-    config = load_run(run, with_time_limit(overrides, time_limit))
-    wish = _wish(config, site, given, after, from_checkpoint)
-    if dry_run:
-        typer.echo(render(wish, lambda text: typer.echo(text, err=True)), nl=False)
-        return
-    jobs = submit(wish, lambda text: typer.echo(text))
-    _tell_of_submission(jobs, wish.run)
-    if follow:
-        from launch.slurm.follow import follow_run
-
-        raise typer.Exit(follow_run(wish.run))
+    for_one = {"--after": after, "--from": from_checkpoint, "--follow": follow, "--time-limit": time_limit}
+    _launch(run, overrides or [], site, given, for_one, dry_run)
 
 
 def slurm_data(
@@ -218,8 +200,36 @@ def resume(
         raise typer.Exit(follow_run(run))
 
 
+def _launch(
+    file: Path,
+    overrides: list[str],
+    site: Path | None,
+    given: dict[str, Any],
+    for_one: dict[str, Any],
+    dry_run: bool,
+) -> None:
+    """Submit a run or a chain, or show its script. for_one: the options that only a run of its own has."""
+    from launch.slurm.submit import render, submit
+    from rxt_dist.config.chain import is_chain
+    from rxt_dist.config.load import load_run
+
+    if is_chain(file):
+        _launch_chain(_chain_wish(file, overrides, site, given, for_one), dry_run)
+        return
+    config = load_run(file, with_time_limit(overrides, for_one["--time-limit"]))
+    wish = _wish(config, site, given, for_one["--after"], for_one["--from"])
+    if dry_run:
+        typer.echo(render(wish, lambda text: typer.echo(text, err=True)), nl=False)
+        return
+    _tell_of_submission(submit(wish, typer.echo), wish.run)
+    if for_one["--follow"]:
+        from launch.slurm.follow import follow_run
+
+        raise typer.Exit(follow_run(wish.run))
+
+
 def _chain_wish(
-    file: Path, overrides: list[str] | None, site: Path | None, given: dict[str, Any], for_one: dict[str, Any]
+    file: Path, overrides: list[str], site: Path | None, given: dict[str, Any], for_one: dict[str, Any]
 ) -> Any:
     """A chain whose jobs all have the same options.
 
@@ -233,12 +243,12 @@ def _chain_wish(
     surplus = [name for name, value in for_one.items() if value]
     if surplus:
         raise ConfigError(f"{surplus[0]} belongs to one run, and {file} is a chain: leave it out, or name a run file.")
-    chain = load_chain(file, overrides or [])
+    chain = load_chain(file, overrides)
 
     def make(run: Any, after: list[Path]) -> Any:
         return _wish(run, site, dict(given), after, None)
 
-    return ChainWish(file, overrides or [], chain, make)
+    return ChainWish(file, overrides, chain, make)
 
 
 def _launch_chain(wish: Any, dry_run: bool) -> None:

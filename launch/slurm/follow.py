@@ -30,6 +30,7 @@ def status_of(run: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no run stands there.
     """
+    _require_run(run)
     folder = JobFolder(run)
     description = folder.description()
     if description is None and not (run / "events.jsonl").exists():
@@ -52,6 +53,23 @@ def status_of(run: Path) -> dict[str, Any]:
         "excluded": excluded_nodes(lines),
         "output": _output(folder, description.submission, description.jobs) if description else None,
     }
+
+
+def _require_run(path: Path) -> None:
+    """Refuse what cannot be a run directory: a file, and the folder of a chain, whose links have jobs of their own.
+
+    Raises:
+        ConfigError: with what to name.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"{path} is no folder. Name a run directory, such as runs/NAME.")
+    links = _json(path / "chain.json").get("links", {})
+    runs = [folder for name, folder in links.items() if (path / f"links/{name}.yaml").exists()]
+    if runs:
+        raise ConfigError(
+            f"{path} is the folder of a chain, whose links have jobs of their own: name one of {', '.join(runs)}. "
+            f"Those after a link that is stopped do not start."
+        )
 
 
 def _job(job: str) -> dict[str, Any]:
@@ -159,6 +177,7 @@ def stop_run(run: Path, now: bool) -> Iterator[str]:
     Raises:
         ConfigError: nothing of it runs or waits.
     """
+    _require_run(run)
     description = JobFolder(run).description()
     jobs = [_job(job) for job in description.jobs] if description and client.there() else []
     running = [job for job in jobs if job["state"] in _LIVING and job["state"] not in client.WAITING]

@@ -12,6 +12,7 @@ The supervisor reads all this with the standard library alone.
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class Description:
     work on, largest first. lead: seconds from the user signal to the end of the job's time. prefix: a container's
     command before the python of ranks. srun: further arguments of srun for ranks. chain: jobs of a submission, one
     after the other. code: the frozen code. old_stop: identity of the STOP file that was there at submission. jobs: ids,
-    in order of submission.
+    in order of submission. after: run directories that have to be finished before the first life.
     """
 
     submission: int
@@ -56,6 +57,7 @@ class Description:
     code: str
     old_stop: str
     jobs: list[str]
+    after: list[str]
 
     @property
     def folder(self) -> JobFolder:
@@ -118,6 +120,13 @@ class JobFolder:
         return max(whole, default=0)
 
     def description(self) -> Description | None:
-        """The newest submission, if the run was ever submitted."""
+        """The newest submission, if the run was ever submitted from where it is: of a copy the jobs are another's."""
         number = self.newest
-        return Description.read(self.submission(number) / "launch.json") if number else None
+        found = Description.read(self.submission(number) / "launch.json") if number else None
+        return found if found is not None and self._is_own(found) else None
+
+    def _is_own(self, description: Description) -> bool:
+        try:
+            return os.path.samefile(description.run, self.run)
+        except OSError:
+            return False

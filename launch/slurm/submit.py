@@ -28,6 +28,7 @@ from rxt_dist.errors import ConfigError, UnavailableError, UserError, error_clas
 from rxt_dist.files import access_errors, require_folder, write_atomic
 from rxt_dist.lives import file_identity
 from rxt_dist.locks import Lock, held, locked
+from rxt_dist.train.chain_dir import newest_step
 from rxt_dist.train.events import read_lines
 
 # Nothing else may stand in a script's header and in the name of a job's output.
@@ -78,7 +79,7 @@ def render(wish: Wish, warn: Callable[[str], None]) -> str:
     place = _place(wish, folder, number, folder.path / "code-...")
     text = run_script(wish.name, wish.options, signal_lead(wish), place)
     gpus = gpus_asked(wish.options)
-    _dependency(wish)
+    _dependency(wish.after)
     _node_counts(wish)
     check_where_possible(text, wish.options, wish.options.nodes, gpus, warn)
     return text
@@ -98,7 +99,7 @@ def submit(wish: Wish, say: Callable[[str], None]) -> list[str]:
     require_folder(run)
     _require_free(run)
     gpus_asked(wish.options)
-    lead, dependency, counts = signal_lead(wish), _dependency(wish), _node_counts(wish)
+    lead, dependency, counts = signal_lead(wish), _dependency(wish.after), _node_counts(wish)
     with access_errors(run):
         return _written_and_submitted(wish, lead, counts, dependency, say)
 
@@ -111,7 +112,8 @@ def resubmit(run: Path) -> list[str]:
     """
     folder = JobFolder(run)
     if folder.description() is None:
-        raise ConfigError(f"{run} was never submitted to SLURM: begin with `rxt-dist launch slurm RUN.yaml`.")
+        known = "was moved or copied since it was submitted" if folder.newest else "was never submitted"
+        raise ConfigError(f"{run} {known} to SLURM: begin with `rxt-dist launch slurm RUN.yaml`.")
     require_slurm()
     with locked(folder.path / ".lock", wait=True):
         description = folder.description()
@@ -120,10 +122,12 @@ def resubmit(run: Path) -> list[str]:
         if (run / "finished.json").exists():
             raise ConfigError(f"{run} is finished, so there is nothing to resume (to go back: `launch slurm --from`).")
         require_whole(Path(description.code))
+        # Its first step needs them; later ones do not, and what it began with may be gone.
+        dependency = _dependency([Path(first) for first in description.after]) if newest_step(run) < 0 else []
         Ledger(folder.ledger).add("submitted", submission=description.submission, again=True)
         description = replace(description, old_stop=file_identity(run / "STOP"))
         description.write()
-        return _hand_over(description, [])
+        return _hand_over(description, dependency)
 
 
 def _written_and_submitted(
@@ -244,6 +248,7 @@ def _description(wish: Wish, number: int, lead: int, counts: list[int], code: Pa
         code=str(code),
         old_stop=file_identity(run / "STOP"),
         jobs=[],
+        after=[str(first.absolute()) for first in wish.after],
     )
 
 
@@ -425,21 +430,36 @@ def gpus_asked(options: SlurmOptions) -> int:
 
 def _require_free(run: Path) -> None:
     """Refuse a run that has a job, or is being trained in another way."""
-    description = JobFolder(run).description()
-    for job in description.jobs if description else ():
-        state = client.job_state(job)
-        if state is not None and state.state in client.ACTIVE:
-            raise ConfigError(
-                f"{run} has a job already: {job} is {state.state}. Look at it with `rxt-dist launch status {run}`, end "
-                f"it with `rxt-dist launch stop {run}`."
-            )
+    living = living_job(run)
+    if living is not None:
+        job, state = living
+        raise ConfigError(
+            f"{run} has a job already: {job} is {state}. Look at it with `rxt-dist launch status {run}`, end it with "
+            f"`rxt-dist launch stop {run}`."
+        )
     if held(run / ".lock"):
         raise ConfigError(f"{run} is being trained by another process: wait until it has ended, or stop it.")
 
 
-def _dependency(wish: Wish) -> list[str]:
+def living_job(run: Path) -> tuple[str, str] | None:
+    """A job of a run that waits or has nodes, and its state."""
+    states = ((job, client.active_state(job)) for job in _jobs_of(JobFolder(run)))
+    return next(((job, state) for job, state in states if state is not None), None)
+
+
+def _jobs_of(folder: JobFolder) -> list[str]:
+    """Jobs of the newest submission, also where another version, or nobody who can be understood, has described it."""
+    try:
+        description = folder.description()
+    except ConfigError:
+        lines = Ledger(folder.ledger).read()
+        return [line["job"] for line in lines if line["kind"] == "job" and line["submission"] == folder.newest]
+    return description.jobs if description else []
+
+
+def _dependency(after: Sequence[Path]) -> list[str]:
     """What makes a job wait for other runs to be finished."""
-    jobs = [job for run in wish.after for job in _last_job(run)]
+    jobs = [job for run in after for job in _last_job(run)]
     # Without the second a job would wait for ever for one that failed.
     return [f"--dependency=afterok:{':'.join(jobs)}", "--kill-on-invalid-dep=yes"] if jobs else []
 
@@ -455,8 +475,7 @@ def _last_job(run: Path) -> list[str]:
             return []
     description = JobFolder(run).description()
     job = description.jobs[-1] if description and description.jobs else None
-    state = client.job_state(job) if job is not None and client.there() else None
-    if job is None or (client.there() and (state is None or state.state not in client.ACTIVE)):
+    if job is None or (client.there() and client.active_state(job) is None):
         ended = f", whose last job ({job}) has ended," if job is not None else " has no job on this cluster and"
         raise ConfigError(f"{run}{ended} is not finished, so nothing can wait for it: submit it first.")
     return [job]

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,10 +35,10 @@ from rxt_dist.engine.interface import WEIGHT
 from rxt_dist.errors import CheckpointError, ConfigError, DataError
 from rxt_dist.files import (
     access_errors,
+    blake3_file,
     fsync_dir,
     require_folder,
     require_free_space,
-    sha256_file,
     temporary_path,
     write_atomic,
     write_json_atomic,
@@ -154,12 +154,12 @@ def seal(
         write_atomic(making / TOKENIZER_FILE, tokenizer)
         names.append(TOKENIZER_FILE)
     files = [*records, *(record_of(making, name) for name in names)]
-    write_json_atomic(making / EXPORT_FILE, {**told, "files": [asdict(record) for record in files]})
+    write_json_atomic(making / EXPORT_FILE, {**told, "files": [record.to_json() for record in files]})
 
 
 def record_of(folder: Path, name: str) -> FileRecord:
     """Size and hash of a file of an export."""
-    return FileRecord(name, (folder / name).stat().st_size, sha256_file(folder / name))
+    return FileRecord(name, (folder / name).stat().st_size, blake3_file(folder / name))
 
 
 def verify_export(folder: Path) -> dict[str, Any]:

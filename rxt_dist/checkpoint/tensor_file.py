@@ -6,7 +6,6 @@ that a rank holds, and makes files that only their owner can read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 # Elements that are brought to the host, written and hashed at once (2 MB: they stay in the cache of a processor).
@@ -37,7 +37,7 @@ class Described:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write tensors of any device and make the file durable. Returns its hex sha256.
+    """Write tensors of any device and make the file durable. Returns its hex blake3.
 
     The hash is of what was meant to be written, so that a disk that kept something else is found out by the first
     reader.
@@ -54,7 +54,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
 def write_blocks(path: Path, described: Mapping[str, Described], blocks: Iterable[Tensor]) -> str:
     """Write what `described` says, of which `blocks` are the elements, one after another. See `write_tensors`."""
     header = _header(described)
-    digest = hashlib.sha256(header)
+    digest = blake3(header)
     # Never over a file that is there: a rank of a life that was cut off may wake in its save of the same step.
     with open(path, "xb") as file:
         file.write(header)
@@ -67,7 +67,7 @@ def write_blocks(path: Path, described: Mapping[str, Described], blocks: Iterabl
         size = file.tell()
     if size != len(header) + sum(tensor.bytes for tensor in described.values()):
         raise ValueError(f"{path} has {size} bytes, not those of the tensors that it describes")
-    return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
 def _header(described: Mapping[str, Described]) -> bytes:

@@ -32,12 +32,16 @@ class Turns(NamedTuple):
     memories: tensors of the memory's shape, float32, that are kept of each turn until its backward pass is over, beside
         what the layers keep: labels and differences of a loss, the memory before a turn that is computed again.
     working: the same that one turn takes besides while its forward pass ends.
+    noised: whether what is written is noised, so that its encoding and the noise are there as they are.
+    first_is_written: whether the first turn is written too, and not only the memory before each later one.
     """
 
     number: int = 1
     alive: int = 1
     memories: int = 0
     working: int = 0
+    noised: bool = False
+    first_is_written: bool = True
 
 
 class StageConfig(Config, ABC):
@@ -175,6 +179,10 @@ class DecoderStageConfig(StageConfig):
         """See `StageConfig.parts`."""
         return ("embedding", "decoder", "lm_head")
 
+    def expects(self) -> tuple[PartName, ...]:
+        """See `StageConfig.expects`. An embedding that is frozen stays what it begins as."""
+        return () if self.train_embedding else ("embedding",)
+
     def rate_group(self, parameter: str) -> str | None:
         """What reads the memory stays as it is, since there is nothing to learn from a constant one."""
         if any(name in parameter for name in (".cross_attention.", ".cross_norm.", ".memory_norm.")):
@@ -234,7 +242,7 @@ class MemoryStageConfig(StageConfig):
     def dialogue(self) -> Turns:
         """All turns are one backward pass. Of each stay both sides of the cosine and the change; while it is computed
         also old and new memory, the turn's share, the label and its noise."""
-        return Turns(self.turns, self.turns, memories=3, working=5)
+        return Turns(self.turns, self.turns, memories=3, working=5, noised=True)
 
 
 class SmatConfig(StageConfig):
@@ -283,8 +291,9 @@ class SmatConfig(StageConfig):
         return {"memory_attention": "memory", "encoder": "encoder"}.get(parameter.partition(".")[0], "decoder")
 
     def dialogue(self) -> Turns:
-        """Of each turn stays the memory that it is computed from again."""
-        return Turns(self.turns, 1 if self.recompute_turns else self.turns, memories=1)
+        """Of each turn stays the memory that it is computed from again, and one that it writes takes as much."""
+        alive = 1 if self.recompute_turns else self.turns
+        return Turns(self.turns, alive, memories=1, working=1, first_is_written=False)
 
 
 class StageEntry(NamedTuple):

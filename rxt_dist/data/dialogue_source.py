@@ -6,7 +6,7 @@ orders and resumes are then those of rows of documents.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -33,13 +33,14 @@ class TurnBatch:
     tokens_BUT: int64 ids, [PAD] (0) behind each turn. lengths_BU: int64 tokens of each turn, 0 where a dialogue has
     ended. samples_B: int64 global position of each dialogue; the key of all randomness that concerns it. recalls_BU3:
     int64 (distance, first token, end) of the value that a turn's answer recalls: told `distance` turns before, it is
-    tokens_BUT[b, u, first:end]. Zeros where a turn recalls nothing.
+    tokens_BUT[b, u, first:end]. Zeros where a turn recalls nothing. system_query: see `are_system_prompts`.
     """
 
     tokens_BUT: Tensor
     lengths_BU: Tensor
     samples_B: Tensor
     recalls_BU3: Tensor
+    system_query: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -64,7 +65,8 @@ class TurnBatch:
         if rows < 1 or self.rows % rows:
             raise ValueError(f"a batch of {self.rows} dialogues cannot be split into micro-batches of {rows}")
         columns = (self.tokens_BUT, self.lengths_BU, self.samples_B, self.recalls_BU3)
-        return [TurnBatch(*part) for part in zip(*(column.split(rows) for column in columns), strict=True)]
+        parts = [TurnBatch(*part) for part in zip(*(column.split(rows) for column in columns), strict=True)]
+        return [replace(part, system_query=self.system_query) for part in parts]
 
 
 class DialogueSource:
@@ -160,7 +162,13 @@ class DialogueSource:
             for u, turn in enumerate(dialogue):
                 tokens_BUT[b, u, : len(turn)] = turn
                 lengths_BU[b, u] = len(turn)
-        return TurnBatch(*map(torch.from_numpy, (tokens_BUT, lengths_BU, samples[part], recalls_BU3)))
+        tokens, lengths, own, recalls = map(torch.from_numpy, (tokens_BUT, lengths_BU, samples[part], recalls_BU3))
+        return TurnBatch(tokens, lengths, own, recalls, self._system_query)
+
+    @cached_property
+    def _system_query(self) -> tuple[int, ...]:
+        """Of one tokenizer, so that all datasets that state it state the same."""
+        return next((manifest.system_query for manifest in self._manifests.values() if manifest.system_query), ())
 
     def _dataset(self, source: int, split: str) -> DialogueDataset:
         if (source, split) not in self._opened:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rxt_dist.data.interactions import answer_labels, check_interactions
+from rxt_dist.data.interactions import NO_LOSS, answer_labels, are_system_prompts, check_interactions
 from rxt_dist.data.manifest import (
     DATASET_FILE,
     Counts,
@@ -29,7 +29,6 @@ from rxt_dist.data.manifest import (
     Manifest,
     Source,
     Split,
-    blake3_file,
     canonical_json,
     load_as,
     load_manifest,
@@ -39,7 +38,7 @@ from rxt_dist.data.manifest import (
 from rxt_dist.data.origin import DIALOGUES_FORMAT
 from rxt_dist.data.rows import PAD_ID, SPECIAL_TOKENS
 from rxt_dist.errors import ConfigError, DataError, nearest
-from rxt_dist.files import fsync_dir, temporary_path
+from rxt_dist.files import blake3_file, fsync_dir, temporary_path
 
 DIALOGUES_VERSION = 1
 RECALL_COLUMN = "recall"
@@ -102,13 +101,17 @@ class DialogueSource(Source[DialogueSplit]):
 
 @dataclass(frozen=True, kw_only=True)
 class DialogueManifest(Manifest[DialogueSource]):
-    """The manifest of a dataset of dialogues; `seq_len` is the most tokens that a turn has."""
+    """The manifest of a dataset of dialogues; `seq_len` is the most tokens that a turn has.
+
+    system_query: see `are_system_prompts`; stated in the template of RxT-Alpha alone.
+    """
 
     FORMAT, VERSION = DIALOGUES_FORMAT, DIALOGUES_VERSION
     source_type = DialogueSource
     own_fields = ("template",)
 
     template: str
+    system_query: tuple[int, ...] = ()
 
     @property
     def totals(self) -> DialogueTotals:
@@ -121,7 +124,12 @@ class DialogueManifest(Manifest[DialogueSource]):
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Self:
-        return super().from_dict({"files": (), **value})  # earlier versions stated none
+        found = super().from_dict({"files": (), **value})  # earlier versions stated none
+        return replace(found, system_query=tuple(value.get("system_query", ())))
+
+    def to_dict(self) -> dict[str, Any]:
+        stated = {"system_query": list(self.system_query)} if self.system_query else {}
+        return super().to_dict() | stated
 
 
 AnyManifest = DatasetManifest | DialogueManifest
@@ -316,11 +324,13 @@ class DialogueBatch:
 
     tokens_BUT: int64 ids. lengths_BU: int64 tokens of each turn, 0 where a dialogue has fewer turns.
     labels_BUT: int64, as `interactions.answer_labels`: the next token where it carries loss, else -100.
+    system_B: bool, dialogues whose first turn is a system prompt, which has no labels.
     """
 
     tokens_BUT: npt.NDArray[np.int64]
     lengths_BU: npt.NDArray[np.int64]
     labels_BUT: npt.NDArray[np.int64]
+    system_B: npt.NDArray[np.bool_]
 
 
 class DialogueDataset:
@@ -410,7 +420,9 @@ class DialogueDataset:
                 tokens_BUT[b, n, : len(turn)] = turn
                 lengths_BU[b, n] = len(turn)
         labels = answer_labels(tokens_BUT.reshape(-1, width)).reshape(tokens_BUT.shape)
-        return DialogueBatch(tokens_BUT, lengths_BU, labels)
+        system_B = are_system_prompts(tokens_BUT[:, 0], self.manifest.system_query)
+        labels[system_B, 0] = NO_LOSS
+        return DialogueBatch(tokens_BUT, lengths_BU, labels, system_B)
 
     def _table(self, shard: int) -> pa.Table:
         if shard not in self._tables:

@@ -4,7 +4,8 @@ An interaction is one event: what comes in (a query, or the result of a tool) an
 
     [BOS] [I]internal instruction  [Q]query | [U]tool result  [T]thinking  [A]answer  [C]tool call  [EOS]
 
-A dialogue may begin with a system prompt, `[BOS] [I]SYSTEM INSTRUCTIONS text [EOS]`, which nobody answers.
+A dialogue may begin with a system prompt, `[BOS] [I]SYSTEM INSTRUCTIONS text [EOS]`, which nobody answers. RxT-Alpha,
+which has no [I], writes it as `[BOS] [Q]SYSTEM INSTRUCTIONS [A]text [EOS]`: what tells it apart is what it asks.
 
 Parts may be absent, but there is always one of [Q] and [U], and then at least an answer or a tool call. The token after
 the query is [A] (fast answer) or [T] (thinking first): the caller chooses it. Text has no control tokens (the tokenizer
@@ -25,8 +26,11 @@ from rxt_dist.data.rows import BOS_ID, EOS_ID, PAD_ID, SPECIAL_COUNT, SPECIAL_TO
 QUERY_ID, ANSWER_ID, THINK_ID, CALL_ID, RESULT_ID, INTERNAL_ID = (
     SPECIAL_TOKENS[token] for token in ("[Q]", "[A]", "[T]", "[C]", "[U]", "[I]")
 )
-SYSTEM_HEADING = "SYSTEM INSTRUCTIONS\n\n"
+SYSTEM_QUERY = "SYSTEM INSTRUCTIONS"
+SYSTEM_HEADING = f"{SYSTEM_QUERY}\n\n"
 NO_LOSS = -100  # the label that cross-entropy leaves out
+# The parts of an answer and the control token that each begins with; the last one is nothing but that token.
+ANSWER_PARTS = {"thinking": THINK_ID, "answer": ANSWER_ID, "call": CALL_ID, "eos": EOS_ID}
 
 # What may follow what, among the control tokens alone.
 _FOLLOWS = {
@@ -45,6 +49,8 @@ for _before, _after in _FOLLOWS.items():
 
 _IS_ANSWER_SIDE = np.zeros(SPECIAL_COUNT, dtype=bool)
 _IS_ANSWER_SIDE[[THINK_ID, ANSWER_ID, CALL_ID]] = True
+_PART_OF = np.full(SPECIAL_COUNT, len(ANSWER_PARTS))
+_PART_OF[list(ANSWER_PARTS.values())] = range(len(ANSWER_PARTS))
 
 
 def answer_labels(tokens_RT: npt.NDArray[np.integer], train_mode: bool = False) -> npt.NDArray[np.int64]:
@@ -58,14 +64,8 @@ def answer_labels(tokens_RT: npt.NDArray[np.integer], train_mode: bool = False) 
         tokens_RT: ids of any integer type, each row starting with a control token ([BOS], or [PAD] in an empty row).
         train_mode: the marker after the query has loss too.
     """
-    flat = tokens_RT.reshape(-1)
-    control_at = np.flatnonzero(flat < SPECIAL_COUNT)
-    assert bool((tokens_RT[:, 0] < SPECIAL_COUNT).all()), "a row starts with text"
-    # A part reaches from its control token to the next one; no part reaches into the next row, which opens its own.
-    part_lengths = np.diff(control_at, append=len(flat))
-    has_label = np.repeat(_IS_ANSWER_SIDE[flat[control_at]], part_lengths).reshape(tokens_RT.shape)
     next_RT = tokens_RT[:, 1:]
-    wanted_RT = has_label[:, :-1] & (next_RT != PAD_ID)
+    wanted_RT = _IS_ANSWER_SIDE[_openers(tokens_RT)[:, :-1]] & (next_RT != PAD_ID)
     if train_mode:
         # Of the markers of the answer side only the first follows a token that is not on it.
         is_marker_RT = _IS_ANSWER_SIDE[np.minimum(next_RT, SPECIAL_COUNT - 1)] & (next_RT < SPECIAL_COUNT)
@@ -73,6 +73,23 @@ def answer_labels(tokens_RT: npt.NDArray[np.integer], train_mode: bool = False) 
     labels = np.full(tokens_RT.shape, NO_LOSS, dtype=np.int64)
     np.copyto(labels[:, :-1], next_RT, where=wanted_RT)
     return labels
+
+
+def answer_parts(tokens_RT: npt.NDArray[np.integer], labels_RT: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Which of ANSWER_PARTS each label of `answer_labels` is of, by its number there, int64 [R, T]; their number where
+    there is no label. A marker is of the part that it begins."""
+    parts_RT = np.full(tokens_RT.shape, len(ANSWER_PARTS))
+    np.copyto(parts_RT[:, :-1], _PART_OF[_openers(tokens_RT)[:, 1:]], where=labels_RT[:, :-1] != NO_LOSS)
+    return parts_RT
+
+
+def _openers(tokens_RT: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
+    """The control token that begins the part of each position, [R, T]."""
+    flat = tokens_RT.reshape(-1)
+    control_at = np.flatnonzero(flat < SPECIAL_COUNT)
+    assert bool((tokens_RT[:, 0] < SPECIAL_COUNT).all()), "a row starts with text"
+    # A part reaches from its control token to the next one; no part reaches into the next row, which opens its own.
+    return np.repeat(flat[control_at], np.diff(control_at, append=len(flat))).reshape(tokens_RT.shape)
 
 
 def check_interaction_rows(rows: PackedRows, vocab_size: int) -> None:
@@ -93,9 +110,16 @@ def check_interaction_rows(rows: PackedRows, vocab_size: int) -> None:
     check_interactions(tokens_RT[used_RT], rows.seg_len_I.astype(np.int64))
 
 
-def are_system_prompts(tokens_RT: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-    """Which of R rows, each padded and of one interaction at most, ask nothing: bool [R]. Empty rows do not count."""
+def are_system_prompts(tokens_RT: npt.NDArray[np.integer], system_query: tuple[int, ...] = ()) -> npt.NDArray[np.bool_]:
+    """Which of R rows, each padded and of one interaction at most, ask nothing: bool [R]. Empty rows do not count.
+
+    Args:
+        system_query: the ids of SYSTEM_QUERY where that is how system prompts begin, in the template of RxT-Alpha.
+    """
     asks_R = ((tokens_RT == QUERY_ID) | (tokens_RT == RESULT_ID)).any(1)
+    if system_query and tokens_RT.shape[1] > len(system_query) + 2:
+        opening = (BOS_ID, QUERY_ID, *system_query, ANSWER_ID)
+        asks_R &= (tokens_RT[:, : len(opening)] != opening).any(1)
     return (tokens_RT[:, 0] == BOS_ID) & ~asks_R
 
 

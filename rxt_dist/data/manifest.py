@@ -22,8 +22,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
-import blake3
-
 from rxt_dist.data.inputs import InputFile
 from rxt_dist.data.origin import maker, refusal
 from rxt_dist.data.rows import BOUNDARY_POLICY, SPECIAL_TOKENS
@@ -53,15 +51,6 @@ def canonical_json(value: Any) -> str:
 def digest_json(value: Any) -> str:
     """Hex sha256 of the canonical JSON of `value`."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def blake3_file(path: Path) -> str:
-    """Hex blake3 of a file, read in blocks (a memory map would turn a failing disk into a killed process)."""
-    digest = blake3.blake3()
-    with open(path, "rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return str(digest.hexdigest())
 
 
 def tokenizer_fingerprint(tokenizer_json: str) -> str:

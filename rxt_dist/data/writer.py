@@ -24,7 +24,6 @@ from rxt_dist.data.manifest import (
     SHARD_SUFFIX,
     RecordBatchInfo,
     ShardInfo,
-    blake3_file,
     canonical_json,
     sums_file,
 )
@@ -39,7 +38,7 @@ from rxt_dist.data.rows import (
     row_sums,
 )
 from rxt_dist.errors import ConfigError
-from rxt_dist.files import fsync_dir, temporary_path
+from rxt_dist.files import blake3_file, fsync_dir, temporary_path
 
 RECORD_BATCH_ROWS = 4096
 SHARD_ROWS = 65_536

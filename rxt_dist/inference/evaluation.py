@@ -15,7 +15,7 @@ from rxt_dist.config.load import load_run
 from rxt_dist.config.run import DataConfig, ParallelConfig, RunConfig, run_class
 from rxt_dist.config.stages import DEFAULT_STAGE
 from rxt_dist.data.dialogues import DialogueDataset
-from rxt_dist.data.interactions import NO_LOSS, are_system_prompts
+from rxt_dist.data.interactions import NO_LOSS
 from rxt_dist.data.text import Text
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.errors import DataError
@@ -110,7 +110,7 @@ def _add_group(
     generators = [torch.Generator().manual_seed(seed + index) for index in indices]
     memory_LBSD = torch.cat([initial_memory(config, 1, of) for of in generators], dim=1).to(assistant.device)
     batch = dataset.batch(indices)
-    for row in np.flatnonzero(are_system_prompts(batch.tokens_BUT[:, 0])).tolist():
+    for row in np.flatnonzero(batch.system_B).tolist():
         # Written before turn 0, which is then the first row that asks.
         prompt = batch.tokens_BUT[row, 0, : batch.lengths_BU[row, 0]].tolist()
         memory_LBSD[:, row : row + 1] = write(network, memory_LBSD[:, row : row + 1], [prompt])

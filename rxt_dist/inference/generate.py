@@ -131,4 +131,4 @@ def write(network: ReactiveTransformer, memory_LBSD: Tensor, interactions: Seque
     keys_BT = positions_BT < lengths_B.unsqueeze(1)
     ids_BT, positions_BT, keys_BT = (x.to(device) for x in (ids_BT, positions_BT, keys_BT))
     encoded_LBTD = network.encoder(network.embedding(ids_BT), positions_BT, keys_BT=keys_BT)
-    return network.memory_attention(memory_LBSD, encoded_LBTD.to(memory_LBSD), positions_BT, keys_BT)
+    return network.memory_attention(memory_LBSD, encoded_LBTD.to(memory_LBSD), positions_BT, keys_BT).memory_LBSD

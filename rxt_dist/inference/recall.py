@@ -13,11 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rxt_dist.data.dialogues import DialogueDataset, load_dialogue_manifest
-from rxt_dist.data.interactions import ANSWER_ID, QUERY_ID, RESULT_ID, THINK_ID
+from rxt_dist.data.interactions import ANSWER_ID, THINK_ID, are_system_prompts
 from rxt_dist.data.rows import SPECIAL_COUNT
 from rxt_dist.errors import DataError
 from rxt_dist.inference.assistant import Assistant
@@ -125,6 +126,7 @@ class _Group:
     def __init__(self, assistant: Assistant, dataset: DialogueDataset, indices: Sequence[int], seed: int) -> None:
         self.assistant = assistant
         self.dialogues = [[turn.tolist() for turn in dataset.dialogue(index)] for index in indices]
+        self.system_query = dataset.manifest.system_query
         self.recalls = [dataset.recalls(index).tolist() for index in indices]
         generators = [torch.Generator().manual_seed(seed + index) for index in indices]
         drawn = [initial_memory(assistant.config, 1, generator) for generator in generators]
@@ -135,7 +137,7 @@ class _Group:
         for number in range(max(map(len, self.dialogues))):
             here = [row for row, dialogue in enumerate(self.dialogues) if number < len(dialogue)]
             ids = {row: self.dialogues[row][number] for row in here}
-            prompts = {row: prompt for row in here if (prompt := _prompt(ids[row])) is not None}
+            prompts = {row: prompt for row in here if (prompt := _prompt(ids[row], self.system_query)) is not None}
             said = {"true": self._said(prompts, self.memory_LBSD)}
             asking = {row: prompts[row] for row in prompts if self.recalls[row][number][0]}
             said["zero"] = self._said(asking, torch.zeros_like(self.memory_LBSD))
@@ -170,9 +172,9 @@ class _Group:
         return self.assistant.text.decode(ids).strip()
 
 
-def _prompt(ids: list[int]) -> tuple[list[int], int] | None:
+def _prompt(ids: list[int], system_query: tuple[int, ...]) -> tuple[list[int], int] | None:
     """What a turn gives the model, and the mode it asks for; None for a system instruction, which is not answered."""
-    if QUERY_ID not in ids and RESULT_ID not in ids:
+    if are_system_prompts(np.array([ids]), system_query)[0]:
         return None
     at = next(place for place, token in enumerate(ids) if token in (ANSWER_ID, THINK_ID))
     return ids[:at], ids[at]

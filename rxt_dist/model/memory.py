@@ -6,12 +6,22 @@ changed in place.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from rxt_dist.config.model import MemoryAttentionConfig, ModelConfig, ResidualGateConfig
 from rxt_dist.model.attention import SparseQueryAttention
 from rxt_dist.model.norm_rope import Rotary, rms_norm, rotary
+
+
+class WrittenMemory(NamedTuple):
+    """memory_LBSD: the next memory. gates_LB: float32, without a gradient: the mean over slots of the gate by which a
+    layer weighs what it has read against what it had; 0 where there is no gate."""
+
+    memory_LBSD: Tensor
+    gates_LB: Tensor
 
 
 class ResidualGate(nn.Module):
@@ -31,16 +41,17 @@ class ResidualGate(nn.Module):
             self.weight = nn.Parameter(torch.empty((slots, 1) if gate.per_slot else (1,)))
         self.status = nn.Linear(config.dim, 1) if gate.status == "linear" else None
 
-    def forward(self, old_BSD: Tensor, new_BSD: Tensor) -> Tensor:
-        """[B, S, D], [B, S, D] -> [B, S, D]."""
+    def forward(self, old_BSD: Tensor, new_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, S, D], [B, S, D] -> [B, S, D], and the gate, of a shape that broadcasts to [B, S, 1]; 0 of none."""
         total_BSD = old_BSD + new_BSD
         if self.kind == "none":
-            return total_BSD
+            return total_BSD, total_BSD.new_zeros(1)
         gate_BS1 = self._gate(total_BSD)
         if self.activation == "tanh":
             gate_BS1 = torch.tanh(gate_BS1)
-            return (1 + gate_BS1) * new_BSD + (1 - gate_BS1) * old_BSD
-        return torch.lerp(old_BSD, new_BSD, torch.sigmoid(gate_BS1))
+            return (1 + gate_BS1) * new_BSD + (1 - gate_BS1) * old_BSD, gate_BS1
+        gate_BS1 = torch.sigmoid(gate_BS1)
+        return torch.lerp(old_BSD, new_BSD, gate_BS1), gate_BS1
 
     def _gate(self, total_BSD: Tensor) -> Tensor:
         if self.kind == "static":
@@ -72,8 +83,8 @@ class MemoryWriteLayer(nn.Module):
 
     def forward(
         self, old_BSD: Tensor, across_BSD: Tensor | None, data_BTD: Tensor, rotate_k: Rotary, keys_BT: Tensor | None
-    ) -> Tensor:
-        """Next memory of this layer.
+    ) -> tuple[Tensor, Tensor]:
+        """Next memory of this layer [B, S, D], and the mean of its gate [B], float32 without a gradient.
 
         Args:
             old_BSD: this layer's memory.
@@ -86,14 +97,16 @@ class MemoryWriteLayer(nn.Module):
         read_BSD = self.write_attention(
             self.write_norm(mixed_BSD), self.input_norm(data_BTD), rotate_k=rotate_k, keys_BS=keys_BT
         )
-        return self.write_gate(mixed_BSD, read_BSD)
+        new_BSD, gate_BS1 = self.write_gate(mixed_BSD, read_BSD)
+        return new_BSD, gate_BS1.detach().float().expand(*new_BSD.shape[:2], 1).mean((1, 2))
 
     def _exchange(self, old_BSD: Tensor, across_BSD: Tensor | None) -> Tensor:
         normed_BSD = self.inner_norm(old_BSD)
         source_BSD = normed_BSD
         if across_BSD is not None:
-            source_BSD = across_BSD if self.variant == "interlayer" else self.mixing_gate(normed_BSD, across_BSD)
-        return self.inner_gate(old_BSD, self.inner_attention(normed_BSD, source_BSD))
+            source_BSD = across_BSD if self.variant == "interlayer" else self.mixing_gate(normed_BSD, across_BSD)[0]
+        exchanged_BSD: Tensor = self.inner_gate(old_BSD, self.inner_attention(normed_BSD, source_BSD))[0]
+        return exchanged_BSD
 
 
 class MemoryAttention(nn.Module):
@@ -109,8 +122,8 @@ class MemoryAttention(nn.Module):
 
     def forward(
         self, memory_LBSD: Tensor, data_LBTD: Tensor, positions_BT: Tensor, keys_BT: Tensor | None = None
-    ) -> Tensor:
-        """Write one interaction: memory [L, B, S, D] and encoded data [L, B, T, D] -> next memory [L, B, S, D].
+    ) -> WrittenMemory:
+        """Write one interaction: memory [L, B, S, D] and encoded data [L, B, T, D].
 
         Args:
             positions_BT: int64 positions of the encoded tokens.
@@ -125,7 +138,8 @@ class MemoryAttention(nn.Module):
             layer(memory_LBSD[i], None if across_LBSD is None else across_LBSD[i], data_LBTD[i], rotate_k, keys_BT)
             for i, layer in enumerate(self.layers)
         ]
-        return torch.stack(written)
+        memories, gates = zip(*written, strict=True)
+        return WrittenMemory(torch.stack(memories), torch.stack(gates))
 
 
 def initial_memory(config: ModelConfig, rows: int, generator: torch.Generator | None = None) -> Tensor:

@@ -6,6 +6,7 @@ or int64 are counted in float32 numbers apart from those in the model's type. do
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from rxt_dist.config.model import AttentionConfig, ModelConfig
@@ -32,14 +33,32 @@ class Layer:
     turn: int = 0
 
 
-def layers(setting: Setting) -> list[Layer]:
-    """All layers of the run's stage, encoder first, as often as a row has turns that stand at once."""
+def backward_passes(setting: Setting) -> list[list[Layer]]:
+    """The layers of the run's stage, encoder first, as they stand at once: those of all turns of a row. Where a turn is
+    computed again those of the last one, and then of the one before, with which the gradients of the first are there.
+    """
     turns = setting.config.stage.dialogue()
-    return [replace(layer, turn=turn) for turn in range(turns.alive) for layer in _turn(setting)]
+    if turns.alive == turns.number:
+        return [[layer for turn in range(turns.number) for layer in _turn(setting, turn, has_head=turn == 0)]]
+    again = [replace(layer, turn=0) for layer in _turn(setting, turns.number - 2)]
+    return [[replace(layer, turn=1) for layer in _turn(setting, turns.number - 1)], again]
 
 
-def _turn(setting: Setting) -> list[Layer]:
-    model, parts, tokens = setting.config.model, setting.config.stage.parts(), setting.tokens
+def _turn(setting: Setting, turn: int, has_head: bool = True) -> list[Layer]:
+    """has_head: whether the sum of the gradients of an output head, of which there is one, is counted here."""
+    parts = {*setting.config.stage.parts()}
+    if turn == 0 and not setting.config.stage.dialogue().first_is_written:
+        parts -= {"encoder", "memory_attention"}
+    found = [replace(layer, turn=turn) for layer in _layers(setting, parts)]
+    gradient = setting.config.model.vocab_size * (setting.config.model.dim + 1) * FLOAT32_BYTES
+    heads = ("lm_head", "mlm_head")
+    return [
+        replace(layer, stored=layer.stored + gradient) if layer.path in heads and has_head else layer for layer in found
+    ]
+
+
+def _layers(setting: Setting, parts: Collection[str]) -> list[Layer]:
+    model, tokens = setting.config.model, setting.tokens
     found = [Layer("embedding", 0, 0)]
     if "encoder" in parts and model.encoder is not None and _learns(setting, "embedding", "encoder"):
         width = _own_attention(setting, model.encoder.attention).plus(_dense(setting, model.encoder.hidden))
@@ -47,20 +66,20 @@ def _turn(setting: Setting) -> list[Layer]:
     if "mlm_head" in parts:
         # Masked positions only: input, its product, its gelu, the gradient of the hidden states.
         masked = round(tokens * getattr(setting.config.stage, "mlm_probability", 1.0))
-        found.append(_head(setting, "mlm_head", 4 * masked * model.dim))
+        found.append(Layer("mlm_head", 4 * masked * model.dim * setting.element_bytes, 0))
     if "memory_attention" in parts:
         found += [Layer(f"memory_attention.layers.{index}", *write_bytes(setting)) for index in range(model.layers)]
     if "decoder" in parts:
-        found.append(Layer("memory", memory_bytes(setting), 0))
+        found.append(Layer("memory", memory_bytes(setting) + _read_bytes(setting), 0))
         for index, (stateful, moe) in enumerate(decoder_layer_kinds(model)):
             width = _own_attention(setting, model.decoder.self_attention)
-            if stateful and "encoder" in parts:
+            if stateful and "encoder" in setting.config.stage.parts():
                 width = width.plus(_memory_attention(setting, model.decoder.cross_attention))
             width = width.plus(_experts(setting) if moe else _dense(setting, model.decoder.dense_hidden))
             found.append(_layer(setting, f"decoder.layers.{index}", width))
     if "lm_head" in parts:
         # The head's norm with its input, and the gradient of the hidden states.
-        found.append(_head(setting, "lm_head", 2 * tokens * model.dim))
+        found.append(Layer("lm_head", 2 * tokens * model.dim * setting.element_bytes, 0))
     return found
 
 
@@ -76,13 +95,18 @@ def memory_bytes(setting: Setting) -> int:
     return encoded_bytes(setting) if {"encoder", "decoder"} <= {*parts} and "memory_attention" not in parts else 0
 
 
+def _read_bytes(setting: Setting) -> int:
+    """The memory that a decoder reads, where it is written by memory attention."""
+    written = "memory_attention" in setting.config.stage.parts()
+    return memory_tensor_bytes(setting) * setting.element_bytes // FLOAT32_BYTES if written else 0
+
+
 def turn_bytes(setting: Setting) -> int:
-    """What the end of a turn's forward pass takes besides: where it is written, its encoding and noise as they are."""
-    if "memory_attention" not in setting.config.stage.parts():
-        return 0
-    encoded = encoded_bytes(setting)
+    """What the end of a turn's forward pass takes besides."""
+    turns = setting.config.stage.dialogue()
+    encoded = encoded_bytes(setting) if turns.noised else 0
     noise = encoded * FLOAT32_BYTES // setting.element_bytes
-    return encoded + noise + setting.config.stage.dialogue().working * memory_tensor_bytes(setting)
+    return encoded + noise + turns.working * memory_tensor_bytes(setting)
 
 
 def kept_memories_bytes(setting: Setting) -> int:
@@ -122,21 +146,17 @@ def _layer(setting: Setting, path: str, width: _Width) -> Layer:
     return Layer(path, stored, inside)
 
 
-def _head(setting: Setting, path: str, numbers: int) -> Layer:
-    """An output head; the sum of its weight's gradient is kept in float32 from the forward pass on."""
-    model = setting.config.model
-    gradient = model.vocab_size * (model.dim + 1) * FLOAT32_BYTES
-    return Layer(path, numbers * setting.element_bytes + gradient, 0)
-
-
 def _heads(setting: Setting, attention: AttentionConfig) -> _Width:
     """Queries, keys, values, output, and the gate with its product."""
-    model = setting.config.model
-    width, kv_width = attention.query_heads * model.head_dim, attention.kv_heads * model.head_dim
-    if setting.element_bytes != FLOAT32_BYTES:
-        # The kernel for documents of different lengths wants a key head for every query head.
-        kv_width = width
-    return _Width((4 if attention.gated else 2) * width + 2 * kv_width, attention.query_heads, 2 * width)
+    width = attention.query_heads * setting.config.model.head_dim
+    kept = (4 if attention.gated else 2) * width + _keys_width(setting, attention)
+    return _Width(kept, attention.query_heads, 2 * width)
+
+
+def _keys_width(setting: Setting, attention: AttentionConfig) -> int:
+    """Keys and values; the kernel for documents of different lengths wants a key head for every query head."""
+    heads = attention.kv_heads if setting.element_bytes == FLOAT32_BYTES else attention.query_heads
+    return 2 * heads * setting.config.model.head_dim
 
 
 def _own_attention(setting: Setting, attention: AttentionConfig) -> _Width:
@@ -145,8 +165,13 @@ def _own_attention(setting: Setting, attention: AttentionConfig) -> _Width:
 
 
 def _memory_attention(setting: Setting, attention: AttentionConfig) -> _Width:
-    """The same, and the normed memory."""
-    return _Width(3 * setting.config.model.dim, 2, 0).plus(_heads(setting, attention))
+    """Input and normed input with queries and what they read; and of each slot its normed memory, key and value. In
+    pre-training a token is a slot."""
+    slots = setting.micro_rows * setting.config.model.stm_slots
+    each = slots / setting.tokens if "memory_attention" in setting.config.stage.parts() else 1.0
+    heads, keys = _heads(setting, attention), _keys_width(setting, attention)
+    dim = setting.config.model.dim
+    return _Width(2 * dim + heads.kept - keys + each * (dim + keys), 1 + heads.float32 + each, heads.inside)
 
 
 def _dense(setting: Setting, hidden: int) -> _Width:

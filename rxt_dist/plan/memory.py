@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from rxt_dist.model.count import local_moe_parameters
-from rxt_dist.plan.activations import Layer, kept_memories_bytes, layers, logit_bytes, memory_bytes, turn_bytes
+from rxt_dist.plan.activations import Layer, backward_passes, kept_memories_bytes, logit_bytes, memory_bytes, turn_bytes
 from rxt_dist.plan.setting import FLOAT32_BYTES, Setting
 
 # Python and its libraries, measured on CPU; a CUDA context, which is not measured here, takes its place on a GPU.
@@ -105,21 +105,26 @@ class Moment:
 
 
 def moments(setting: Setting) -> list[Moment]:
-    """The end of the forward pass, the backward pass of each layer, the update."""
-    passed, last = layers(setting), setting.config.stage.dialogue().alive - 1
+    """The end of the forward pass, the backward pass of each layer, of turns that are computed again both for the last
+    and for the one before it; the update."""
+    passes, found = backward_passes(setting), []
+    last = passes[0][-1].turn
     kept, growing = _gradients(setting)
-    stored = kept_memories_bytes(setting) + sum(layer.stored for layer in passed)
-    found = [Moment(kept, stored + memory_bytes(setting), logit_bytes(setting), turn_bytes(setting))]
     # Autograd sums a parameter's gradients over all turns before anybody learns of them.
     done = summed = 0
-    for layer in reversed(passed):
-        made = _elements(setting, layer)
-        done += made if layer.turn == last else 0
-        summed += made * setting.element_bytes if layer.turn == last > 0 else 0
-        passing = layer.inside + _passing(setting, layer, made)
-        found.append(Moment(kept + round(growing * done), stored, 0, passing + (0 if growing else summed)))
-        stored -= layer.stored
-        summed -= made * setting.element_bytes if layer.turn == 0 < last else 0
+    for passed in passes:
+        stored = kept_memories_bytes(setting) + sum(layer.stored for layer in passed)
+        begin = turn_bytes(setting) + (0 if growing else summed)
+        computed = stored + memory_bytes(setting)
+        found.append(Moment(kept + round(growing * done), computed, logit_bytes(setting), begin))
+        for layer in reversed(passed):
+            made = _elements(setting, layer)
+            done += made if layer.turn == last else 0
+            summed += made * setting.element_bytes if layer.turn == last > 0 else 0
+            passing = layer.inside + _passing(setting, layer, made)
+            found.append(Moment(kept + round(growing * done), stored, 0, passing + (0 if growing else summed)))
+            stored -= layer.stored
+            summed -= made * setting.element_bytes if layer.turn == 0 < last else 0
     every = sum(parameters for parameters, _, _ in setting.held)
     found.append(Moment(kept + round(growing * every), 0, 0, _updated(setting)))
     return found

@@ -24,6 +24,11 @@ _TERMS = {
     "mlm": "masked tokens (nats)",
     "balance": "balance (1 is even)",
     "z": "router z-loss",
+    "rms": "rms of the memory",
+    "thinking": "thinking (nats)",
+    "answer": "answers (nats)",
+    "call": "calls of tools (nats)",
+    "eos": "ends of answers (nats)",
 }
 
 

@@ -215,6 +215,10 @@ class Stage(nn.Module, ABC):
     def forward(self, micro: Any, load_ME: Tensor) -> StageOutput:
         """Loss terms of one micro-batch; `load_ME` as in `RoutingInputs`."""
 
+    def weights_of_first(self, *weights: float) -> Tensor:
+        """`weights` of the first terms; what comes after them is told, not trained."""
+        return torch.tensor([*weights, *[0.0] * (len(self.terms) - len(weights))])
+
     def levels(self, trained_tokens: int) -> dict[str, float]:
         """Named figures that are scheduled, for the log line."""
         return {}

@@ -16,13 +16,14 @@ from torch import Tensor
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.stages import DecoderStageConfig
 from rxt_dist.data.loader import TokenBatch, TokenRows
-from rxt_dist.data.masking import IGNORED_LABEL, sample_seed
+from rxt_dist.data.masking import sample_seed
 from rxt_dist.data.row_source import RowSource
 from rxt_dist.losses import StageOutput, mean_over_layers
 from rxt_dist.model.attention import Documents
 from rxt_dist.model.flops import flops_by_part
 from rxt_dist.model.moe import RoutingInputs
 from rxt_dist.model.reactive import ReactiveTransformer
+from rxt_dist.stages.answers import Labels, with_parts
 from rxt_dist.stages.base import Stage, Term, Work, balance_weight, tensors_to, to_device
 
 MemoryKind = Literal["fixed", "fresh", "off"]
@@ -33,18 +34,20 @@ MEMORIES: tuple[MemoryKind, ...] = ("fixed", "fresh", "off")
 class DecoderBatch:
     """One micro-batch of a decoder alone.
 
-    tokens_BT, positions_BT: int64; labels_BT: int64 next tokens, -100 where nothing is predicted.
+    tokens_BT, positions_BT: int64; labels_BT, parts_BT, targets, part_targets: as in `Labels`.
     valid_N: bool, False on padding; documents: boundaries in the pack.
-    samples, tokens, pairs: as in `MicroBatch`; targets: labels that are predicted. memory: what the decoder reads.
+    samples, tokens, pairs: as in `MicroBatch`. memory: what the decoder reads.
     """
 
     tokens_BT: Tensor
     positions_BT: Tensor
     labels_BT: Tensor
+    parts_BT: Tensor | None
     valid_N: Tensor
     documents: Documents
     samples: tuple[int, ...]
     targets: int
+    part_targets: tuple[int, ...]
     tokens: int
     pairs: int
     memory: MemoryKind
@@ -57,7 +60,7 @@ class DecoderBatch:
 class DecoderStage(Stage):
     """Stage 'decoder': next tokens of documents, under a memory that says nothing."""
 
-    terms = (Term("ar", "next tokens", predicts=True, by_view=True), Term("balance"), Term("z"))
+    terms: tuple[Term, ...] = (Term("ar", "next tokens", predicts=True, by_view=True), Term("balance"), Term("z"))
 
     def __init__(self, model: ReactiveTransformer, run: RunConfig) -> None:
         super().__init__(model, run)
@@ -92,24 +95,26 @@ class DecoderStage(Stage):
     def weights(self) -> Tensor:
         """float32 [terms]."""
         weights = self.config.weights
-        return torch.tensor([1.0, balance_weight(self.run, weights.balance), weights.z])
+        return self.weights_of_first(1.0, balance_weight(self.run, weights.balance), weights.z)
 
-    def labels(self, rows: TokenRows) -> Tensor:
-        """int64 [B, T]: what the decoder predicts at each position, -100 for nothing."""
-        return rows.next_tokens()
+    def labels(self, rows: TokenRows) -> Labels:
+        """What the decoder predicts."""
+        return Labels(rows.next_tokens())
 
     def prepare(self, batch: TokenBatch, trained_tokens: int | None) -> DecoderBatch:
         """See `Stage.prepare`; training and evaluation see the same."""
         rows = batch.unpack()
-        labels_BT = self.labels(rows)
+        labels = self.labels(rows)
         return DecoderBatch(
             tokens_BT=rows.tokens_BT,
             positions_BT=rows.positions_BT,
-            labels_BT=labels_BT,
+            labels_BT=labels.labels_BT,
+            parts_BT=labels.parts_BT,
             valid_N=(rows.segments_BT >= 0).flatten(),
             documents=Documents(batch.cu_seqlens, tuple(batch.cu_seqlens.diff().tolist())),
             samples=tuple(batch.samples_B.tolist()),
-            targets=int((labels_BT != IGNORED_LABEL).sum()),
+            targets=labels.targets,
+            part_targets=labels.part_targets,
             tokens=batch.real_tokens,
             pairs=batch.pairs,
             memory=self.config.memory,
@@ -123,8 +128,9 @@ class DecoderStage(Stage):
         return {memory: replace(micro, memory=memory) for memory in MEMORIES}
 
     def counts(self, micro: DecoderBatch) -> Tensor:
-        """float64 [terms]: targets, and twice the tokens that are not padding."""
-        return torch.tensor([micro.targets, micro.tokens, micro.tokens], dtype=torch.float64)
+        """float64 [terms]: targets, and twice the tokens that are not padding; targets of each part."""
+        counts = (micro.targets, micro.tokens, micro.tokens, *micro.part_targets)
+        return torch.tensor(counts, dtype=torch.float64)
 
     def forward(self, micro: DecoderBatch, load_ME: Tensor) -> StageOutput:
         """Loss terms of one micro-batch; `load_ME` as in `RoutingInputs`."""
@@ -144,11 +150,12 @@ class DecoderStage(Stage):
         assert decoded.routing is not None
         balance, z = mean_over_layers(decoded.routing)
         nothing = torch.zeros_like(ar.correct)
-        return StageOutput(
+        output = StageOutput(
             sums_J=torch.stack([ar.loss, balance, z]),
             hits_J=torch.stack([ar.correct, nothing, nothing]),
             expert_counts_ME=decoded.routing.counts_ME,
         )
+        return with_parts(output, ar, micro.parts_BT)
 
     def _memory(self, kind: MemoryKind, like: Tensor) -> Tensor | None:
         """[L, 1, S, D], one for all rows; None: cross-attention is passed over."""

@@ -8,7 +8,18 @@ from torch import Tensor
 from rxt_dist.config.model import ModelConfig
 from rxt_dist.data.masking import sample_seed
 from rxt_dist.model.count import memory_attention_parameters
+from rxt_dist.model.memory import WrittenMemory
 from rxt_dist.model.reactive import ReactiveTransformer
+from rxt_dist.stages.base import Term
+
+
+def gate_terms(model: ModelConfig) -> tuple[Term, ...]:
+    """For each layer of memory attention its mean gate, told as a term; none where old and new are only added."""
+    assert model.memory_attention is not None
+    if model.memory_attention.gate.kind == "none":
+        return ()
+    layers = range(1, model.layers + 1)
+    return tuple(Term(f"gate-{layer}", f"gate of layer {layer}", by_view=True, detail=True) for layer in layers)
 
 
 def keyed_normal(seed: int, stage: str, kind: str, sample: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -17,12 +28,12 @@ def keyed_normal(seed: int, stage: str, kind: str, sample: int, shape: tuple[int
     return torch.randn(shape, generator=generator, device=device)
 
 
-def write_turn(model: ReactiveTransformer, memory_LBSD: Tensor, encoded_LBTD: Tensor, keys_BT: Tensor) -> Tensor:
-    """The next memory, float32 [L, B, S, D], of an encoded turn [L, B, T, D]; keys_BT: bool, False on padding."""
+def write_turn(model: ReactiveTransformer, memory_LBSD: Tensor, encoded_LBTD: Tensor, keys_BT: Tensor) -> WrittenMemory:
+    """The next memory, in float32, and gates of an encoded turn [L, B, T, D]; keys_BT: bool, False on padding."""
     assert model.memory_attention is not None
     positions_BT = torch.arange(keys_BT.shape[1], device=keys_BT.device).expand_as(keys_BT)
-    written: Tensor = model.memory_attention(memory_LBSD.to(encoded_LBTD.dtype), encoded_LBTD, positions_BT, keys_BT)
-    return written.float()
+    new_LBSD, gates_LB = model.memory_attention(memory_LBSD.to(encoded_LBTD.dtype), encoded_LBTD, positions_BT, keys_BT)
+    return WrittenMemory(new_LBSD.float(), gates_LB)
 
 
 def memory_attention_flops(model: ModelConfig, writes: float, tokens: float) -> int:

@@ -24,6 +24,7 @@ from rxt_dist.model.attention import Documents
 from rxt_dist.model.fused import Chain
 from rxt_dist.model.moe import RoutingInputs
 from rxt_dist.model.reactive import ReactiveTransformer
+from rxt_dist.stages.answers import Labels, with_parts
 from rxt_dist.stages.base import Stage, Term, balance_weight, tensors_to
 from rxt_dist.stages.joint_work import JointWork
 
@@ -36,17 +37,18 @@ class JointBatch:
     """One micro-batch of joint pre-training.
 
     tokens_BT, encoder_tokens_BT: int64 ids, clean and with [MASK].
-    labels_BT: int64 next tokens, -100 where nothing is predicted.
+    labels_BT, parts_BT: as in `Labels`.
     masked_P: int64 indices of masked positions among the B * T; masked_targets_P: their original ids.
     positions_BT: int64; valid_N: bool, False on padding; documents: boundaries in the pack.
     samples: global positions of the rows, the keys of their noise.
     noise, masking: levels of this step; 0 in evaluation. memory: which memory the decoder reads.
-    targets: next tokens that are predicted; tokens, pairs: as in `MicroBatch`.
+    targets, part_targets: as in `Labels`; tokens, pairs: as in `MicroBatch`.
     """
 
     tokens_BT: Tensor
     encoder_tokens_BT: Tensor
     labels_BT: Tensor
+    parts_BT: Tensor | None
     masked_P: Tensor
     masked_targets_P: Tensor
     positions_BT: Tensor
@@ -56,6 +58,7 @@ class JointBatch:
     noise: float
     masking: float
     targets: int
+    part_targets: tuple[int, ...]
     tokens: int
     pairs: int
     memory: MemoryKind = "true"
@@ -72,7 +75,7 @@ class JointBatch:
 class JointStage(JointWork, Stage):
     """Stage 'joint': masked-token loss of the encoder plus next-token loss of the decoder."""
 
-    terms = (
+    terms: tuple[Term, ...] = (
         Term("ar", "next tokens", predicts=True, by_view=True),
         Term("mlm", "masked tokens", predicts=True),
         Term("balance"),
@@ -96,7 +99,8 @@ class JointStage(JointWork, Stage):
     def weights(self) -> Tensor:
         """float32 [terms]."""
         weights = self.config.weights
-        return torch.tensor([weights.ar, weights.mlm, balance_weight(self.run, weights.balance), weights.z])
+        balance = balance_weight(self.run, weights.balance)
+        return self.weights_of_first(weights.ar, weights.mlm, balance, weights.z)
 
     def prepare(self, batch: TokenBatch, trained_tokens: int | None) -> JointBatch:
         """Mask the encoder's input and fix the levels of noise and masking after `trained_tokens` tokens.
@@ -108,12 +112,13 @@ class JointStage(JointWork, Stage):
         rows = batch.unpack()
         masked_BT, mlm_labels_BT = mask_for_mlm(rows.tokens_BT, batch.samples_B, self.seed, self.config.mlm_probability)
         chosen_P = (mlm_labels_BT != IGNORED_LABEL).flatten().nonzero().squeeze(1)
-        labels_BT = self.labels(rows)
+        labels = self.labels(rows)
         levels = {"noise": 0.0, "masking": 0.0} if trained_tokens is None else self.levels(trained_tokens)
         return JointBatch(
             tokens_BT=rows.tokens_BT,
             encoder_tokens_BT=masked_BT,
-            labels_BT=labels_BT,
+            labels_BT=labels.labels_BT,
+            parts_BT=labels.parts_BT,
             masked_P=chosen_P,
             masked_targets_P=mlm_labels_BT.flatten()[chosen_P],
             positions_BT=rows.positions_BT,
@@ -122,14 +127,15 @@ class JointStage(JointWork, Stage):
             samples=tuple(batch.samples_B.tolist()),
             noise=levels["noise"],
             masking=levels["masking"],
-            targets=int((labels_BT != IGNORED_LABEL).sum()),
+            targets=labels.targets,
+            part_targets=labels.part_targets,
             tokens=batch.real_tokens,
             pairs=batch.pairs,
         )
 
-    def labels(self, rows: TokenRows) -> Tensor:
-        """int64 [B, T]: what the decoder predicts at each position, -100 for nothing."""
-        return rows.next_tokens()
+    def labels(self, rows: TokenRows) -> Labels:
+        """What the decoder predicts."""
+        return Labels(rows.next_tokens())
 
     def levels(self, trained_tokens: int) -> dict[str, float]:
         """Noise and masking of the memory."""
@@ -145,8 +151,10 @@ class JointStage(JointWork, Stage):
         return {memory: micro.with_memory(memory) for memory in MEMORIES}
 
     def counts(self, micro: JointBatch) -> Tensor:
-        """float64 [terms]: next-token targets, masked positions, and twice the tokens that are not padding."""
-        return torch.tensor([micro.targets, micro.masked_P.numel(), micro.tokens, micro.tokens], dtype=torch.float64)
+        """float64 [terms]: next-token targets, masked positions, and twice the tokens that are not padding; targets of
+        each part."""
+        counts = (micro.targets, micro.masked_P.numel(), micro.tokens, micro.tokens, *micro.part_targets)
+        return torch.tensor(counts, dtype=torch.float64)
 
     def forward(self, micro: JointBatch, load_ME: Tensor) -> StageOutput:
         """Loss terms of one micro-batch; `load_ME` as in `RoutingInputs`."""
@@ -171,11 +179,12 @@ class JointStage(JointWork, Stage):
         assert decoded.routing is not None
         balance, z = mean_over_layers(decoded.routing)
         nothing = torch.zeros_like(ar.correct)
-        return StageOutput(
+        output = StageOutput(
             sums_J=torch.stack([ar.loss, mlm.loss, balance, z]),
             hits_J=torch.stack([ar.correct, mlm.correct, nothing, nothing]),
             expert_counts_ME=decoded.routing.counts_ME,
         )
+        return with_parts(output, ar, micro.parts_BT)
 
     def _memory(self, encoded_LBTD: Tensor, micro: JointBatch) -> Tensor:
         if micro.memory == "zero":

@@ -23,7 +23,7 @@ from rxt_dist.losses import StageOutput
 from rxt_dist.model.flops import flops_by_part
 from rxt_dist.model.reactive import ReactiveTransformer
 from rxt_dist.stages.base import Stage, Term, Work, tensors_to
-from rxt_dist.stages.dialogue import keyed_normal, memory_attention_flops, write_turn
+from rxt_dist.stages.dialogue import gate_terms, keyed_normal, memory_attention_flops, write_turn
 
 _FIRST_SHARE, _SHARE, _SHARE_STEP, _JITTER = 0.9, 0.5, 0.05, 0.15
 _LEAST_SHARE = 0.05
@@ -31,10 +31,10 @@ _LEAST_SHARE = 0.05
 
 @dataclass(frozen=True)
 class MemoryBatch:
-    """One micro-batch of B dialogues of U turns of T tokens.
+    """One micro-batch of B dialogues of U turns of T tokens, the longest first.
 
     tokens_BUT: int64; keys_BUT: bool, False on padding, but for the first token of a turn that is not there, so that
-    attention always finds a key; lives_BU: bool, whether a dialogue has this turn.
+    attention always finds a key. living_U: how many dialogues, the first ones, have each turn.
     slots_BUS: int64, the token whose encoding is the label of each memory slot.
     shares_BU: float32, the share of the turn in the label.
     lengths: turns' tokens on the host. counted: the turns that count, all or one. noisy: in training.
@@ -43,10 +43,10 @@ class MemoryBatch:
 
     tokens_BUT: Tensor
     keys_BUT: Tensor
-    lives_BU: Tensor
     slots_BUS: Tensor
     shares_BU: Tensor
     lengths: tuple[tuple[int, ...], ...]
+    living_U: tuple[int, ...]
     counted: tuple[int, ...]
     noisy: bool
     samples: tuple[int, ...]
@@ -67,19 +67,22 @@ class Written(NamedTuple):
     rms_B: Tensor
 
 
+_TERMS = (
+    Term("memory", "memory", by_view=True),
+    Term("change", "squared change of the memory", by_view=True),
+    Term("rms", "rms of the memory", by_view=True),
+)
+
+
 class MemoryStage(Stage):
     """Stage 'memory': memory attention alone, on dialogues."""
-
-    terms = (
-        Term("memory", "memory", by_view=True),
-        Term("change", "squared change of the memory", by_view=True),
-        Term("rms", "rms of the memory", by_view=True),
-    )
 
     def __init__(self, model: ReactiveTransformer, run: RunConfig) -> None:
         super().__init__(model, run)
         assert isinstance(run.stage, MemoryStageConfig)
         self.config = run.stage
+        self.gates = gate_terms(run.model)
+        self.terms = (*_TERMS, *self.gates)
 
     @classmethod
     def source(cls, run: RunConfig) -> DialogueSource:
@@ -105,25 +108,28 @@ class MemoryStage(Stage):
         return Work(tokens, tokens * seq_len, {"memory": tokens / seq_len})
 
     def weights(self) -> Tensor:
-        """float32 [terms]: the memory's rms is told, not trained."""
-        return torch.tensor([1.0, self.config.change_weight, 0.0])
+        """float32 [terms]: the memory's rms and the gates are told, not trained."""
+        return self.weights_of_first(1.0, self.config.change_weight)
 
     def prepare(self, batch: TurnBatch, trained_tokens: int | None) -> MemoryBatch:
         """See `Stage.prepare`. In evaluation there is no noise, and shares are not moved."""
         turns, width = batch.tokens_BUT.shape[1:]
-        lengths_BU1 = batch.lengths_BU.unsqueeze(-1)
+        is_live_BU = batch.lengths_BU > 0
+        order_B = is_live_BU.sum(1).argsort(descending=True, stable=True)
+        lengths_BU, samples_B = batch.lengths_BU[order_B], batch.samples_B[order_B]
+        lengths_BU1 = lengths_BU.unsqueeze(-1)
         slots_S = torch.arange(self.run.model.stm_slots)
         noisy = trained_tokens is not None
         return MemoryBatch(
-            tokens_BUT=batch.tokens_BUT,
+            tokens_BUT=batch.tokens_BUT[order_B],
             keys_BUT=torch.arange(width) < lengths_BU1.clamp_min(1),
-            lives_BU=batch.lengths_BU > 0,
             slots_BUS=slots_S * lengths_BU1 // len(slots_S),
-            shares_BU=self._shares(batch.samples_B, turns, noisy),
-            lengths=tuple(tuple(row) for row in batch.lengths_BU.tolist()),
+            shares_BU=self._shares(samples_B, turns, noisy),
+            lengths=tuple(tuple(row) for row in lengths_BU.tolist()),
+            living_U=tuple(is_live_BU.sum(0).tolist()),
             counted=tuple(range(turns)),
             noisy=noisy,
-            samples=tuple(batch.samples_B.tolist()),
+            samples=tuple(samples_B.tolist()),
             tokens=batch.real_tokens,
             pairs=batch.pairs,
         )
@@ -143,7 +149,7 @@ class MemoryStage(Stage):
 
     def counts(self, micro: MemoryBatch) -> Tensor:
         """float64 [terms]: turns of dialogues."""
-        turns = sum(row[turn] > 0 for row in micro.lengths for turn in micro.counted)
+        turns = sum(micro.living_U[turn] for turn in micro.counted)
         return torch.full((len(self.terms),), turns, dtype=torch.float64)
 
     def forward(self, micro: MemoryBatch, load_ME: Tensor) -> StageOutput:
@@ -156,36 +162,41 @@ class MemoryStage(Stage):
         positions_BT = torch.arange(micro.tokens_BUT.shape[2], device=device).expand(len(micro.samples), -1)
         sums_J = torch.zeros(len(self.terms), device=device)
         for turn in range(turns):
-            keys_BT, lives_B = micro.keys_BUT[:, turn], micro.lives_BU[:, turn]
-            embedded_BTD = model.embedding(micro.tokens_BUT[:, turn])
-            encoded_LBTD = model.encoder(embedded_BTD, positions_BT, keys_BT=keys_BT)
-            noise = self._noise(micro, turn, encoded_LBTD) if micro.noisy else None
+            # Dialogues that have ended keep their memory. One is written in any case, as other ranks may have some.
+            living = micro.living_U[turn]
+            here = slice(max(1, living))
+            old_LBSD, keys_BT = memory_LBSD[:, here], micro.keys_BUT[here, turn]
+            embedded_BTD = model.embedding(micro.tokens_BUT[here, turn])
+            encoded_LBTD = model.encoder(embedded_BTD, positions_BT[here], keys_BT=keys_BT)
+            noise = self._noise(micro, here, turn, encoded_LBTD) if micro.noisy else None
             noised_LBTD = encoded_LBTD if noise is None else encoded_LBTD + noise[0].to(encoded_LBTD.dtype)
-            new_LBSD = write_turn(model, memory_LBSD, noised_LBTD, keys_BT)
+            new_LBSD, gates_LB = write_turn(model, old_LBSD, noised_LBTD, keys_BT)
             label_LBSD = mixed_label(
-                memory_LBSD,
+                old_LBSD,
                 encoded_LBTD.float(),
-                micro.slots_BUS[:, turn],
-                micro.shares_BU[:, turn],
+                micro.slots_BUS[here, turn],
+                micro.shares_BU[here, turn],
                 None if noise is None else noise[1],
                 self.config.label_scale == "unit",
             )
-            written = written_of(memory_LBSD, new_LBSD, label_LBSD)
+            written = written_of(old_LBSD, new_LBSD, label_LBSD)
             if turn in micro.counted:
                 growth = (turn + 1) ** 0.5
                 terms_JB = torch.stack([written.distance_B, growth * written.change_B, written.rms_B.detach()])
-                sums_J = sums_J + torch.where(lives_B, terms_JB, 0.0).sum(1)
-            memory_LBSD = torch.where(lives_B.view(1, -1, 1, 1), new_LBSD.detach(), memory_LBSD)
+                told_JB = torch.cat([terms_JB, gates_LB[: len(self.gates)]])
+                sums_J = sums_J + told_JB[:, :living].sum(1)
+            memory_LBSD = torch.cat([new_LBSD.detach()[:, :living], memory_LBSD[:, living:]], dim=1)
         nothing = torch.zeros(len(self.terms), dtype=torch.int64, device=device)
         return StageOutput(sums_J, nothing, torch.zeros_like(load_ME, dtype=torch.int64))
 
-    def _noise(self, micro: MemoryBatch, turn: int, encoded_LBTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise of what is written [L, B, T, D], scaled by its rms, and of the label [L, B, S, D], by a share of it.
+    def _noise(self, micro: MemoryBatch, here: slice, turn: int, encoded_LBTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise of what some dialogues write [L, B, T, D], scaled by its rms, and of the label [L, B, S, D], by a share
+        of it.
 
         Each is drawn for a turn's own tokens, so that it does not depend on how long other dialogues are."""
         device, width = encoded_LBTD.device, encoded_LBTD.shape[2]
         drawn, labels = [], []
-        for sample, lengths in zip(micro.samples, micro.lengths, strict=True):
+        for sample, lengths in zip(micro.samples[here], micro.lengths[here], strict=True):
             own_LTD = self._drawn(f"input-{turn}", sample, device, lengths[turn])
             drawn.append(F.pad(own_LTD, (0, 0, 0, width - lengths[turn])))
             labels.append(self.config.label_noise * self._drawn(f"label-{turn}", sample, device))

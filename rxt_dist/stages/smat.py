@@ -17,12 +17,13 @@ from torch.utils.checkpoint import checkpoint
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.stages import SmatConfig
 from rxt_dist.data.dialogue_source import DialogueSource, TurnBatch
-from rxt_dist.losses import StageOutput, mean_over_layers
+from rxt_dist.losses import StageOutput, mean_over_layers, sums_by
 from rxt_dist.model.flops import flops_by_part
 from rxt_dist.model.moe import RoutingInputs
 from rxt_dist.model.reactive import ReactiveTransformer
+from rxt_dist.stages.answers import PART_TERMS, counts_by_part
 from rxt_dist.stages.base import Stage, Term, Work, balance_weight, tensors_to
-from rxt_dist.stages.dialogue import keyed_normal, memory_attention_flops, write_turn
+from rxt_dist.stages.dialogue import gate_terms, keyed_normal, memory_attention_flops, write_turn
 from rxt_dist.stages.turns import TurnRows, rows_of
 
 MemoryKind = Literal["true", "fresh", "zero", "foreign"]
@@ -68,7 +69,7 @@ class SmatBatch:
 
 class Decoded(NamedTuple):
     """Sums over some turns: loss (differentiable), loss and hit of each label, router terms, choices of experts, rms of
-    the memories that were read, rms of what writes changed."""
+    the memories that were read, rms of what writes changed, gates of the layers that wrote it."""
 
     loss: Tensor
     losses_P: Tensor
@@ -78,6 +79,7 @@ class Decoded(NamedTuple):
     counts_ME: Tensor
     rms: Tensor
     change: Tensor
+    gates_L: Tensor
 
 
 class SmatStage(Stage):
@@ -93,7 +95,9 @@ class SmatStage(Stage):
         self.distances = tuple(distance for distance in DISTANCES if distance < self.config.turns)
         turns = [f"turn-{turn + 1}" for turn in range(self.config.turns)]
         recalls = [f"recall-{distance}" for distance in self.distances]
-        self.terms = _TERMS + tuple(Term(name, name, True, True, detail=True) for name in (*turns, *recalls))
+        details = tuple(Term(name, name, True, True, detail=True) for name in (*turns, *recalls))
+        self.gates = gate_terms(run.model)
+        self.terms = (*_TERMS, *details, *PART_TERMS, *self.gates)
 
     @classmethod
     def source(cls, run: RunConfig) -> DialogueSource:
@@ -131,8 +135,7 @@ class SmatStage(Stage):
     def weights(self) -> Tensor:
         """float32 [terms]: what comes after the third is told, not trained."""
         weights = self.config.weights
-        trained = [1.0, balance_weight(self.run, weights.balance), weights.z]
-        return torch.tensor(trained + [0.0] * (len(self.terms) - len(trained)))
+        return self.weights_of_first(1.0, balance_weight(self.run, weights.balance), weights.z)
 
     def rates(self, trained_tokens: int) -> dict[str, float]:
         """See `Stage.rates`: what is freed later begins with a warm-up of its own."""
@@ -161,10 +164,11 @@ class SmatStage(Stage):
         rates = self.rates(0 if trained_tokens is None else trained_tokens)
         turns_J = torch.bincount(rows.turn_P, minlength=self.config.turns)
         recalls_J = torch.bincount(rows.distance_N, minlength=len(self.distances) + 1)[: len(self.distances)]
+        parts, gates = counts_by_part(rows.part_P), [rows.writes] * len(self.gates)
         told = [rows.labels, rows.read_tokens, rows.read_tokens, rows.reads, rows.writes, len(rows.distance_N)]
         return SmatBatch(
             rows=rows,
-            counts=tuple(map(float, [*told, *turns_J.tolist(), *recalls_J.tolist()])),
+            counts=tuple(map(float, [*told, *turns_J.tolist(), *recalls_J.tolist(), *parts, *gates])),
             cut_UB=cut_UB,
             trains_memory=rates["memory"] > 0,
             trains_encoder=rates["encoder"] > 0,
@@ -186,10 +190,10 @@ class SmatStage(Stage):
 
     def counts(self, micro: SmatBatch) -> Tensor:
         """float64 [terms]: labels, tokens of what is read (twice), turns read and written, values asked for; labels of
-        each turn; values of each distance."""
+        each turn; values of each distance; labels of each part of answers; turns written by each layer."""
         counts_J = torch.tensor(micro.counts, dtype=torch.float64)
         if micro.memory in ("fresh", "zero"):
-            counts_J[[term.name for term in self.terms].index("change")] = 0
+            counts_J[[term.name == "change" or term in self.gates for term in self.terms]] = 0
         return counts_J
 
     def forward(self, micro: SmatBatch, load_ME: Tensor) -> StageOutput:
@@ -228,16 +232,17 @@ class SmatStage(Stage):
         rows, read = micro.rows, []
         written = range(max(1, first), end) if micro.memory in ("true", "foreign") else range(0)
         encoded_LRTD = self._encoded(micro, written) if written else None
-        change = memory_LBSD.new_zeros(())
+        change, gates_L = memory_LBSD.new_zeros(()), memory_LBSD.new_zeros(len(memory_LBSD))
         for turn in range(first, end):
             if encoded_LRTD is not None and turn in written:
-                memory_LBSD, changed = self._written(memory_LBSD, encoded_LRTD, micro, turn, written.start)
-                change = change + changed
+                memory_LBSD, *told = self._written(memory_LBSD, encoded_LRTD, micro, turn, written.start)
+                change, gates_L = change + told[0], gates_L + told[1]
             here = rows.reads_of(turn, turn + 1)
             readers_R = (rows.others_R if micro.memory == "foreign" else rows.readers_R)[here]
             read.append(memory_LBSD.index_select(1, readers_R))
         memory_LRSD = torch.cat(read, dim=1) if len(read) > 1 else read[0]
-        return memory_LBSD, self._decoded(memory_LRSD, rows, load_ME, first, end)._replace(change=change)
+        decoded = self._decoded(memory_LRSD, rows, load_ME, first, end)
+        return memory_LBSD, decoded._replace(change=change, gates_L=gates_L)
 
     def _encoded(self, micro: SmatBatch, turns: range) -> Tensor:
         """[L, R, T, D]: what is written before these turns read, row by row."""
@@ -253,8 +258,9 @@ class SmatStage(Stage):
 
     def _written(
         self, memory_LBSD: Tensor, encoded_LRTD: Tensor, micro: SmatBatch, turn: int, first: int
-    ) -> tuple[Tensor, Tensor]:
-        """The memory that a turn reads, and the sum over dialogues of the rms by which the write changed it.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The memory that a turn reads, and sums over dialogues: of the rms by which the write changed it, and of the
+        gates [L].
 
         Dialogues that have ended keep theirs. One is written in any case, as other ranks may have some to write.
 
@@ -269,12 +275,14 @@ class SmatStage(Stage):
             memory_LBSD = torch.where(cut_B, memory_LBSD.detach(), memory_LBSD)
         with torch.set_grad_enabled(micro.trains_memory and torch.is_grad_enabled()):
             encoded_LBTD = encoded_LRTD[:, at : at + count]
-            new_LBSD = write_turn(self.model, memory_LBSD[:, :count], encoded_LBTD, rows.written_keys_RT[here])
+            new_LBSD, gates_LB = write_turn(
+                self.model, memory_LBSD[:, :count], encoded_LBTD, rows.written_keys_RT[here]
+            )
         new_LBSD = new_LBSD[:, :living]
         change_B = (new_LBSD.detach() - memory_LBSD[:, :living].detach()).square().mean((0, 2, 3)).sqrt()
         if living < memory_LBSD.shape[1]:
             new_LBSD = torch.cat([new_LBSD, memory_LBSD[:, living:]], dim=1)
-        return new_LBSD, change_B.sum()
+        return new_LBSD, change_B.sum(), gates_LB[:, :living].sum(1)
 
     def _decoded(self, memory_LRSD: Tensor, rows: TurnRows, load_ME: Tensor, first: int, end: int) -> Decoded:
         """Turns [first, end) under the memory of each of their rows, [L, R, S, D]."""
@@ -300,7 +308,9 @@ class SmatStage(Stage):
         counts_ME = decoded.routing.counts_ME
         rms_R = memory_LRSD.detach().square().mean((0, 2, 3)).sqrt()
         rms = torch.where(valid_RT[:, 0], rms_R, 0.0).sum()
-        return Decoded(ar.loss, ar.losses_N, ar.hits_N, balance, z, counts_ME, rms, torch.zeros_like(rms))
+        # What is written is told by who writes it.
+        nothing = rms.new_zeros(())
+        return Decoded(ar.loss, ar.losses_N, ar.hits_N, balance, z, counts_ME, rms, nothing, nothing)
 
     def _output(self, rows: TurnRows, parts: Sequence[Decoded]) -> StageOutput:
         """The terms, from the sums over all turns."""
@@ -312,28 +322,25 @@ class SmatStage(Stage):
                 for name, each in found.items()
             }
         )
-        by_turn = _sums_by(rows.turn_P, self.config.turns, sums.losses_P, sums.hits_P)
         lost_N = sums.losses_P.index_select(0, rows.value_N)
         missed_N = sums.hits_P.logical_not().index_select(0, rows.value_N)
-        lost_each_N, missed_each_N = _sums_by(rows.ask_N, len(rows.distance_N), lost_N, missed_N)
+        lost_each_N, missed_each_N = sums_by(rows.ask_N, len(rows.distance_N), lost_N, missed_N)
         # Recalled is what is right in all its tokens.
         recalled_N = missed_each_N == 0
-        by_distance = _sums_by(rows.distance_N, len(self.distances), lost_each_N, recalled_N)
+        groups = (
+            sums_by(rows.turn_P, self.config.turns, sums.losses_P, sums.hits_P),
+            sums_by(rows.distance_N, len(self.distances), lost_each_N, recalled_N),
+            sums_by(rows.part_P, len(PART_TERMS), sums.losses_P, sums.hits_P),
+        )
         top = [sums.loss, sums.balance, sums.z, sums.rms, sums.change, lost_each_N.sum()]
         nothing = torch.zeros_like(recalled_N.sum())
         hits = [sums.hits_P.sum(), *[nothing] * 4, recalled_N.sum()]
         return StageOutput(
-            sums_J=torch.cat([torch.stack(top), by_turn[0], by_distance[0]]),
-            hits_J=torch.cat([torch.stack(hits), by_turn[1], by_distance[1]]),
+            sums_J=torch.cat([torch.stack(top), *(each for each, _ in groups), sums.gates_L[: len(self.gates)]]),
+            hits_J=torch.cat([torch.stack(hits), *(each for _, each in groups), nothing.expand(len(self.gates))]),
             expert_counts_ME=sums.counts_ME,
         )
 
 
 def _positions(rows_RT: Tensor) -> Tensor:
     return torch.arange(rows_RT.shape[1], device=rows_RT.device).expand_as(rows_RT)
-
-
-def _sums_by(group_N: Tensor, groups: int, losses_N: Tensor, hits_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of losses (float32) and hits (int64) by group; in one order, as additions to places have none on a GPU."""
-    is_of_JN = torch.arange(groups, device=group_N.device).unsqueeze(1) == group_N
-    return torch.where(is_of_JN, losses_N, 0.0).sum(1), (is_of_JN & hits_N).sum(1)

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from rxt_dist.data.dialogue_source import TurnBatch
-from rxt_dist.data.interactions import NO_LOSS, answer_labels, are_system_prompts
+from rxt_dist.data.interactions import NO_LOSS, answer_labels, answer_parts, are_system_prompts
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+
+# Rows are as wide as the longest turn needs, in steps that products of matrices like.
+_WIDTH_STEP = 8
 
 
 class TurnEnds(NamedTuple):
@@ -34,10 +37,12 @@ class TurnRows:
     is read, and but for the first one that is written, since other ranks may have some: then it counts for nothing.
 
     turns: of each turn, see `TurnEnds`. The row that is written before turn u is read is row u - 1 of its dialogue.
-    tokens_RT: int64, rows that are read; valid_RT: bool, False on padding and in a row that counts for nothing.
+    tokens_RT: int64, rows that are read, no wider than the longest turn needs; valid_RT: bool, False on padding and in
+        a row that counts for nothing.
     readers_R: int64, the dialogue of each; others_R: another one, of a batch of an even number of dialogues.
     written_RT: int64, rows that are written; written_keys_RT: bool, False on padding but for the first token of a row.
-    labelled_P: int64, the positions among the R * T that have a label; targets_P: the labels; turn_P: their turns.
+    labelled_P: int64, the positions among the R * T that have a label; targets_P: the labels; turn_P: their turns;
+    part_P: the part of the answer that each is of, as in `answer_parts`.
     value_N: int64, the labels (of the P) that belong to values that are asked for; ask_N: to which.
     distance_N: int64, for each of these the place of its distance among those that have a figure, or their number.
     system_B: bool, dialogues whose first row is a system prompt, which is written and not read.
@@ -54,6 +59,7 @@ class TurnRows:
     labelled_P: Tensor
     targets_P: Tensor
     turn_P: Tensor
+    part_P: Tensor
     value_N: Tensor
     ask_N: Tensor
     distance_N: Tensor
@@ -88,10 +94,10 @@ def rows_of(batch: TurnBatch, train_mode: bool, distances: tuple[int, ...]) -> t
         distances: those that have a figure of their own.
     """
     order_B = np.argsort(-(batch.lengths_BU.numpy() > 0).sum(1), kind="stable")
-    tensors = batch.tokens_BUT, batch.lengths_BU, batch.recalls_BU3
+    tensors = batch.tokens_BUT[..., : _width(batch)], batch.lengths_BU, batch.recalls_BU3
     tokens_BUT, length_BU, recalls_BU3 = (_with_second_turn(tensor.numpy()[order_B]) for tensor in tensors)
     is_live_BU = length_BU > 0
-    is_system_B = is_live_BU[:, 0] & are_system_prompts(tokens_BUT[:, 0])
+    is_system_B = is_live_BU[:, 0] & are_system_prompts(tokens_BUT[:, 0], batch.system_query)
     is_read_BU = is_live_BU.copy()
     is_read_BU[is_system_B, 0] = False
     readers = [_or_first(is_read) for is_read in is_read_BU.T]
@@ -117,6 +123,7 @@ def rows_of(batch: TurnBatch, train_mode: bool, distances: tuple[int, ...]) -> t
         "labelled_P": labelled_P,
         "targets_P": labels_RT.reshape(-1)[labelled_P],
         "turn_P": turn_P,
+        "part_P": answer_parts(tokens_RT, labels_RT).reshape(-1)[labelled_P],
         "value_N": value_N,
         "ask_N": ask_N,
         "distance_N": distance_N,
@@ -137,6 +144,12 @@ def rows_of(batch: TurnBatch, train_mode: bool, distances: tuple[int, ...]) -> t
         writes=int(is_live_BU[:, 1:].sum()),
     )
     return rows, order_B
+
+
+def _width(batch: TurnBatch) -> int:
+    """Columns that have a token of some turn; what is beyond them is padding in every row."""
+    longest = max(1, int(batch.lengths_BU.max()))
+    return -(-longest // _WIDTH_STEP) * _WIDTH_STEP
 
 
 def _with_second_turn(array_BU: Ints) -> Ints:

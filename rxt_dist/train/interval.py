@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.interface import StepResult
@@ -30,12 +32,16 @@ class Interval:
         self.world_size = world_size
         self._restart()
         if state:
-            self._sums_J, self._counts_J = (_floats(state[name]) for name in ("sums", "counts"))
-            self._hits_J = torch.tensor(state["hits"], dtype=torch.int64)
+            self._sums_J, self._counts_J = (self._of_terms(_floats(state[name])) for name in ("sums", "counts"))
+            self._hits_J = self._of_terms(torch.tensor(state["hits"], dtype=torch.int64))
             self._tokens, self._pairs = state["tokens"], state["pairs"]
             self.steps, self._skipped = state["steps"], state["skipped"]
             self._started = time.monotonic() - state["seconds"]
             self.waited = state["waited"]
+
+    def _of_terms(self, saved_J: Tensor) -> Tensor:
+        """What was saved of each term; those that an earlier version did not have are the last ones."""
+        return F.pad(saved_J, (0, len(self.stage.terms) - len(saved_J)))
 
     def _restart(self) -> None:
         terms = len(self.stage.terms)
@@ -125,7 +131,7 @@ class Interval:
         return line
 
 
-def _floats(texts: list[str]) -> torch.Tensor:
+def _floats(texts: list[str]) -> Tensor:
     return torch.tensor([float.fromhex(text) for text in texts], dtype=torch.float64)
 
 

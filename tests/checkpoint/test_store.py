@@ -92,7 +92,7 @@ def test_the_newest_by_number_is_taken_not_by_name(store: CheckpointStore) -> No
     [
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: missing"),
         (lambda folder: os.truncate(folder / "ranks/0.safetensors", 9), "ranks/0.safetensors: 9 bytes instead of"),
-        (lambda folder: flip_bit(folder / "model.safetensors"), "model.safetensors: damaged (sha256"),
+        (lambda folder: flip_bit(folder / "model.safetensors"), "model.safetensors: damaged (its hash is"),
         (lambda folder: (folder / MANIFEST).unlink(), "manifest.json: No such file"),
         (lambda folder: os.truncate(folder / MANIFEST, 0), "manifest.json: empty"),
         (lambda folder: os.truncate(folder / MANIFEST, 80), "manifest.json: truncated"),
@@ -100,7 +100,7 @@ def test_the_newest_by_number_is_taken_not_by_name(store: CheckpointStore) -> No
         (lambda folder: (folder / MANIFEST).write_bytes(b"\xff\xfe{"), "manifest.json: truncated"),
         (lambda folder: shutil.copy(folder.parent / "step-00000001" / MANIFEST, folder), "describes step 1"),
         (lambda folder: edit(folder, "120000", "121000"), "manifest.json: altered since it was written"),
-        (lambda folder: edit(folder, '"format": 1', '"format": 2'), "format 2, but this version reads format 1"),
+        (lambda folder: edit(folder, '"format": 2', '"format": 3'), "format 3, but this version reads formats up to 2"),
     ],
 )
 def test_a_damaged_checkpoint_is_rejected_and_the_one_before_taken(store: CheckpointStore, damage, said: str) -> None:
@@ -432,11 +432,11 @@ def test_pruning_reads_nothing_that_is_kept(
         hashed.append(path.parent.name)
         return real(path)
 
-    from rxt_dist.files import sha256_file as real
+    from rxt_dist.files import blake3_file as real
 
     for step in (1, 2):
         save(store, step)
-    monkeypatch.setattr("rxt_dist.checkpoint.store.sha256_file", count)
+    monkeypatch.setattr("rxt_dist.checkpoint.store.blake3_file", count)
     store = CheckpointStore(store.directory, keep=3) if fresh else store
     save(store, 3)
     save(store, 4)
@@ -460,7 +460,7 @@ def test_a_full_disk_is_refused_with_both_figures(store: CheckpointStore, monkey
 def test_a_manifest_is_plain_json_with_every_file(store: CheckpointStore) -> None:
     manifest = json.loads((save(store, 4) / MANIFEST).read_text())
     assert set(manifest) == {"format", "step", "meta", "files", "digest"}
-    assert all(set(file) == {"name", "bytes", "sha256"} for file in manifest["files"])
+    assert all(set(file) == {"name", "bytes", "blake3"} for file in manifest["files"])
 
 
 def test_a_manifest_is_read_without_its_files(tmp_path: Path) -> None:
@@ -568,7 +568,7 @@ def test_a_disk_that_fails_for_seconds_costs_no_interval(
 ) -> None:
     save(store, 1)
     bad = save(store, 2) / "model.safetensors"
-    waited, read = [], module.sha256_file
+    waited, read = [], module.blake3_file
 
     def fail(path: Path) -> str:
         if path == bad and len(waited) < times:
@@ -577,7 +577,7 @@ def test_a_disk_that_fails_for_seconds_costs_no_interval(
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
         return read(path)
 
-    monkeypatch.setattr(module, "sha256_file", fail)
+    monkeypatch.setattr(module, "blake3_file", fail)
     monkeypatch.setattr("rxt_dist.checkpoint.store.time.sleep", waited.append)
     assert newest(store)[0] == found
     assert waited[:2] == [1.0, 5.0]

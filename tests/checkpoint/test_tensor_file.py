@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from rxt_dist.checkpoint import tensor_file
 from rxt_dist.checkpoint.tensor_file import Described, write_blocks, write_tensors
-from rxt_dist.files import sha256_file
+from rxt_dist.files import blake3_file
 
 # Peak of resident memory while 256 MB are written, beyond what the tensors take.
 WRITING = """
@@ -46,7 +46,7 @@ def test_a_reader_finds_every_tensor_and_the_hash_of_the_file(
         "empty": torch.empty(0),
     }
     digest = write_tensors(tmp_path / "file", tensors)
-    assert digest == sha256_file(tmp_path / "file")
+    assert digest == blake3_file(tmp_path / "file")
     found = load_file(tmp_path / "file")
     assert found.keys() == tensors.keys()
     for name, value in tensors.items():
@@ -61,7 +61,7 @@ def test_other_types_and_shapes_are_written_as_they_are(tmp_path: Path) -> None:
         "rounded": torch.randn(2, 2).bfloat16(),
         "one": torch.tensor(0.5),
     }
-    assert write_tensors(tmp_path / "file", tensors) == sha256_file(tmp_path / "file")
+    assert write_tensors(tmp_path / "file", tensors) == blake3_file(tmp_path / "file")
     found = load_file(tmp_path / "file")
     for name, value in tensors.items():
         assert found[name].dtype == value.dtype

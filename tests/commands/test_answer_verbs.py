@@ -83,6 +83,7 @@ def test_data_that_is_none(run: Path, tmp_path: Path) -> None:
         invoke("evaluate", run, tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_what_a_model_recalls(tmp_path: Path) -> None:
     talks = tmp_path / "talks"
     alphabet = {char: 11 + number for number, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}

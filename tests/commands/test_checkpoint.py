@@ -72,7 +72,7 @@ def test_verify_names_the_damaged_file_and_fails(run_dir: Path) -> None:
     damage(run_dir)
     code, out = invoke("verify", run_dir)
     assert code == 65
-    assert "step-00000002  DAMAGED\n    model.safetensors: damaged (sha256" in out
+    assert "step-00000002  DAMAGED\n    model.safetensors: damaged (its hash is" in out
     assert invoke("verify", run_dir, "--step", "1")[0] == 0
     assert invoke("verify", run_dir, "--step", "2")[0] == 65
 

@@ -226,6 +226,16 @@ def test_trained_parts_may_come_from_elsewhere_or_be_fresh_by_a_word(start: str)
     validate_run(load_run(DEMO, [MEMORY, start]), 2, None)
 
 
+@pytest.mark.parametrize("kind", ["decoder", "decoder-sft"])
+def test_an_embedding_that_stays_is_a_trained_one_or_fresh_by_a_word(kind: str) -> None:
+    """What begins at random and never trains would be read by every layer above it."""
+    stage = f"stage={{kind: {kind}}}"
+    with pytest.raises(ConfigError, match=r"`start` takes no embedding: .*start\.fresh=\[embedding\]\."):
+        validate_run(load_run(DEMO, [stage, "start={run: a, parts: [decoder, lm_head]}"]), 2, None)
+    for other in ("start={run: a, parts: [embedding]}", "start={fresh: [embedding]}", "stage.train_embedding=true"):
+        validate_run(load_run(DEMO, [stage, other]), 2, None)
+
+
 def test_no_part_is_named_twice_in_a_start() -> None:
     twice = "start={run: a, parts: [decoder, encoder], also: [{run: b, parts: [encoder]}]}"
     assert "encoder is named twice" in refusal(DEMO, twice)

@@ -38,7 +38,8 @@ def request_of(tmp_path: Path, tokenizer: Path) -> BuildRequest:
     """A file of 2 MB, of which a fingerprint sees the half, and a small one."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
-    lines = [json.dumps({"text": f"line {n:06} " + "word " * 40}) for n in range(9_000)]
+    # One long word a line: a tokenizer looks up each word anew.
+    lines = [json.dumps({"text": f"line {n:06} " + "word" * 50}) for n in range(9_000)]
     (corpus / "a.en.jsonl").write_text("\n".join(lines) + "\n")
     (corpus / "b.en.txt").write_text("a small one")
     return BuildRequest(

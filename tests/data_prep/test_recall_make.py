@@ -143,6 +143,25 @@ def test_a_question_alone_does_not_decide_its_answer() -> None:
         assert max(values.values()) / values.total() < 0.08, question
 
 
+@pytest.mark.parametrize("language", ["en", "pl"])
+def test_no_more_values_than_wanted_of_which_some_are_held_out(language: str) -> None:
+    request = RecallRequest(languages=(language,), distances=(2,), held_out_distances=(), variety="small", values=8)
+    training, held_out = parts(request)
+    seen: dict[str, dict[bool, set[str]]] = {}
+    for part in (training, held_out):
+        for record in dialogues(request, part, 600):
+            for item in record["interactions"]:
+                if "recall" in item:
+                    values = seen.setdefault(item["query"], {True: set(), False: set()})
+                    values[part.held_out].add(item["recall"]["value"])
+    assert len(seen) == 10
+    for question, values in seen.items():
+        assert values[True], question
+        assert values[False], question
+        assert not values[True] & values[False], question
+        assert len(values[True] | values[False]) == 8, question
+
+
 def _texts(out: Path, part: str) -> str:
     return "\n".join(path.read_text(encoding="utf-8") for path in sorted(out.glob(part)))
 
@@ -234,6 +253,7 @@ def test_a_name_of_its_own() -> None:
         ({"held_out_values": 0.6}, "--held-out-values is 0.6; it is a share from 0 to 0.5"),
         ({"name": "Near by"}, "--name is 'Near by'; sources are called by small letters, digits and _"),
         ({"variety": "huge"}, "--variety is 'huge'; known are small, full"),
+        ({"values": 3}, "--values is 3; at least 4"),
     ],
 )
 def test_what_cannot_be_asked_for(options: dict[str, object], message: str) -> None:

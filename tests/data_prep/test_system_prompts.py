@@ -14,7 +14,7 @@ import pytest
 from data_prep.interactions.build import InteractionRequest, build_interactions
 from data_prep.interactions.columns import Columns
 from data_prep.tokenizing.tokenizer import load_tokenizer
-from rxt_dist.data.dialogues import DialogueDataset
+from rxt_dist.data.dialogues import DialogueDataset, DialogueManifest
 from rxt_dist.data.interactions import (
     ANSWER_ID,
     INTERNAL_ID,
@@ -69,12 +69,52 @@ def test_a_dialogue_may_begin_with_a_system_prompt(tokenizer: Path) -> None:
     columns = Columns((("system", "sys"),))
     theirs = build(tokenizer, [{"sys": "Be brief."} | ASKED], name="theirs", columns=columns, template="beta")
     assert len(DialogueDataset(theirs).dialogue(0)) == 4
-    for name, options in {"alpha": {"template": "alpha"}, "single": {"kind": "single", "template": "beta"}}.items():
+    for template in ("alpha", "beta"):
         record = {"interactions": [OTHER], "system": "Be brief.", "language": "en"}
-        folder = build(tokenizer, [record], name=name, **options)
+        folder = build(tokenizer, [record], name=f"single-{template}", kind="single", template=template)
         assert json.loads((folder / "interactions.json").read_text())["counts"]["parts_left_out"] == 1
     with pytest.raises(DataError, match="'system' is a list, not text"):
         build(tokenizer, [ASKED | {"system": ["x"]}], name="list")
+
+
+def test_alpha_answers_a_query_that_is_always_the_same_with_its_system_prompt(tokenizer: Path) -> None:
+    """Also where the records spell that query out; a query that only begins like it is one as all others."""
+    text = load_tokenizer(tokenizer)
+    spelt = {"query": "SYSTEM INSTRUCTIONS", "answer": "Be brief."}
+    close = {"query": "SYSTEM INSTRUCTIONS, please", "answer": "Be brief."}
+    said = [TELL, OTHER, ASK]
+    records: list[Any] = [
+        ASKED | {"system": "Be brief."},
+        {"interactions": [spelt, *said], "language": "en"},
+        {"interactions": [close, *said], "language": "en"},
+        {"interactions": [TELL, spelt], "language": "en"},
+        ASKED | {"system": "x" * (64 - 4 - 19 + 2)},  # two tokens too long, of a query of 19
+    ]
+    root = build(tokenizer, records, template="alpha")
+    data = DialogueDataset(root)
+    query = text.encode("SYSTEM INSTRUCTIONS", add_special_tokens=False).ids
+    assert data.manifest.system_query == tuple(query)
+    assert len(data) == 4, "a prompt is never shortened"
+    body = text.encode("Be brief.", add_special_tokens=False).ids
+    assert data.dialogue(0)[0].tolist() == [BOS_ID, QUERY_ID, *query, ANSWER_ID, *body, EOS_ID]
+    assert all(one.tolist() == other.tolist() for one, other in zip(data.dialogue(0), data.dialogue(1), strict=True))
+    batch = data.batch(range(4))
+    assert batch.system_B.tolist() == [True, True, False, False]
+    assert (batch.labels_BUT[:2, 0] == NO_LOSS).all()
+    assert (batch.labels_BUT[2:, 0] != NO_LOSS).any(-1).all()
+    assert (batch.labels_BUT[3, 1] != NO_LOSS).any()
+    assert data.recalls(0).tolist()[-1][0] == 2
+    report = json.loads((root / "interactions.json").read_text())
+    assert report["counts"]["parts_left_out"] == 0
+    assert data.manifest.sources[0].train.totals.targets == int((batch.labels_BUT != NO_LOSS).sum())
+    # A dataset of an earlier version says nothing of it, and keeps its digest.
+    manifest = json.loads((root / "dataset.json").read_text())
+    assert manifest.pop("system_query") == query
+    earlier = DialogueManifest.from_dict(manifest)
+    assert earlier.system_query == ()
+    assert earlier.root_digest == data.manifest.root_digest
+    assert "system_query" not in earlier.to_dict()
+    assert "system_query" not in json.loads((build(tokenizer, [ASKED], name="beta") / "dataset.json").read_text())
 
 
 def test_only_the_first_turn_asks_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 import torch
 from training_run import SEQ_LEN, build_interaction_shards, build_shards
 
+from data_prep.interactions.build import InteractionRequest, build_interactions
 from rxt_dist.config.load import load_run
 from rxt_dist.config.run import RunConfig
 from rxt_dist.data.dialogue_source import DialogueSource
 from rxt_dist.data.dialogues import DialogueDataset
+from rxt_dist.data.interactions import are_system_prompts
 from rxt_dist.errors import DataError
 from rxt_dist.stages.base import stage_class
 
@@ -101,6 +104,21 @@ def test_what_holds_no_dialogues_is_refused_and_the_reverse(folders: tuple[Path,
         run = run_of(chats, kind=kind)
         with pytest.raises(DataError, match="holds dialogues"):
             stage_class(run).source(run)
+
+
+def test_a_batch_knows_the_system_prompts_of_alpha(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    tokenizer = folders[0] / "tokenizer.json"
+    turns = [{"query": f"Is it {number}?", "answer": "Yes."} for number in range(3)]
+    record = {"interactions": turns, "system": "Be brief.", "language": "en"}
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(record | {"n": n}) + "\n" for n in range(8)))
+    request = InteractionRequest(
+        (tmp_path / "chats.jsonl",), tmp_path / "alpha", tokenizer, SEQ_LEN, "dialogues", "alpha", 0.0, workers=1
+    )
+    build_interactions(request)
+    batch = source_of(tmp_path / "alpha").read(np.arange(4, dtype=np.int64), slice(0, 4))
+    for part in (batch, *batch.micro_batches(2)):
+        assert are_system_prompts(part.tokens_BUT[:, 0].numpy(), part.system_query).all()
+        assert not are_system_prompts(part.tokens_BUT[:, 1].numpy(), part.system_query).any()
 
 
 def test_another_tokenizer_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pytest
 import xxhash
 
-from rxt_dist.data.manifest import blake3_file, sums_file
+from rxt_dist.data.manifest import sums_file
 from rxt_dist.data.packing import pack
 from rxt_dist.data.writer import ShardSpec, ShardWriter
 from rxt_dist.errors import ConfigError
+from rxt_dist.files import blake3_file
 
 
 def _spec(**changes: object) -> ShardSpec:

@@ -18,7 +18,7 @@ from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.interface import Engine
 from rxt_dist.model.init import initialise
 
-SAVED_AT = 4
+SAVED_AT = 3
 
 
 def save_and_go_on(context: RankContext, directory: str, topology: dict[str, Any], steps: int) -> dict[str, Any]:

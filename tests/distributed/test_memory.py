@@ -71,7 +71,7 @@ def test_gradients_are_averaged_in_portions(ranks: Ranks) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("zero", "expert_parallel", "count"), [(1, 1, 1), (3, 1, 1), (1, 1, 2), (3, 1, 2), (3, 2, 2)])
+@pytest.mark.parametrize(("zero", "expert_parallel", "count"), [(3, 1, 1), (1, 1, 2), (3, 1, 2), (3, 2, 2)])
 def test_memory_of_a_rank_is_as_planned(zero: int, expert_parallel: int, count: int, ranks: Ranks) -> None:
     """86M parameters, 344 MB in float32: the peak of the steps within a tenth of the plan, set-up below it."""
     topology = {"engine": "deepspeed", "zero": zero, "expert_parallel": expert_parallel}

@@ -52,9 +52,9 @@ def test_a_run_moves_from_ranks_to_ranks(tmp_path: Path, shards: Path, ranks: Ra
 
 def test_a_run_that_goes_astray_on_ranks_goes_back(tmp_path: Path, shards: Path, ranks: Ranks) -> None:
     """And a kill between the note and the load loses nothing: the end is the same to the bit."""
-    steps, window = 12, (6 * ROWS, 8 * ROWS)
+    steps, window = 9, (6 * ROWS, 8 * ROWS)
     often = ["train.max_skipped_steps=2", f"checkpoint.every_tokens={3 * STEP_TOKENS}", "checkpoint.keep=3"]
-    overrides = [*topology(3, 2, ROWS // 2), *often]
+    overrides = [*topology(1, 2, ROWS // 2), *often]
     common = {"shards": str(shards), "steps": steps, "poison": window, "overrides": overrides}
     checksums = []
     for name, interruptions in (("whole", [False]), ("killed", [True, False])):

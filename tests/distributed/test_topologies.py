@@ -1,6 +1,6 @@
 """The law of topology invariance: ranks, experts' spread, ZeRO stage, accumulation and recomputation change nothing.
 
-Every topology trains three or five steps of the tiny model on the same packed, padded, noised and masked batches and is
+Every topology trains three steps of the tiny model on the same packed, padded, noised and masked batches and is
 compared with one process of plain torch: losses, gradient norms, expert counts, weights and both moments.
 """
 
@@ -18,24 +18,25 @@ from tiny import packed_batch, relative
 pytestmark = pytest.mark.distributed
 
 TOLERANCE = 1e-5
-# Weights and moments after five steps have gone through five times that error.
+# Weights and moments have gone through several times that error.
 STATE_TOLERANCE = 2e-5
 # bfloat16 rounds at 2^-9, and sums over ranks and micro-batches in another order.
 BF16_TOLERANCE = 2e-2
 
-SHORT = 3
+# After a bad step there must be some more.
+STEPS, STEPS_AROUND_A_BAD_ONE = 3, 5
 
 VALID, TOP_K, MOE_LAYERS = packed_batch().real_tokens, 2, 3
 
 
 def topology(ranks: int, zero: int, ep: int, accumulation: int, recompute: bool, **changes: Any) -> dict[str, Any]:
     made = {"zero": zero, "expert_parallel": ep, "accumulation": accumulation, "recompute": recompute}
-    # Ranks share two cores; after a bad step there must be some more.
-    steps = SHORT if ranks > 1 and "poison" not in changes else scenarios.STEPS
+    steps = STEPS_AROUND_A_BAD_ONE if "poison" in changes else STEPS
     return {"ranks": ranks, **made, "steps": steps, **changes}
 
 
-# Every ZeRO stage meets every number of ranks, every expert-parallel size, and both values of the rest.
+# With those of VARIED, every ZeRO stage meets every number of ranks, every expert-parallel size, and both values of the
+# rest. ZeRO-3 takes four times as long as the others, and four ranks share two cores.
 FLOAT32 = [
     topology(1, 0, 1, 2, True),
     topology(1, 1, 1, 4, False),
@@ -43,19 +44,11 @@ FLOAT32 = [
     topology(1, 3, 1, 2, False),
     topology(2, 0, 2, 1, False),
     topology(2, 1, 1, 1, True),
-    topology(2, 1, 2, 2, False),
     topology(2, 2, 2, 2, True),
     topology(2, 3, 1, 2, True),
-    topology(2, 3, 2, 1, False),
     topology(4, 0, 1, 1, False),
-    topology(4, 0, 2, 2, True),
-    topology(4, 0, 4, 1, True),
     topology(4, 1, 1, 2, False),
     topology(4, 1, 2, 1, True),
-    topology(4, 1, 4, 2, False),
-    topology(4, 2, 2, 1, False),
-    topology(4, 2, 4, 1, True),
-    topology(4, 3, 2, 2, True),
     topology(4, 3, 4, 1, False),
 ]
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -71,31 +64,25 @@ VARIED = [
     topology(2, 3, 2, 1, True, variant="bias"),
     topology(2, 1, 2, 2, False, variant="bias"),
     topology(4, 0, 4, 1, False, variant="bias"),
-    topology(2, 1, 2, 2, False, variant="one_place"),
+    topology(2, 3, 2, 1, False, variant="one_place"),
     topology(4, 0, 4, 1, True, variant="one_place"),
     topology(4, 2, 2, 1, True, variant="one_place"),
-    topology(4, 3, 4, 1, False, variant="one_place"),
     topology(2, 0, 2, 1, False, variant="clip"),
-    topology(2, 1, 2, 1, False, variant="clip"),
     topology(4, 2, 4, 1, False, variant="clip"),
     topology(2, 3, 2, 1, False, variant="clip"),
-    topology(2, 3, 2, 2, True, variant="compiled"),
-    topology(4, 0, 2, 1, False, variant="local"),
+    topology(2, 3, 2, 1, True, variant="compiled"),
+    topology(4, 0, 2, 2, True, variant="local"),
     topology(4, 1, 4, 2, False, variant="local"),
-    topology(2, 2, 2, 1, True, variant="local"),
     topology(4, 3, 2, 2, True, variant="local"),
 ]
 BF16 = [
     topology(2, 0, 1, 1, False, variant="bfloat16"),
     topology(4, 0, 2, 2, True, variant="bfloat16"),
     topology(2, 1, 2, 2, False, variant="bfloat16"),
-    topology(2, 1, 1, 2, True, variant="bfloat16"),
-    topology(2, 2, 2, 2, False, variant="bfloat16"),
-    topology(2, 3, 2, 2, False, variant="bfloat16"),
+    topology(2, 3, 2, 2, True, variant="bfloat16"),
 ]
 POISONED = [
     topology(2, 0, 2, 1, False, poison=(2, 1)),
-    topology(2, 1, 1, 2, False, poison=(2, 1)),
     topology(4, 1, 4, 1, False, poison=(2, 3)),
     topology(2, 2, 2, 1, False, poison=(2, 0)),
     topology(2, 3, 2, 1, False, poison=(2, 1)),
@@ -129,10 +116,10 @@ class Results:
         return dict(zip(map(name_of, wanted), results, strict=True))
 
     @cache  # noqa: B019
-    def _plain(self) -> dict[tuple[str, int], Any]:
+    def _plain(self) -> dict[str, Any]:
         wanted = list(dict.fromkeys(map(self._alike, [*ALL, {}])))
-        plain = {"engine": "plain", "zero": 0, "backend": None}
-        requests = [VARIANTS.get(name, {}) | plain | {"steps": steps} for name, steps in wanted]
+        plain = {"engine": "plain", "zero": 0, "backend": None, "steps": STEPS}
+        requests = [VARIANTS.get(name, {}) | plain for name in wanted]
         return dict(zip(wanted, self._ranks.run(scenarios.train, 1, topologies=requests)[0], strict=True))
 
     def of(self, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -142,10 +129,9 @@ class Results:
         return self._plain()[self._alike(wanted)]
 
     @staticmethod
-    def _alike(wanted: dict[str, Any]) -> tuple[str, int]:
+    def _alike(wanted: dict[str, Any]) -> str:
         """What topologies share that are compared with one training; compiling changes none."""
-        variant = wanted.get("variant", "").replace("compiled", "")
-        return variant, wanted.get("steps", SHORT)
+        return str(wanted.get("variant", "")).replace("compiled", "")
 
 
 @pytest.fixture(scope="session")

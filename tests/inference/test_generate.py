@@ -127,6 +127,7 @@ def test_the_mode_is_chosen_once_by_the_larger_logit() -> None:
     assert chosen == {ANSWER_ID, THINK_ID}
 
 
+@pytest.mark.slow
 def test_control_tokens_that_an_answer_never_has_are_not_said() -> None:
     network = network_of()
     with torch.no_grad():

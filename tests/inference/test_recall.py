@@ -34,6 +34,8 @@ TOLD = [
     [("hi", "hello", None), ("bye", "see you", None)],
 ]
 GREEDY = Sampling(temperature=0)
+# An untrained model says all that a turn has room for.
+TURN = 32
 
 
 def dialogues(folder: Path, records: list[list[tuple[str, str, tuple[int, str] | None]]]) -> Path:
@@ -50,7 +52,7 @@ def dialogues(folder: Path, records: list[list[tuple[str, str, tuple[int, str] |
     inputs = (folder / "in.jsonl",)
     build_interactions(
         InteractionRequest(
-            inputs, folder / "data", tokenizer, seq_len=64, kind="dialogues", eval_fraction=0.99, workers=1
+            inputs, folder / "data", tokenizer, seq_len=TURN, kind="dialogues", eval_fraction=0.99, workers=1
         )
     )
     return folder / "data"
@@ -63,7 +65,7 @@ def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def assistant(talks: Path) -> Assistant:
-    return Assistant(network_of("vocab_size=288"), Text(talks / "tokenizer.json", 288))
+    return Assistant(network_of("vocab_size=288", f"seq_len={TURN}"), Text(talks / "tokenizer.json", 288))
 
 
 @pytest.mark.parametrize("at_once", [1, 8])
@@ -141,7 +143,7 @@ def test_data_that_asks_for_nothing(assistant: Assistant, talks: Path, tmp_path:
         sources_that_recall(dialogues(tmp_path, [TOLD[3], [*TOLD[3], *TOLD[3]], TOLD[3] * 3]))
     with pytest.raises(ConfigError, match="has no source 'other'"):
         list(converse(assistant, talks, "other", 8))
-    short = Assistant(network_of("vocab_size=288"), assistant.text)
-    short.config = short.config.model_copy(update={"seq_len": 32})
-    with pytest.raises(DataError, match="turns of up to 64 tokens"):
+    short = Assistant(network_of("vocab_size=288", f"seq_len={TURN}"), assistant.text)
+    short.config = short.config.model_copy(update={"seq_len": TURN // 2})
+    with pytest.raises(DataError, match=f"turns of up to {TURN} tokens"):
         list(converse(short, talks, sources_that_recall(talks)[0], 8))

@@ -185,11 +185,13 @@ def test_memory_attention(name, padding):
     network = MemoryAttention(config, config.memory_attention)
     network.load_state_dict({key.removeprefix("memory_attention."): value for key, value in renamed.items()})
     start = inputs["stm0"].clone()
-    step1 = network(start, inputs["ed1"], positions(24), padding)
-    step2 = network(step1, inputs["ed2"], positions(24), padding)
+    step1, gates_LB = network(start, inputs["ed1"], positions(24), padding)
+    step2, _ = network(step1, inputs["ed2"], positions(24), padding)
+    assert gates_LB.shape == step1.shape[:2]
     assert_close(step1, expected["step1"], "first write")
     assert_close(step2, expected["step2"], "second write")
-    assert_close(network(start, inputs["ed1"], positions(24)), expected["step1_nomask"], "write without padding")
+    unmasked, _ = network(start, inputs["ed1"], positions(24))
+    assert_close(unmasked, expected["step1_nomask"], "write without padding")
     assert torch.equal(start, inputs["stm0"]), "the old memory was changed in place"
 
 
@@ -210,4 +212,10 @@ def test_residual_gates(name):
     names |= {f"slot_status.{field}": f"status.{field}" for field in ("weight", "bias")}
     state = {names[key]: value for key, value in part_of(expected, f"{name}.w.").items()}
     gate.load_state_dict(state, strict=kind != "static")
-    assert_close(gate(expected["old"], expected["new"]), expected[f"{name}.out"], name)
+    old, new = expected["old"], expected["new"]
+    weighed, gate_BS1 = gate(old, new)
+    assert_close(weighed, expected[f"{name}.out"], name)
+    # The gate that is told is the one by which the memory was weighed.
+    share = {"sigmoid": gate_BS1, "tanh": 1 + gate_BS1}[activation]
+    rest = {"sigmoid": 1 - gate_BS1, "tanh": 1 - gate_BS1}[activation]
+    assert_close(share * new + rest * old if kind != "none" else old + new, expected[f"{name}.out"], f"gate of {name}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from tiny import ROWS, TOKENS, make_stage, model_config, packed_batch, relative, run_config
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -134,7 +135,7 @@ def test_a_compiled_step_is_the_uncompiled_one_and_is_compiled_once(recompute: b
 def test_another_thread_may_compile_as_many_forms() -> None:
     """Backward passes on a device run in a thread of their own, where torch counts for itself from 2.12 on."""
     compile_chains("eager")
-    shapes = [(2,) * axes for axes in range(1, 9)]
+    shapes = [(2,) * axes for axes in range(1, 6)]
 
     def call() -> list[Tensor]:
         return [swiglu(torch.ones(shape, dtype=dtype)) for shape in shapes for dtype in (torch.float32, torch.float64)]
@@ -147,11 +148,13 @@ def test_another_thread_may_compile_as_many_forms() -> None:
 def test_kernels_of_the_compiler_compute_the_same() -> None:
     """Two chains by inductor itself; GPUs compile all (tests/cuda)."""
     compile_chains("inductor")
-    for name in ("norm", "choice"):
-        chain, make = CALLS[name]
-        arguments = make()
-        for mine, theirs in zip(several(chain(*arguments)), several(chain.eager(*arguments)), strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=TOLERANCE, atol=TOLERANCE)
+    # Which vector instructions there are, it asks the C++ compiler six times, most of the time of this test.
+    with torch._inductor.config.patch({"cpp.vec_isa_ok": False}):
+        for name in ("norm", "choice"):
+            chain, make = CALLS[name]
+            arguments = make()
+            for mine, theirs in zip(several(chain(*arguments)), several(chain.eager(*arguments)), strict=True):
+                torch.testing.assert_close(mine, theirs, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_rows_and_tokens_are_those_of_the_batches() -> None:

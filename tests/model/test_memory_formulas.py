@@ -41,7 +41,7 @@ def test_writing_twice_is_what_the_formulas_give(variant: str, inner: str) -> No
     positions_BT = torch.arange(TOKENS).expand(ROWS, -1)
     wanted = [[layer.double() for layer in memory_LBSD[:, row]] for row in range(ROWS)]
     for interaction in data_LBTD:
-        memory_LBSD = network(memory_LBSD, interaction, positions_BT)
+        memory_LBSD, _ = network(memory_LBSD, interaction, positions_BT)
         wanted = [
             plain.memory_write(parameters, config, wanted[row], [layer.double() for layer in interaction[:, row]])
             for row in range(ROWS)

@@ -51,8 +51,8 @@ def test_writing_returns_a_new_memory_and_leaves_the_old_one(variant: str) -> No
     assert model.memory_attention is not None
     memory, data = inputs(model)
     before, weights = [memory.clone(), data.clone()], state_of(model)
-    first = model.memory_attention(memory, data, POSITIONS)
-    second = model.memory_attention(memory, data, POSITIONS)
+    first, _ = model.memory_attention(memory, data, POSITIONS)
+    second, _ = model.memory_attention(memory, data, POSITIONS)
     assert first.shape == memory.shape
     assert first.data_ptr() != memory.data_ptr()
     assert torch.equal(first, second), "a second write of the same interaction sees the first one"
@@ -66,11 +66,30 @@ def test_each_row_has_its_own_memory() -> None:
     model = model_of()
     assert model.memory_attention is not None
     memory, data = inputs(model)
-    whole = model.memory_attention(memory, data, POSITIONS)
+    whole, gates_LB = model.memory_attention(memory, data, POSITIONS)
     for row in range(ROWS):
         part = slice(row, row + 1)
-        alone = model.memory_attention(memory[:, part], data[:, part], POSITIONS[part])
+        alone, gates_L1 = model.memory_attention(memory[:, part], data[:, part], POSITIONS[part])
         torch.testing.assert_close(alone, whole[:, part])
+        torch.testing.assert_close(gates_L1, gates_LB[:, part])
+
+
+@pytest.mark.parametrize("kind", ["static", "elementwise", "linear", "none"])
+@pytest.mark.parametrize("per_slot", [True, False])
+def test_gates_are_told_as_their_mean_over_slots(kind: str, per_slot: bool) -> None:
+    """Those of the write, by which what is read is weighed, not those of the exchange between slots."""
+    config = f"memory_attention.gate={{kind: {kind}, per_slot: {str(per_slot).lower()}}}"
+    model = model_of(config, "memory_attention.variant=interlayer", "memory_attention.groups=1")
+    assert model.memory_attention is not None
+    memory, data = inputs(model)
+    seen: list[Tensor] = []
+    for layer in model.memory_attention.layers:
+        layer.write_gate.register_forward_hook(lambda _, __, output: seen.append(output[1]))  # type: ignore[union-attr]
+    gates_LB = model.memory_attention(memory, data, POSITIONS).gates_LB
+    slots = memory.shape[2]
+    expected = torch.stack([gate.detach().expand(ROWS, slots, 1).mean((1, 2)) for gate in seen])
+    assert torch.equal(gates_LB, expected)
+    assert bool((gates_LB == 0).all()) == (kind == "none")
 
 
 def test_padding_is_not_written() -> None:
@@ -78,11 +97,11 @@ def test_padding_is_not_written() -> None:
     assert model.memory_attention is not None
     memory, data = inputs(model)
     keys = torch.arange(TOKENS).expand(ROWS, -1) < 6
-    masked = model.memory_attention(memory, data, POSITIONS, keys)
+    masked, _ = model.memory_attention(memory, data, POSITIONS, keys)
     other = data.clone()
     other[:, :, 6:] = 99.0
-    torch.testing.assert_close(model.memory_attention(memory, other, POSITIONS, keys), masked)
-    torch.testing.assert_close(model.memory_attention(memory, data[:, :, :6], POSITIONS[:, :6]), masked)
+    torch.testing.assert_close(model.memory_attention(memory, other, POSITIONS, keys)[0], masked)
+    torch.testing.assert_close(model.memory_attention(memory, data[:, :, :6], POSITIONS[:, :6])[0], masked)
 
 
 def test_gradients_reach_the_memory_that_was_read_and_the_one_before_it() -> None:
@@ -91,7 +110,10 @@ def test_gradients_reach_the_memory_that_was_read_and_the_one_before_it() -> Non
     assert model.memory_attention is not None
     memory, data = inputs(model)
     memory.requires_grad_()
-    model.memory_attention(model.memory_attention(memory, data, POSITIONS), data, POSITIONS).square().sum().backward()
+    first, _ = model.memory_attention(memory, data, POSITIONS)
+    second, gates_LB = model.memory_attention(first, data, POSITIONS)
+    second.square().sum().backward()
+    assert not gates_LB.requires_grad
     assert memory.grad is not None
     assert bool((memory.grad.abs().sum(-1) > 0).all())
 

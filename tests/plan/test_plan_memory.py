@@ -11,7 +11,7 @@ from training_work import peak_of_a_step, saved_bytes
 
 from rxt_dist.config.load import load_run
 from rxt_dist.config.stages import MemoryStageConfig, Turns
-from rxt_dist.plan.activations import kept_memories_bytes, layers, memory_bytes
+from rxt_dist.plan.activations import backward_passes, kept_memories_bytes, memory_bytes
 from rxt_dist.plan.memory import Memory, memory_per_gpu, moments
 from rxt_dist.plan.setting import Setting, run_parameters
 
@@ -112,7 +112,7 @@ def test_what_a_micro_batch_stores_is_what_autograd_keeps(name: str) -> None:
     """Within two percent: the tables of positions and the bounds of documents are in no plan."""
     own = small(*CASES[name])
     stage = make_stage(own.config)
-    planned = sum(layer.stored for layer in layers(own))
+    planned = sum(layer.stored for layer in backward_passes(own)[0])
     assert saved_bytes(stage, own) == pytest.approx(planned, rel=0.02)
 
 
@@ -148,7 +148,7 @@ def dialogues(name: str) -> Setting:
 def test_what_dialogues_store_is_what_autograd_keeps(name: str) -> None:
     """Within two percent, as above: turns stand there together."""
     own = dialogues(name)
-    planned = sum(layer.stored for layer in layers(own)) + kept_memories_bytes(own)
+    planned = sum(layer.stored for layer in backward_passes(own)[0]) + kept_memories_bytes(own)
     assert saved_bytes(make_stage(own.config), own) == pytest.approx(planned, rel=0.02)
 
 
@@ -170,9 +170,40 @@ class Recomputed(MemoryStageConfig):
 def test_turns_that_are_computed_again_leave_one_memory_each() -> None:
     own = dialogues("seven turns")
     again = replace(own, config=own.config.model_copy(update={"stage": Recomputed(kind="memory", turns=7)}))
-    assert [len(layers(each)) for each in (own, again)] == [7 * len(layers(again)), len(layers(again))]
+    (all_turns,), (last, other) = backward_passes(own), backward_passes(again)
+    assert len(all_turns) == 7 * len(last) == 7 * len(other)
     # 4 layers of 32 slots of 128, of 2 dialogues and 7 turns.
     assert kept_memories_bytes(again) == 7 * 4 * 2 * 32 * 128 * 4 == kept_memories_bytes(own) / 3
+
+
+ANSWERED = {
+    "turns recomputed": (),
+    "two turns": ("stage.turns=2", "train.global_batch_tokens=256"),
+    "turns and layers recomputed": ("train.recompute=true",),
+    "more slots than tokens": ("model.stm_slots=192", "train.recompute=true"),
+    "turns kept": ("stage.recompute_turns=false",),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ANSWERED)
+def test_the_peak_of_a_step_through_the_memory_is_as_planned(name: str) -> None:
+    """Whole depth. While a turn is computed again, the gradients of all turns behind it are there."""
+    fixed = ("data.seq_len=64", "model.stm_slots=32", "train.global_batch_tokens=896")
+    own = small("stage={kind: smat, turns: 7}", *fixed, *ANSWERED[name]).with_(micro_rows=2)
+    found = memory_per_gpu(own)
+    planned = found.gradients + found.activations + found.logits + found.passing
+    assert peak_of_a_step(own) == pytest.approx(planned, rel=0.05)
+
+
+def test_a_decoder_stores_what_it_reads_of_each_slot_that_dialogues_write() -> None:
+    fixed = ("stage={kind: smat, turns: 7}", "data.seq_len=64", "train.global_batch_tokens=896")
+    few, many = (
+        next(layer.stored for layer in backward_passes(own)[0] if layer.path == "decoder.layers.1")
+        for own in (small(*fixed, f"model.stm_slots={slots}").with_(micro_rows=2) for slots in (32, 192))
+    )
+    # The normed memory and its statistic, keys and values of two heads of 16, of the slots of two dialogues.
+    assert many - few == 2 * 160 * (128 + 1 + 2 * 2 * 16) * 4
 
 
 def test_gradients_that_turns_share_are_divided_after_the_last() -> None:

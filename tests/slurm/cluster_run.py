@@ -26,46 +26,37 @@ SHELL = (
     "SBATCH_TIMELIMIT=1", "SBATCH_NO_REQUEUE=1", "SBATCH_WAIT=1", "SLURM_LABELIO=1", "SLURM_DISTRIBUTION=cyclic",
     "SLURM_GPUS_PER_TASK=1", "TMPDIR=/no/such/folder",
 )  # fmt: skip
+# Has no rights of its own, and no home.
+OTHER_USER = "nobody"
 ON_CPUS = ("--env=DS_ACCELERATOR=cpu", "--env=OMP_NUM_THREADS=1")
 
 
-class ClusterRun:
-    """The run `name` in the rack's folder: DeepSpeed and ZeRO-3, with the experts whole on every node."""
+def on_login_machine(rack: Rack, *arguments: str, expected: int = 0, timeout: float = 120, user: str = "root") -> str:
+    """`rxt-dist` on the login machine; its output."""
+    environment = ["env", f"PYTHONPATH={ROOT}", "OMP_NUM_THREADS=1", *SHELL]
+    command = [*become(user), *environment, sys.executable, "-m", "rxt_dist", *arguments]
+    done = rack.on_login(*command, check=False, timeout=timeout)
+    assert done.returncode == expected, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
 
-    def __init__(self, rack: Rack, shards: Path, name: str, steps: int) -> None:
-        self.rack, self.name = rack, name
-        folder = rack.folder / name
-        folder.mkdir(exist_ok=True)
-        self.tiny = TinyRun(folder, shards, steps)
-        self.directory = folder / "runs" / name
-        content = self.tiny.content()
-        content |= {
-            "name": name,
-            "train": content["train"] | {"micro_batch_rows": 4},
-            "parallel": {"engine": "deepspeed", "zero": 3, "expert_parallel": 1},
-            "checkpoint": {"every_tokens": 4 * 512, "keep": 3},
-        }
-        self.file = folder / "run.yaml"
-        write_atomic(self.file, yaml.safe_dump(content))
 
-    def rxt(self, *arguments: str, expected: int = 0, timeout: float = 120) -> str:
-        """`rxt-dist` on the login machine; its output."""
-        environment = ["env", f"PYTHONPATH={ROOT}", "OMP_NUM_THREADS=1", *SHELL]
-        command = [*environment, sys.executable, "-m", "rxt_dist", *arguments]
-        done = self.rack.on_login(*command, check=False, timeout=timeout)
-        assert done.returncode == expected, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
+def become(user: str) -> list[str]:
+    """What runs a command as another user."""
+    return [] if user == "root" else ["setpriv", f"--reuid={user}", "--regid=65534", "--clear-groups"]
 
-    def launch(self, *options: str) -> str:
-        """Submit it to two nodes; the id of its job."""
-        self.rxt("launch", "slurm", str(self.file), *TWO_NODES, *ON_CPUS, *options)
-        return self.job
 
-    def train_locally(self) -> None:
-        """The same run on as many ranks of this machine."""
-        command = [sys.executable, "-m", "rxt_dist", "launch", "local", str(self.file), "--ranks", "2"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-        subprocess.run(command, check=True, env=environment, capture_output=True, timeout=180)
+def on_this_machine(*arguments: str) -> None:
+    """`rxt-dist` without the rack."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, "-m", "rxt_dist", *arguments]
+    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=240)
+
+
+class Launched:
+    """A run that was submitted on the rack: its files, its job, and its processes."""
+
+    def __init__(self, rack: Rack, directory: Path) -> None:
+        self.rack, self.directory, self.name = rack, directory, directory.name
 
     # -- what stands in its files --------------------------------------------------------------------------------------
 
@@ -158,3 +149,35 @@ class ClusterRun:
         assert own == undisturbed
         assert self.detail("JobState") == "COMPLETED"
         assert self.state() == "finished"
+
+
+class ClusterRun(Launched):
+    """The run `name` in the rack's folder: DeepSpeed and ZeRO-3, with the experts whole on every node."""
+
+    def __init__(self, rack: Rack, shards: Path, name: str, steps: int) -> None:
+        folder = rack.folder / name
+        super().__init__(rack, folder / "runs" / name)
+        folder.mkdir(exist_ok=True)
+        self.tiny = TinyRun(folder, shards, steps)
+        content = self.tiny.content()
+        content |= {
+            "name": name,
+            "train": content["train"] | {"micro_batch_rows": 4},
+            "parallel": {"engine": "deepspeed", "zero": 3, "expert_parallel": 1},
+            "checkpoint": {"every_tokens": 4 * 512, "keep": 3},
+        }
+        self.file = folder / "run.yaml"
+        write_atomic(self.file, yaml.safe_dump(content))
+
+    def rxt(self, *arguments: str, expected: int = 0, user: str = "root") -> str:
+        """`rxt-dist` on the login machine; its output."""
+        return on_login_machine(self.rack, *arguments, expected=expected, user=user)
+
+    def launch(self, *options: str, user: str = "root") -> str:
+        """Submit it to two nodes; the id of its job."""
+        self.rxt("launch", "slurm", str(self.file), *TWO_NODES, *ON_CPUS, *options, user=user)
+        return self.job
+
+    def train_locally(self) -> None:
+        """The same run on as many ranks of this machine."""
+        on_this_machine("launch", "local", str(self.file), "--ranks", "2")

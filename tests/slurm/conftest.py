@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster_run import ClusterRun
+from cluster_run import OTHER_USER, ClusterRun
 from rack import Rack, Shape, missing
 from training_run import build_shards
 
@@ -37,18 +37,19 @@ def shards(rack: Rack) -> Path:
 
 
 @pytest.fixture
-def new_run(rack: Rack, shards: Path) -> Iterator[Callable[..., ClusterRun]]:
-    """Makes runs of their own names, whose jobs end with the test; afterwards all nodes are ready again."""
-    made: list[ClusterRun] = []
-
-    def make(name: str, steps: int = 24) -> ClusterRun:
-        made.append(ClusterRun(rack, shards, name, steps))
-        return made[-1]
-
-    yield make
-    rack.on_login("scancel", "--full", "--user=root", check=False)
+def tidy(rack: Rack) -> Iterator[None]:
+    """Jobs end with the test; afterwards all nodes are ready again."""
+    yield
+    for user in ("root", OTHER_USER):
+        rack.on_login("scancel", "--full", f"--user={user}", check=False)
     for node in rack.shape.names():
         rack.resume(node)
+
+
+@pytest.fixture
+def new_run(rack: Rack, shards: Path, tidy: None) -> Callable[..., ClusterRun]:
+    """Makes runs of their own names."""
+    return lambda name, steps=24: ClusterRun(rack, shards, name, steps)
 
 
 @pytest.fixture(scope="session")

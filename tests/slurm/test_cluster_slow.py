@@ -105,17 +105,6 @@ def test_a_node_that_lacks_a_disk_is_named_and_avoided(new_run: NewRun, rack: Ra
     assert "the check does not start there" in bad["problem"]
 
 
-def test_two_jobs_on_one_node_do_not_meet(new_run: NewRun) -> None:
-    runs = [new_run(f"neighbour-{number}", 8) for number in (1, 2)]
-    for run in runs:
-        run.launch("--nodes=1", "--gpus-per-node=2", "--no-preflight", "--sbatch=--nodelist=gpu01")
-    for run in runs:
-        run.wait_for_end(180)
-        assert run.state() == "finished"
-    assert all(life["hosts"] == ["gpu01"] for run in runs for life in run.ledger("life"))
-    assert [len(run.ledger("life")) for run in runs] == [1, 1], "neither was started again"
-
-
 def test_agents_of_torchrun_are_asked_to_stop_by_a_file(new_run: NewRun) -> None:
     """A signal would end them."""
     run = new_run("agents-stop", 8)

@@ -337,6 +337,8 @@ def test_a_run_reports_its_terms_and_goes_on_after_a_stop(kind: str, tmp_path: P
     line = whole.lines()[0]
     assert not any(key.startswith(UNCOUNTED.get(kind, ("none",))) for key in line)
     for term in terms:
+        if term.detail and f"{term.name}_loss" not in line:
+            continue  # A batch may have none of it.
         assert math.isfinite(line[f"{term.name}_loss"])
         assert (f"{term.name}_accuracy" in line) == term.predicts
     assert {"lr", "grad_norm", "tokens", "tokens_seen", "mfu", "step_s", "skipped"} <= line.keys()
@@ -345,8 +347,8 @@ def test_a_run_reports_its_terms_and_goes_on_after_a_stop(kind: str, tmp_path: P
     assert len(evaluated) == 2
     for term in terms:
         if term.title:
-            names = [key for key in evaluated[-1] if key.endswith(f"/{term.name}_loss")]
-            assert {name.split("/")[1] for name in names} == {"en", "pl"}
+            sources = {key.split("/")[1] for key in evaluated[-1] if key.endswith(f"/{term.name}_loss")}
+            assert sources == {"en", "pl"} or (term.detail and sources < {"en", "pl"})
 
 
 @EACH_STAGE

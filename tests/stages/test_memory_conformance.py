@@ -63,7 +63,7 @@ def test_a_write_its_label_and_its_gradients_are_the_references(stage: MemorySta
     encoded = model.encoder(model.embedding(given["ids"]), positions_BT, keys_BT=keys_BT)
     assert not encoded.requires_grad
     assert relative(encoded[keys_BT.expand(4, -1, -1)], given["encoded"][keys_BT.expand(4, -1, -1)]) < 1e-5
-    new = write_turn(model, old, encoded + noise_in * given["noise_in"], keys_BT)
+    new, _ = write_turn(model, old, encoded + noise_in * given["noise_in"], keys_BT)
     slots = torch.arange(22).expand(3, -1)
     label = mixed_label(old, encoded, slots, torch.full((3,), share_new), None, unit=False)
     written = written_of(old, new, label + noise_label * given["noise_label"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import DIALOGUES, dialogue_batch, make_stage, relative, run_config
+from tiny import DIALOGUES, dialogue_batch, make_stage, model_config, relative, run_config
 from torch import Tensor
 
 from rxt_dist.data.dialogue_source import TurnBatch
@@ -37,11 +37,12 @@ def alone(batch: TurnBatch, row: int) -> TurnBatch:
     lengths = batch.lengths_BU[row]
     turns, width = int((lengths > 0).sum()), int(lengths.max())
     part = slice(row, row + 1)
-    return TurnBatch(
-        batch.tokens_BUT[part, :turns, :width],
-        batch.lengths_BU[part, :turns],
-        batch.samples_B[part],
-        batch.recalls_BU3[part, :turns],
+    return replace(
+        batch,
+        tokens_BUT=batch.tokens_BUT[part, :turns, :width],
+        lengths_BU=batch.lengths_BU[part, :turns],
+        samples_B=batch.samples_B[part],
+        recalls_BU3=batch.recalls_BU3[part, :turns],
     )
 
 
@@ -53,9 +54,12 @@ def test_a_dialogue_does_not_depend_on_its_neighbours(scale: str, trained: int |
     whole = sums(stage, batch, trained)
     each = [sums(stage, alone(batch, row), trained) for row in range(len(DIALOGUES))]
     assert relative(torch.stack(each).sum(0), whole) < 1e-5
+    # Also where nobody of a micro-batch has the later turns of its batch.
+    parts = [sums(stage, part, trained) for part in batch.micro_batches(1)]
+    assert relative(torch.stack(parts).sum(0), whole) < 1e-5
     turns = sum(map(len, DIALOGUES))
     micro = stage.prepare(batch, trained)
-    assert stage.counts(micro).tolist() == [turns] * 3
+    assert stage.counts(micro).tolist() == [turns] * len(stage.terms)
     first = stage.views(micro)["turn-1"]
     third = stage.views(micro)["turn-3"]
     assert stage.counts(first)[0] == len(DIALOGUES)
@@ -66,6 +70,19 @@ def test_what_a_turn_that_is_not_there_says_changes_nothing() -> None:
     stage, batch = stage_of(), dialogue_batch()
     tokens_BUT = batch.tokens_BUT.masked_fill(batch.tokens_BUT == 0, 77)
     assert torch.equal(sums(stage, replace(batch, tokens_BUT=tokens_BUT)), sums(stage, batch))
+
+
+def test_turns_that_are_not_there_are_not_computed() -> None:
+    """But for one row a turn, since other ranks may have some: all parts take part in every step."""
+    stage = stage_of()
+    rows: list[int] = []
+    assert stage.model.encoder is not None
+    stage.model.encoder.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    for row, expected in ((None, [8, 6, 3]), (1, [1, 1, 1])):
+        batch = dialogue_batch() if row is None else dialogue_batch().micro_batches(1)[row]
+        rows.clear()
+        sums(stage, batch)
+        assert rows == expected
 
 
 def test_views_of_single_turns_add_up_to_all() -> None:
@@ -97,8 +114,9 @@ def test_shares_fall_with_the_turn_and_move_in_training_only() -> None:
 def test_slots_take_tokens_of_the_turn_in_order_and_never_padding() -> None:
     micro = stage_of().prepare(dialogue_batch(), 0)
     slots = micro.slots_BUS.shape[2]
-    for row, dialogue in enumerate(DIALOGUES):
-        for turn, length in enumerate(dialogue):
+    assert sorted(micro.samples) == list(range(len(DIALOGUES)))
+    for row, sample in enumerate(micro.samples):
+        for turn, length in enumerate(DIALOGUES[sample]):
             assert micro.slots_BUS[row, turn].tolist() == [slot * length // slots for slot in range(slots)]
 
 
@@ -131,7 +149,7 @@ def test_no_gradient_flows_from_a_turn_to_the_one_before() -> None:
     positions = torch.arange(batch.tokens_BUT.shape[2])[None]
     for turn in range(2):
         encoded = model.encoder(model.embedding(batch.tokens_BUT[:, turn]), positions, keys_BT=micro.keys_BUT[:, turn])
-        new = write_turn(model, memory, encoded, micro.keys_BUT[:, turn])
+        new, _ = write_turn(model, memory, encoded, micro.keys_BUT[:, turn])
         label = mixed_label(memory, encoded, micro.slots_BUS[:, turn], micro.shares_BU[:, turn], None, unit=True)
         if turn == 1:
             (-torch.cosine_similarity(new, label, dim=-1).mean()).backward()
@@ -148,7 +166,7 @@ def test_noise_is_a_share_of_what_it_disturbs_and_off_in_evaluation() -> None:
     assert not torch.equal(sums(quiet, batch), sums(noisy, batch))
     micro = noisy.prepare(batch, 0)
     encoded = 7 * torch.ones(2, 8, 32, 32)
-    written, label = noisy._noise(micro, 0, encoded)
+    written, label = noisy._noise(micro, slice(None), 0, encoded)
     live = written[:, micro.keys_BUT[:, 0]]
     assert live.std() == pytest.approx(0.7, rel=0.05)
     assert not written[:, ~micro.keys_BUT[:, 0]].any()
@@ -167,10 +185,27 @@ def test_what_is_drawn_depends_on_seed_kind_and_dialogue_alone() -> None:
         assert not any(torch.equal(drawn, other) for other in others)
 
 
+def test_the_gate_of_each_layer_is_told_of_the_dialogues_that_live() -> None:
+    stage = stage_of(model=model_config("memory_attention.gate={kind: static}"))
+    weights = torch.tensor([1.0, -2.0])
+    with torch.no_grad():
+        for layer, weight in zip(stage.model.memory_attention.layers, weights, strict=True):  # type: ignore[union-attr]
+            layer.write_gate.weight.fill_(weight)  # type: ignore[union-attr]
+    gates = [[term.name for term in stage.terms].index(name) for name in ("gate-1", "gate-2")]
+    load = PlainEngine(stage, stage.run, CPU).routing.load_ME
+    for view in stage.views(stage.prepare(dialogue_batch(), 0)).values():
+        means = stage(view, load).sums_J[gates] / stage.counts(view)[gates]
+        torch.testing.assert_close(means.float(), weights.sigmoid())
+    assert not stage.weights()[gates].any()
+    without = stage_of(model=model_config("memory_attention.gate={kind: none}"))
+    assert [term.name for term in without.terms] == ["memory", "change", "rms"]
+    assert sums(without, dialogue_batch()).shape == (3,)
+
+
 def test_the_change_counts_where_it_is_asked_for_and_more_with_the_turn() -> None:
-    assert stage_of().weights().tolist() == [1, 0, 0]
+    assert stage_of().weights()[:3].tolist() == [1, 0, 0]
     stage = stage_of(change_weight=0.5)
-    assert stage.weights().tolist() == [1, 0.5, 0]
+    assert stage.weights()[:3].tolist() == [1, 0.5, 0]
 
 
 def test_memory_attention_learns_its_label() -> None:

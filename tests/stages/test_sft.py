@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,49 @@ def test_a_stage_in_which_the_model_chooses_its_mode_has_more_labels() -> None:
     assert len(added) == interactions
     assert set(added.tolist()) == {6, 7}
     assert more.targets - fewer.targets == interactions
+
+
+PARTS = ("thinking", "answer", "call", "eos")
+
+
+def parts_written_out(ids_T: list[int], labels_T: list[int]) -> list[int]:
+    """How many labels of a row are of each part: a label's part is the last marker up to the token that it names."""
+    counted, part = [0, 0, 0, 0], None
+    for at, token in enumerate(ids_T):
+        part = {7: 0, 6: 1, 8: 2, 3: 3}.get(token, part)
+        if at and labels_T[at - 1] != IGNORED_LABEL:
+            assert part is not None
+            counted[part] += 1
+    return counted
+
+
+@SFT
+@pytest.mark.parametrize("train_mode", [True, False])
+def test_loss_and_accuracy_are_told_by_part_of_the_answer(kind: str, train_mode: bool) -> None:
+    """Each label is of one part, and a marker is of the part that it begins."""
+    stage = stage_of(kind, train_mode=train_mode)
+    stored = vectors("sft_masks")
+    names = [term.name for term in stage.terms]
+    assert tuple(names[-4:]) == PARTS
+    assert not stage.weights()[-4:].any()
+    for template in ("alpha", "beta"):
+        ids_BT, lengths_B = stored[f"{template}.ids"], stored[f"{template}.lengths"]
+        micro = stage.prepare(rows_of(ids_BT, lengths_B), 0)
+        wanted = [parts_written_out(*row) for row in zip(ids_BT.tolist(), micro.labels_BT.tolist(), strict=True)]
+        assert stage.counts(micro)[-4:].tolist() == np.sum(wanted, axis=0).tolist()
+        assert sum(micro.part_targets) == micro.targets
+        assert (micro.part_targets[0] > 0) == (micro.part_targets[2] > 0) == (template == "beta")
+    batch = interaction_batch()
+    load = PlainEngine(stage, stage.run, CPU).routing.load_ME
+    micro = stage.prepare(batch, None)
+    output = stage(micro, load)
+    assert output.sums_J[-4:].sum().item() == pytest.approx(output.sums_J[0].item(), rel=1e-6)
+    assert output.hits_J[-4:].sum() == output.hits_J[0]
+    for number in range(4):
+        alone = replace(micro, labels_BT=micro.labels_BT.masked_fill(micro.parts_BT != number, IGNORED_LABEL))
+        found = stage(alone, load)
+        assert output.sums_J[number - 4].item() == pytest.approx(found.sums_J[0].item(), rel=1e-6)
+        assert output.hits_J[number - 4] == found.hits_J[0]
 
 
 def test_a_model_without_encoder_is_refused() -> None:

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from stages.test_memory_stage import alone
-from tiny import DIALOGUES, ROWS, TOKENS, dialogue_batch, make_stage, relative, run_config
+from tiny import DIALOGUES, ROWS, TOKENS, dialogue_batch, make_stage, model_config, relative, run_config
 from torch import Tensor
 
 from rxt_dist.config.stages import SmatConfig
 from rxt_dist.data.dialogue_source import TurnBatch
-from rxt_dist.data.interactions import ANSWER_ID, INTERNAL_ID, NO_LOSS, QUERY_ID, answer_labels
+from rxt_dist.data.interactions import ANSWER_ID, INTERNAL_ID, NO_LOSS, QUERY_ID, answer_labels, are_system_prompts
 from rxt_dist.data.rows import BOS_ID, EOS_ID
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.losses import StageOutput
@@ -26,6 +26,7 @@ from rxt_dist.stages.smat import Decoded, SmatStage
 
 CPU = torch.device("cpu")
 STEP = ROWS * TOKENS
+SYSTEM_QUERY = (91, 92)
 KEPT_OR_NOT = pytest.mark.parametrize("recompute", [True, False])
 
 
@@ -59,16 +60,18 @@ def gradients(stage: SmatStage, output: StageOutput) -> dict[str, Tensor]:
     return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in stage.model.named_parameters()}
 
 
-def system_batch() -> TurnBatch:
+def system_batch(template: str = "beta") -> TurnBatch:
     """Two dialogues begin with a system prompt, one of which has nothing else."""
+    opening = {"beta": [BOS_ID, INTERNAL_ID], "alpha": [BOS_ID, QUERY_ID, *SYSTEM_QUERY, ANSWER_ID]}[template]
     batch = dialogue_batch()
     tokens = batch.tokens_BUT.clone()
     for row in (0, 5):
-        text = tokens[row, 0]
+        text, length = tokens[row, 0], int(batch.lengths_BU[row, 0])
         text[text < 11] = 77
-        text[batch.lengths_BU[row, 0] :] = 0
-        text[[0, 1, int(batch.lengths_BU[row, 0]) - 1]] = torch.tensor([BOS_ID, INTERNAL_ID, EOS_ID])
-    return replace(batch, tokens_BUT=tokens)
+        text[length:] = 0
+        text[: len(opening)] = torch.tensor(opening)
+        text[length - 1] = EOS_ID
+    return replace(batch, tokens_BUT=tokens, system_query=SYSTEM_QUERY if template == "alpha" else ())
 
 
 def written_out(stage: SmatStage, batch: TurnBatch, depth: int | None = None, train_mode: bool = False) -> Tensor:
@@ -77,7 +80,7 @@ def written_out(stage: SmatStage, batch: TurnBatch, depth: int | None = None, tr
     config = stage.run.model
     memory = stage.first_memory(stage.prepare(batch, 0), CPU)
     turns = [batch.tokens_BUT[0, u, :length][None] for u, length in enumerate(batch.lengths_BU[0].tolist()) if length]
-    has_system = not bool((turns[0] == QUERY_ID).any())
+    has_system = bool(are_system_prompts(turns[0].numpy(), batch.system_query))
     losses = []
     for row, tokens in enumerate(turns):
         turn = row - has_system
@@ -87,7 +90,7 @@ def written_out(stage: SmatStage, batch: TurnBatch, depth: int | None = None, tr
             before = turns[row - 1]
             places = torch.arange(before.shape[1])[None]
             encoded = model.encoder(model.embedding(before), places)
-            memory = write_turn(model, memory, encoded, torch.ones_like(before, dtype=torch.bool))
+            memory, _ = write_turn(model, memory, encoded, torch.ones_like(before, dtype=torch.bool))
         assert memory.shape == (config.layers, 1, config.stm_slots, config.dim)
         if turn < 0:
             losses.append(torch.tensor(float("nan")))
@@ -100,13 +103,21 @@ def written_out(stage: SmatStage, batch: TurnBatch, depth: int | None = None, tr
 
 
 @pytest.mark.parametrize(
-    ("recompute", "depth", "train_mode"),
-    [(True, 1, False), (False, 1, True), (True, 2, True), (False, 2, False), (False, None, True)],
+    ("recompute", "depth", "train_mode", "template"),
+    [
+        (True, 1, False, "beta"),
+        (False, 1, True, "alpha"),
+        (True, 2, True, "alpha"),
+        (False, 2, False, "beta"),
+        (False, None, True, "beta"),
+    ],
 )
-def test_the_stage_is_its_formula_dialogue_by_dialogue(recompute: bool, depth: int | None, train_mode: bool) -> None:
+def test_the_stage_is_its_formula_dialogue_by_dialogue(
+    recompute: bool, depth: int | None, train_mode: bool, template: str
+) -> None:
     """With unequal turns, a system prompt, and dialogues of nothing but one."""
     stage = stage_of(depth=depth, recompute_turns=recompute, train_mode=train_mode)
-    batch = system_batch()
+    batch = system_batch(template)
     output = output_of(stage, batch)
     found = gradients(stage, output)
     each = [written_out(stage, alone(batch, row), depth, train_mode) for row in range(len(DIALOGUES))]
@@ -151,6 +162,19 @@ def test_what_counts_is_what_is_there() -> None:
     chosen_ME = output_of(stage, batch).expert_counts_ME
     assert chosen_ME.sum(1).tolist() == [read * moe.active] * stage.run.model.moe_layers
     assert stage.views(stage.prepare(batch, None))["zero"].pairs == batch.pairs
+
+
+def test_rows_are_as_wide_as_the_longest_turn_needs() -> None:
+    stage, whole = stage_of(), dialogue_batch()
+    few = torch.tensor([0, 2, 4])  # Of up to 20 tokens.
+    tokens_BUT, lengths_BU, samples_B = whole.tokens_BUT[few], whole.lengths_BU[few], whole.samples_B[few]
+    narrow = TurnBatch(tokens_BUT[..., :20], lengths_BU, samples_B, whole.recalls_BU3[few])
+    wide = replace(narrow, tokens_BUT=torch.nn.functional.pad(tokens_BUT, (0, 40), value=7))
+    micro = stage.prepare(wide, 0)
+    assert micro.rows.tokens_RT.shape[1] == micro.rows.written_RT.shape[1] == 24
+    expected, actual = output_of(stage, narrow), stage(micro, load_of(stage))
+    torch.testing.assert_close(actual.sums_J, expected.sums_J, rtol=1e-6, atol=1e-6)
+    assert torch.equal(actual.hits_J, expected.hits_J)
 
 
 def test_what_a_turn_that_is_not_there_says_changes_nothing() -> None:
@@ -333,9 +357,42 @@ def test_values_are_labels_of_the_turn_that_asks() -> None:
     assert rows.distance_N.tolist() == [0, 0, 1, 4]
     assert stage.distances == (1, 2, 3, 4)
     names = [each.name for each in stage.terms]
-    assert names[-4:] == ["recall-1", "recall-2", "recall-3", "recall-4"]
-    assert stage.counts(micro)[-4:].tolist() == [2, 1, 0, 0]
+    recalls = [names.index(f"recall-{distance}") for distance in stage.distances]
+    assert stage.counts(micro)[recalls].tolist() == [2, 1, 0, 0]
     assert stage.counts(micro)[names.index("recall")] == 4
+
+
+@KEPT_OR_NOT
+@pytest.mark.parametrize("train_mode", [True, False])
+def test_loss_and_accuracy_are_told_by_part_of_the_answer(recompute: bool, train_mode: bool) -> None:
+    stage = stage_of(recompute_turns=recompute, train_mode=train_mode)
+    batch = dialogue_batch()
+    micro = stage.prepare(batch, 0)
+    output, counts = stage(micro, load_of(stage)), stage.counts(micro)
+    parts = [term(stage, name) for name in ("thinking", "answer", "call", "eos")]
+    turns = int((batch.lengths_BU > 0).sum())
+    assert counts[parts].tolist() == [0, counts[0] - turns, 0, turns]
+    assert output.sums_J[parts].sum().item() == pytest.approx(output.sums_J[0].item(), rel=1e-5)
+    assert output.hits_J[parts].sum() == output.hits_J[0]
+    ends = micro.rows.targets_P == EOS_ID
+    assert torch.equal(micro.rows.part_P, torch.where(ends, 3, 1))
+
+
+@KEPT_OR_NOT
+def test_the_gate_of_each_layer_is_told_of_what_is_written(recompute: bool) -> None:
+    model = model_config("memory_attention.gate={kind: static}")
+    stage = stage_of(model=model, recompute_turns=recompute)
+    weights = torch.tensor([1.0, -2.0])
+    with torch.no_grad():
+        for layer, weight in zip(stage.model.memory_attention.layers, weights, strict=True):  # type: ignore[union-attr]
+            layer.write_gate.weight.fill_(weight)  # type: ignore[union-attr]
+    gates = [term(stage, name) for name in ("gate-1", "gate-2")]
+    for batch in (dialogue_batch(), system_batch(), dialogue_batch(1)):
+        for memory, view in stage.views(stage.prepare(batch, 0)).items():
+            found, counts = stage(view, load_of(stage)).sums_J[gates], stage.counts(view)[gates]
+            writes = view.rows.writes if memory in ("true", "foreign") else 0
+            assert counts.tolist() == [writes] * 2
+            torch.testing.assert_close(found, writes * weights.sigmoid())
 
 
 def test_recalled_is_what_is_right_in_all_its_tokens() -> None:
@@ -345,12 +402,15 @@ def test_recalled_is_what_is_right_in_all_its_tokens() -> None:
     hits_P = torch.ones(rows.labels, dtype=torch.bool)
     hits_P[rows.value_N[2]] = False
     losses_P = torch.arange(rows.labels).float()
-    part = Decoded(losses_P.sum(), losses_P, hits_P, nothing, nothing, torch.zeros(3, 8), nothing, nothing)
+    part = Decoded(
+        losses_P.sum(), losses_P, hits_P, nothing, nothing, torch.zeros(3, 8), nothing, nothing, torch.zeros(2)
+    )
     output = stage._output(rows, [part])
     lost = losses_P[rows.value_N].tolist()
     assert output.hits_J[term(stage, "recall")] == 3
-    assert output.hits_J[-4:].tolist() == [1, 1, 0, 0]
-    assert output.sums_J[-4:].tolist() == [sum(lost[:3]), sum(lost[3:5]), 0, 0]
+    recalls = [term(stage, f"recall-{distance}") for distance in stage.distances]
+    assert output.hits_J[recalls].tolist() == [1, 1, 0, 0]
+    assert output.sums_J[recalls].tolist() == [sum(lost[:3]), sum(lost[3:5]), 0, 0]
     assert output.sums_J[term(stage, "recall")] == sum(lost)
     assert output.hits_J[term(stage, "turn-2")] == 7
     assert output.sums_J[term(stage, "turn-6")] == losses_P[rows.turn_P == 5].sum()

@@ -197,7 +197,7 @@ def test_a_disk_that_cannot_be_read_for_now_costs_no_checkpoint(tiny, poisoned, 
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as failing:
-        failing.setattr(store, "sha256_file", fail)
+        failing.setattr(store, "blake3_file", fail)
         failing.setattr(store, "_READ_PAUSES", (0.0,))
         with pytest.raises(DivergedError, match=r"could be gone back to: .*step-00000010 is rejected: .*cannot be"):
             run(tiny)

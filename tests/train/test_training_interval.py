@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rxt_dist.stages.base import Term
 from rxt_dist.train import interval as module
 from rxt_dist.train.interval import Interval
 
@@ -37,6 +38,18 @@ def test_what_a_pause_takes_does_not_count_nor_in_a_checkpoint_that_is_made_in_i
     resumed = fresh(state)
     clock.now += 3
     assert resumed.seconds == 8
+
+
+def test_a_checkpoint_of_a_stage_that_had_fewer_terms_is_continued() -> None:
+    def of(*names: str, state: Any = None) -> Interval:
+        stage: Any = SimpleNamespace(terms=[Term(name, predicts=True) for name in names])
+        return Interval(SimpleNamespace(), stage, 1, state)  # type: ignore[arg-type]
+
+    state = of("ar", "z").state() | {"sums": [(6.0).hex(), (2.0).hex()], "counts": [(3.0).hex()] * 2, "hits": [1, 0]}
+    again = of("ar", "z", "eos", state=state).state()
+    assert again["sums"] == [(6.0).hex(), (2.0).hex(), (0.0).hex()]
+    assert again["counts"] == [(3.0).hex(), (3.0).hex(), (0.0).hex()]
+    assert again["hits"] == [1, 0, 0]
 
 
 def test_an_error_ends_a_pause(clock: SimpleNamespace) -> None:

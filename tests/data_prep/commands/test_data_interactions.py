@@ -183,6 +183,7 @@ def test_nothing_of_the_kind_is_said_to_be_there(root: Path, tmp_path: Path) -> 
     assert not (tmp_path / "out/dataset.json").exists()
 
 
+@pytest.mark.slow
 def test_to_megatron_and_back(root: Path, tmp_path: Path) -> None:
     out, tokenizer = tmp_path / "data", root / "tokenizer.json"
     as_json("build", root / "corpus", "--out", out, "--tokenizer", tokenizer, "--workers", 1)

@@ -13,17 +13,18 @@ import yaml
 
 from launch.slurm import array, client, data_task
 from launch.slurm.array import ArrayWish, render_array, submit_array
-from launch.slurm.client import SlurmError
+from launch.slurm.client import JobState, SlurmError
 from launch.slurm.data_task import run_to_the_end
 from launch.slurm.life import Signals
 from launch.slurm.options import ArrayOptions
 from rxt_dist.config.load import load_data
 from rxt_dist.errors import ConfigError
+from rxt_dist.locks import locked
 
 
 @pytest.fixture
 def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    queue: dict[str, Any] = {"submitted": [], "requeued": [], "refusal": None, "cancelled": []}
+    queue: dict[str, Any] = {"submitted": [], "requeued": [], "refusal": None, "cancelled": [], "states": {}}
 
     def submit(script: str, *options: str) -> str:
         if queue["refusal"]:
@@ -31,7 +32,11 @@ def queue(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         queue["submitted"].append((Path(script).name, *options))
         return str(50 + len(queue["submitted"]))
 
+    def job_state(job: str, patience: float = 0.0) -> JobState | None:
+        return JobState(queue["states"][job]) if job in queue["states"] else None
+
     monkeypatch.setattr(client, "submit", submit)
+    monkeypatch.setattr(client, "job_state", job_state)
     monkeypatch.setattr(client, "there", lambda: True)
     monkeypatch.setattr(client, "requeue", queue["requeued"].append)
     monkeypatch.setattr(client, "cancel", queue["cancelled"].append)
@@ -98,12 +103,61 @@ def test_an_array_whose_closing_job_is_refused_is_taken_back(
     assert not (tmp_path / "shards/web.job/0001").exists()
 
 
+def test_a_dataset_is_built_by_one_array_at_a_time(
+    make_wish: Callable[..., ArrayWish], queue: dict[str, Any], tmp_path: Path
+) -> None:
+    list(submit_array(make_wish()))
+    queue["states"] = {"51": "RUNNING", "52": "PENDING"}
+    with pytest.raises(ConfigError, match=r"job 51 is RUNNING.*`squeue -j 51,52`.*`scancel 51 52`") as refused:
+        list(submit_array(make_wish()))
+    assert refused.value.exit_code == 64
+    # The closing job alone would begin when the array is gone, and build what is left.
+    queue["states"] = {"51": "CANCELLED", "52": "PENDING"}
+    with pytest.raises(ConfigError, match=r"job 52 is PENDING.*`scancel 52`"):
+        list(submit_array(make_wish()))
+    assert len(queue["submitted"]) == 2
+    assert not (tmp_path / "shards/web.job/0002").exists()
+    # Ended, then forgotten by the queue.
+    for number, states in ((2, {"51": "COMPLETED", "52": "FAILED"}), (3, {})):
+        queue["states"] = states
+        list(submit_array(make_wish()))
+        assert (tmp_path / f"shards/web.job/{number:04d}/jobs").exists()
+
+
+def test_of_two_submissions_at_one_time_one_is_refused(
+    make_wish: Callable[..., ArrayWish], queue: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "shards/web.job").mkdir(parents=True)
+    with locked(tmp_path / "shards/web.job/.lock"), pytest.raises(ConfigError, match="by another process"):
+        list(submit_array(make_wish()))
+    assert queue["submitted"] == []
+
+
+def test_the_first_array_is_noted_before_the_next_job_is_submitted(
+    make_wish: Callable[..., ArrayWish], queue: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever kills the command in between leaves an array that has to be found."""
+    noted: list[str] = []
+    whole = client.submit
+
+    def look(script: str, *options: str) -> str:
+        noted.extend(path.read_text() for path in tmp_path.glob("shards/web.job/*/jobs"))
+        return whole(script, *options)
+
+    monkeypatch.setattr(client, "submit", look)
+    list(submit_array(make_wish()))
+    assert noted == ["51\n"]
+
+
 def test_what_is_refused_leaves_no_try(
     make_wish: Callable[..., ArrayWish], queue: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for missing in ("build", "seq_len"):
         with pytest.raises(ConfigError, match=f"has no `{missing}`"):
             list(submit_array(make_wish(**{missing: None})))
+    with pytest.raises(ConfigError, match="cannot stand in a job's script"):
+        list(submit_array(make_wish(path="my shards/web")))
+    assert not (tmp_path / "my shards").exists()
     queue["refusal"] = "Invalid account"
     with pytest.raises(SlurmError):
         list(submit_array(make_wish()))

@@ -124,6 +124,18 @@ def test_a_job_that_the_queue_does_not_know_is_none(command: Command) -> None:
     assert client.job_state("7") is None
 
 
+def test_of_an_array_the_job_that_has_not_ended_counts(command: Command) -> None:
+    command("squeue", "printf 'COMPLETED|None|gpu01|N/A\\nRUNNING|None|gpu02|N/A\\n'")
+    assert client.active_state("7") == "RUNNING"
+    command("squeue", "printf 'FAILED|None|gpu01|N/A\\nCOMPLETED|None|gpu02|N/A\\n'")
+    assert client.active_state("7") is None
+    state = client.job_state("7")
+    assert state is not None
+    assert state.state == "FAILED"
+    command("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    assert client.active_state("7") is None
+
+
 def test_a_slow_command_is_given_up(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_SECONDS", 0.05)
     command("squeue", "exec sleep 5")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,30 @@ def test_a_queue_that_does_not_answer_for_a_while_ends_nothing(
     assert queue["cancelled"] == []
 
 
+def test_the_folder_of_a_chain_names_the_runs_of_its_links(tmp_path: Path, queue: dict[str, Any]) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/joint.yaml").touch()
+    links = {"texts": "data/texts", "joint": "runs/joint"}
+    (tmp_path / "chain.json").write_text(json.dumps({"name": "x", "links": links}))
+    for asked in (lambda: status_of(tmp_path), lambda: list(stop_run(tmp_path, now=False))):
+        with pytest.raises(ConfigError, match=r"the folder of a chain.*name one of runs/joint\."):
+            asked()
+
+
+def test_to_stop_a_copy_leaves_the_job_of_the_original(run: Path, queue: dict[str, Any], tmp_path: Path) -> None:
+    queue["states"] = [JobState("PENDING", "Priority")]
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("copy"))
+    with pytest.raises(ConfigError, match="nothing to stop"):
+        list(stop_run(copy, now=False))
+    assert queue["cancelled"] == []
+
+
 def test_what_holds_no_run_is_refused(tmp_path: Path, queue: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="holds no run that was launched"):
         status_of(tmp_path)
+    (tmp_path / "run.yaml").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("run.yaml", "loop", "missing"):
+        with pytest.raises(ConfigError, match=f"{name} is no folder. Name a run directory"):
+            list(stop_run(tmp_path / name, now=False))

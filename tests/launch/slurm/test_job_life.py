@@ -25,7 +25,7 @@ def describe(run: Path, **changes: Any) -> Description:
         "submission": 1, "run": str(run), "name": "tiny", "command": ["train", "run.yaml"], "once": [],
         "python": "/env/python", "node_counts": [2], "ranks_per_node": 2, "cpus_per_task": 4, "signal": "USR2",
         "lead": 60, "launcher": "srun", "requeue": True, "preflight": True, "prefix": [], "srun": ["--cpu-bind=cores"],
-        "exclude": None, "chain": 1, "code": "/code", "old_stop": "", "jobs": ["7"],
+        "exclude": None, "chain": 1, "code": "/code", "old_stop": "", "jobs": ["7"], "after": [],
     }  # fmt: skip
     return Description(**(known | changes))
 

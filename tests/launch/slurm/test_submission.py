@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -231,6 +232,48 @@ def test_the_jobs_of_a_chain_are_as_many_again_when_it_is_resumed(
     assert cluster.submitted[3:] == [("--dependency=singleton",)] * 3
 
 
+def test_a_run_that_has_not_begun_waits_again_when_it_is_resumed(
+    make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path
+) -> None:
+    """The job of a link is cancelled with the one before; its first step needs that one's weights."""
+    first, run = tmp_path / "runs/first", tmp_path / "runs/tiny"
+    JobFolder(first).submission(1).mkdir(parents=True)
+    described = submit._description(make_wish(), 1, 60, [2], tmp_path / "code")
+    submit.replace(described, run=str(first), jobs=["8"]).write()
+    cluster.states["8"] = "RUNNING"
+    submitted(make_wish(after=(Path("runs/first"),)))
+    resubmit(run)
+    assert cluster.submitted == [("--dependency=afterok:8", "--kill-on-invalid-dep=yes")] * 2
+    cluster.states["8"] = "FAILED"
+    with pytest.raises(ConfigError, match=r"runs/first, whose last job \(8\) has ended, is not finished"):
+        resubmit(run)
+    (run / "checkpoints/step-00000001").mkdir(parents=True)
+    resubmit(run)
+    assert cluster.submitted[2:] == [()], "it has what it began with"
+
+
+def test_the_jobs_of_a_copy_are_those_of_the_original(
+    make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path
+) -> None:
+    run, copy, link = (tmp_path / "runs" / name for name in ("tiny", "copy", "link"))
+    submitted(make_wish())
+    cluster.states["101"] = "RUNNING"
+    shutil.copytree(run, copy)
+    with pytest.raises(ConfigError, match="was moved or copied since"):
+        resubmit(copy)
+    link.symlink_to("tiny")
+    with pytest.raises(ConfigError, match="101 is RUNNING"):
+        resubmit(link)
+    # What stands at the old place may have gone to another disk, with a link in its stead.
+    run.rename(tmp_path / "disk")
+    run.symlink_to(tmp_path / "disk")
+    cluster.states.clear()
+    assert resubmit(run) == ["102"]
+    run.unlink()
+    with pytest.raises(ConfigError, match="was moved or copied since"):
+        resubmit(tmp_path / "disk")
+
+
 def test_damaged_code_is_not_submitted_again(make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path) -> None:
     """Many clusters delete what was not touched for weeks."""
     submitted(make_wish())
@@ -446,8 +489,6 @@ def test_what_would_refuse_the_run_at_its_start_refuses_its_submission(tmp_path:
 
     # Eight rows a step, four at once.
     assert counts(["train.micro_batch_rows=1"], nodes=4, min_nodes=1) == [4, 2, 1]
-    with pytest.raises(ConfigError, match="cannot share"):
-        counts([], nodes=3)
     with pytest.raises(Exception, match="is not a dataset") as refused:
         counts([f"data.path={tmp_path}"], nodes=2)
     assert refused.value.exit_code == 65  # type: ignore[attr-defined]
@@ -456,6 +497,18 @@ def test_what_would_refuse_the_run_at_its_start_refuses_its_submission(tmp_path:
 def test_a_description_of_another_version_is_refused(tmp_path: Path) -> None:
     folder = JobFolder(tmp_path)
     folder.submission(1).mkdir(parents=True)
-    (folder.submission(1) / "launch.json").write_text(json.dumps({"submission": 1, "new": 2}))
+    (folder.submission(1) / "launch.json").write_text(json.dumps({"submission": 1, "run": str(tmp_path), "new": 2}))
     with pytest.raises(ConfigError, match="does not describe a job"):
         folder.description()
+
+
+def test_and_the_run_is_submitted_again_unless_that_version_has_a_job(
+    make_wish: Callable[..., Wish], cluster: Cluster, tmp_path: Path
+) -> None:
+    submitted(make_wish())
+    cluster.states["101"] = "RUNNING"
+    (tmp_path / "runs/tiny/job/0001/launch.json").write_text('{"of": "another version"}')
+    with pytest.raises(ConfigError, match="101 is RUNNING"):
+        submitted(make_wish())
+    cluster.states.clear()
+    assert submitted(make_wish()) == ["102"]

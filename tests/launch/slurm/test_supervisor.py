@@ -52,7 +52,7 @@ class World:
         self.wanted = Description(
             submission=1, run=str(self.run), name="tiny", command=["train", "run.yaml"], once=[], python="python",
             node_counts=[3], ranks_per_node=2, cpus_per_task=1, signal="USR2", lead=60, launcher="srun", requeue=True,
-            preflight=True, prefix=[], srun=[], exclude=None, chain=1, code="/code", old_stop="", jobs=["40"],
+            preflight=True, prefix=[], srun=[], exclude=None, chain=1, code="/code", old_stop="", jobs=["40"], after=[],
         )  # fmt: skip
         self.ledger = Ledger(self.wanted.folder.ledger)
         self.wanted.folder.path.mkdir()
