@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import runpy
 import sys
@@ -161,21 +160,22 @@ def test_perplexity_is_of_the_turns_own_answers(model: Any) -> None:
 
 def test_what_it_said_is_its_history(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts: list[list[list[int]]] = []
+    written: list[list[list[int]]] = []
     answers = Stateless._answers
 
     def seen(self: Any, asked: list[list[int]], most: int) -> Any:
         prompts.append([list(ids) for ids in asked])
-        return answers(self, asked, most)
+        rows = answers(self, asked, most)
+        written.append([row.written if row.said[-1] == EOS_ID else [*row.written, EOS_ID] for row in rows])
+        return rows
 
     monkeypatch.setattr(Stateless, "_answers", seen)
     data: Any = Dialogues([turn(30), turn(31), turn(32)], [turn(33), turn(34)])
     found = list(model(True).converse(data, 2))
     assert [[bool(one.value) for one in turns] for turns in found] == [[False, True, True], [False, True]]
     assert [len(asked) for asked in prompts] == [2, 2, 1]
-    for before, after in itertools.pairwise(prompts):
-        assert after[0][: len(before[0])] == before[0]
-        assert after[0][len(before[0])] == ANSWER_ID
-        assert after[0][-3:] == [EOS_ID, QUERY_ID, 20]
+    for before, after in zip(written, prompts[1:], strict=False):
+        assert after == [[*ids, QUERY_ID, 20] for ids in before[: len(after)]]
     prompts.clear()
     list(model(False).converse(data, 2))
     assert prompts == [[[BOS_ID, QUERY_ID, 20]] * 2] * 2 + [[[BOS_ID, QUERY_ID, 20]]]
