@@ -66,13 +66,13 @@ def test_the_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for module in (recall, arms):
         monkeypatch.setattr(module, "ROW", 40)
     command = ["recall.py", str(tmp_path / "out"), "--seeds", "1", "--steps", "4", "--held-out", "2"]
-    monkeypatch.setattr(sys, "argv", command + ["--arms", "depth-1", "history", "turn"])
+    monkeypatch.setattr(sys, "argv", command + ["--arms", "depth-1", "history"])
     recall.main()
     page = (tmp_path / "out/recall.md").read_text()
-    assert [f"| {of.title} |" in page for of in ARMS.values()] == [False, False, True, True, True]
+    assert [f"| {of.title} |" in page for of in ARMS.values()] == [False, False, True, True, False]
     assert (tmp_path / "out/recall.png").read_bytes().startswith(b"\x89PNG")
     results = json.loads((tmp_path / "out/results.json").read_text())
-    assert [result["arm"] for result in results] == ["depth-1", "history", "turn"]
+    assert [result["arm"] for result in results] == ["depth-1", "history"]
     for result in results:
         assert list(figures.recalls([result], "true")) == [1, 8]
         assert len(figures.perplexities([result], "true")) >= 9
