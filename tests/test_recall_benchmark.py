@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import runpy
 import sys
@@ -67,13 +66,13 @@ def test_the_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for module in (recall, arms):
         monkeypatch.setattr(module, "ROW", 40)
     command = ["recall.py", str(tmp_path / "out"), "--seeds", "1", "--steps", "4", "--held-out", "2"]
-    monkeypatch.setattr(sys, "argv", command + ["--arms", "depth-1", "history", "turn"])
+    monkeypatch.setattr(sys, "argv", command + ["--arms", "depth-1", "history"])
     recall.main()
     page = (tmp_path / "out/recall.md").read_text()
-    assert [f"| {of.title} |" in page for of in ARMS.values()] == [False, False, True, True, True]
+    assert [f"| {of.title} |" in page for of in ARMS.values()] == [False, False, True, True, False]
     assert (tmp_path / "out/recall.png").read_bytes().startswith(b"\x89PNG")
     results = json.loads((tmp_path / "out/results.json").read_text())
-    assert [result["arm"] for result in results] == ["depth-1", "history", "turn"]
+    assert [result["arm"] for result in results] == ["depth-1", "history"]
     for result in results:
         assert list(figures.recalls([result], "true")) == [1, 8]
         assert len(figures.perplexities([result], "true")) >= 9
@@ -161,21 +160,22 @@ def test_perplexity_is_of_the_turns_own_answers(model: Any) -> None:
 
 def test_what_it_said_is_its_history(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts: list[list[list[int]]] = []
+    written: list[list[list[int]]] = []
     answers = Stateless._answers
 
     def seen(self: Any, asked: list[list[int]], most: int) -> Any:
         prompts.append([list(ids) for ids in asked])
-        return answers(self, asked, most)
+        rows = answers(self, asked, most)
+        written.append([row.written if row.said[-1] == EOS_ID else [*row.written, EOS_ID] for row in rows])
+        return rows
 
     monkeypatch.setattr(Stateless, "_answers", seen)
     data: Any = Dialogues([turn(30), turn(31), turn(32)], [turn(33), turn(34)])
     found = list(model(True).converse(data, 2))
     assert [[bool(one.value) for one in turns] for turns in found] == [[False, True, True], [False, True]]
     assert [len(asked) for asked in prompts] == [2, 2, 1]
-    for before, after in itertools.pairwise(prompts):
-        assert after[0][: len(before[0])] == before[0]
-        assert after[0][len(before[0])] == ANSWER_ID
-        assert after[0][-3:] == [EOS_ID, QUERY_ID, 20]
+    for before, after in zip(written, prompts[1:], strict=False):
+        assert after == [[*ids, QUERY_ID, 20] for ids in before[: len(after)]]
     prompts.clear()
     list(model(False).converse(data, 2))
     assert prompts == [[[BOS_ID, QUERY_ID, 20]] * 2] * 2 + [[[BOS_ID, QUERY_ID, 20]]]
