@@ -37,7 +37,7 @@ def main() -> int:
     if code:
         return code
     _run("export", str(LAST), "--out", str(EXPORT))
-    _run("evaluate", str(EXPORT), str(FOLDER / "dialogues"), "--recall", "--rows", "64", "--show", "1", *_sources())
+    _run("evaluate", str(EXPORT), str(FOLDER / "dialogues"), "--recall", "--rows", "64", "--show", "2", *_sources())
     _report(time.monotonic() - started)
     return 0
 
