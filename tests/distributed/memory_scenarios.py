@@ -78,8 +78,7 @@ def _whole(config: RunConfig) -> tuple[Stage, Engine, FrozenWeights]:
 
 
 def memory(context: RankContext, topology: dict[str, Any], experts: int) -> dict[str, Any]:
-    """Bytes that this rank takes at most in set-up and two steps, and a save besides; what was planned, with what this
-    process had before, which has other imports than one of a run."""
+    """Bytes that this rank takes at most in set-up and two steps, and a save besides; what was planned."""
     keep_freed_memory()
     torch.distributed.init_process_group("gloo")
     parallel = ", ".join(f"{key}: {value}" for key, value in topology.items())
@@ -90,7 +89,6 @@ def memory(context: RankContext, topology: dict[str, Any], experts: int) -> dict
     ]
     config = load_run(DEMO, changes)
     planned = memory_per_gpu(Setting.of(config))
-    before = _resident("VmRSS")
     _reset_peak()
     stage, engine, frozen = begun(config)
     peaks = [_resident("VmHWM")]
@@ -112,8 +110,7 @@ def memory(context: RankContext, topology: dict[str, Any], experts: int) -> dict
         "steps": peaks[1],
         "save": _resident("VmHWM") - resting,
         "largest": 4 * largest,
-        "planned": planned.total - planned.process + before,
-        "before": before,
+        "planned": planned.total,
         "copied masters": _copied_masters(engine),
         "gathered ahead": ahead,
     }
