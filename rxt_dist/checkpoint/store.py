@@ -50,7 +50,7 @@ _READ_PAUSES = (1.0, 5.0)
 class FileRecord:
     """One file of a checkpoint: its path inside the folder (with `/`), its size in bytes and its hex blake3.
 
-    sha256: that instead, of what was written before 0.2: it takes three times as long.
+    sha256: that instead, of manifests of format 1 and exports of their time: it takes three times as long.
     """
 
     name: str

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.interface import StepResult
+from rxt_dist.errors import CheckpointError
 from rxt_dist.stages.base import Stage, Work
 
 
@@ -40,8 +41,18 @@ class Interval:
             self.waited = state["waited"]
 
     def _of_terms(self, saved_J: Tensor) -> Tensor:
-        """What was saved of each term; those that an earlier version did not have are the last ones."""
-        return F.pad(saved_J, (0, len(self.stage.terms) - len(saved_J)))
+        """What was saved of each term; those that an earlier version did not have are the last ones.
+
+        Raises:
+            CheckpointError: there are more than this version has.
+        """
+        missing = len(self.stage.terms) - len(saved_J)
+        if missing < 0:
+            raise CheckpointError(
+                f"The checkpoint has sums of {len(saved_J)} terms of the loss, but this version of the program has "
+                f"{len(self.stage.terms)}. Resume with the version that wrote it."
+            )
+        return F.pad(saved_J, (0, missing))
 
     def _restart(self) -> None:
         terms = len(self.stage.terms)

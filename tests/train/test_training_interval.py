@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rxt_dist.errors import CheckpointError
 from rxt_dist.stages.base import Term
 from rxt_dist.train import interval as module
 from rxt_dist.train.interval import Interval
@@ -50,6 +51,9 @@ def test_a_checkpoint_of_a_stage_that_had_fewer_terms_is_continued() -> None:
     assert again["sums"] == [(6.0).hex(), (2.0).hex(), (0.0).hex()]
     assert again["counts"] == [(3.0).hex(), (3.0).hex(), (0.0).hex()]
     assert again["hits"] == [1, 0, 0]
+    # One of a later version is not cut short.
+    with pytest.raises(CheckpointError, match="2 terms of the loss, but this version of the program has 1"):
+        of("ar", state=state)
 
 
 def test_an_error_ends_a_pause(clock: SimpleNamespace) -> None:
