@@ -2,9 +2,10 @@
 
     python benchmarks/async_save.py --gigabytes 2 --folder DISK
 
-A state of that size is saved while training waits, and in the background while a loop of matrix products goes on; then
-it is verified and loaded with nothing of it in the system's cache. Every figure stands beside one of the same process:
-the synchronous save, the products without a save, and the disk's own sequential rates for as many bytes.
+A state of that size is saved while training waits, and in the background while steps of matrix products go on; then it
+is verified and loaded with nothing of it in the system's cache. Every figure stands beside one of the same process: the
+synchronous save, steps without a save, and the disk's own sequential rates for as many bytes. The copy is made beside
+the first step, whose end waits for it as an update does.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ CPU = torch.device("cpu")
 # Elements of one parameter, as many as an expert's matrices of RxT-Beta have.
 PARAMETER = 1 << 21
 BLOCK = 1 << 22
+# Steps without a save, at least, that others are compared with.
+_QUIET_STEPS = 5
 
 
 class State:
@@ -129,17 +132,20 @@ def one_round(
 def behind(saves: BackgroundSaves, number: int) -> dict[str, float]:
     """The stall of a save in the background, and what steps beside it take; then as many steps without one."""
     stall = seconds(lambda: saves.start(number, {}))
-    busy = []
+    beside_copy = seconds(step)
+    stall += seconds(saves.before_update)
+    busy = [seconds(step)]
     while saves.outcome is None:
         busy.append(seconds(step))
     outcome = saves.wait()
     assert outcome.error is None, outcome.error
-    quiet = [seconds(step) for _ in busy]
+    quiet = [seconds(step) for _ in range(max(len(busy), _QUIET_STEPS))]
     usual = statistics.median(quiet)
     return {
         "stall, s": stall,
         "until it is committed, s": outcome.seconds,
         "step without a save, s": usual,
+        "step beside the copy / median without": beside_copy / usual,
         "step without a save, slowest / median": max(quiet) / usual,
         "step beside a save, median / without": statistics.median(busy) / usual,
         "step beside a save, slowest / median without": max(busy) / usual,
@@ -147,9 +153,9 @@ def behind(saves: BackgroundSaves, number: int) -> dict[str, float]:
 
 
 def step() -> None:
-    """Work of a training on CPU: about a twentieth of a second of matrix products."""
+    """Forward and backward pass of a training on CPU: about half a second of matrix products."""
     matrix = torch.ones(640, 640)
-    for _ in range(6):
+    for _ in range(60):
         matrix = matrix @ matrix / 640
 
 

@@ -7,7 +7,6 @@ launcher) is tested with processes of their own; all else begins here.
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,8 +17,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["warm_imports"])
+from data_prep.building.processes import IMPORTED, worker_context
+
+# One server forks all: the workers of builds too.
+IMPORTED[:] = ["warm_imports"]
+_CONTEXT = worker_context()
 
 
 class WarmProcess:

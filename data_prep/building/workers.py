@@ -2,7 +2,6 @@
 
 A unit is worked on under a lock of its own (`units/.<unit>.lock`), so that processes and hosts that share a folder do
 not do the same work twice; where the file system has no locks they may, which costs time and changes nothing. Workers
-are started afresh (spawned, not forked: a tokenizer's threads do not survive a fork, and locks must not be inherited),
 end with their parent, and are replaced when they keep too much memory.
 """
 
@@ -24,6 +23,7 @@ from typing import Any, Protocol
 
 from data_prep.building.folder import KEPT, lock_path, remove_leftovers
 from data_prep.building.memory import free_memory, resident_bytes, return_large_blocks
+from data_prep.building.processes import worker_context
 from data_prep.units import Unit
 from rxt_dist.errors import DataError, MemoryLimitError, UserError
 from rxt_dist.files import access_errors
@@ -32,8 +32,8 @@ from rxt_dist.locks import Lock, locked
 Report = Callable[[int, int], None]
 """Told (bytes of text passed, tokens made) of the unit so far."""
 
-# A worker that holds more than this between two units is replaced: what it works on comes on top.
-RECYCLE_BYTES = 320 << 20
+# A worker that between two units holds so much more than when it began is replaced: what it works on comes on top.
+RECYCLE_BYTES = 224 << 20
 
 _REPORT_SECONDS = 0.25
 _HELD_SECONDS = 5.0  # how long a unit that another process holds is waited for, when nothing else is left to do
@@ -212,9 +212,7 @@ class _Pool:
 
     def __init__(self, unit_pass: UnitPass, processes: int, progress: Progress, show: Show) -> None:
         self._pass, self._processes, self._progress, self._show = unit_pass, processes, progress, show
-        self._context = multiprocessing.get_context("spawn")
-        # Read by Arrow when it is loaded, so by the workers only: its own allocators keep what they have been given.
-        os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+        self._context = worker_context()
         self._workers: list[_Worker] = []
         self._idle: list[_Worker] = []
 
@@ -314,6 +312,7 @@ def _work(unit_pass: UnitPass, connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts the whole group; the parent ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     return_large_blocks()
+    began_with = resident_bytes()
     try:
         work = unit_pass.open()
         free_memory()
@@ -326,7 +325,7 @@ def _work(unit_pass: UnitPass, connection: Connection) -> None:
             done = attempt(unit_pass, work, unit, report)
             report.flush()
             free_memory()
-            connection.send(("done" if done else "held", resident_bytes()))
+            connection.send(("done" if done else "held", resident_bytes() - began_with))
     except UserError as error:
         connection.send(("error", error))
     except BaseException:

@@ -8,7 +8,6 @@ are None.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from data_prep.building.processes import worker_context
 from data_prep.shards.rows import read_rows, starts_of, unit_name
 from rxt_dist.data.manifest import SPLITS, DatasetManifest, ShardInfo, SourceInfo
 from rxt_dist.data.rows import EOS_ID, MAX_VOCABULARY, PAD_ID, SPECIAL_COUNT, UNK_ID, PackedRows
@@ -214,7 +214,7 @@ def _scanned(root: Path, seq_len: int, tasks: list[_Task], workers: int) -> Iter
             yield task, scan_shard(root, task.shard, seq_len, task.wanted)
         return
     ahead: deque[tuple[_Task, Future[Scan]]] = deque()
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, worker_context()) as pool:
         try:
             for task in tasks:
                 ahead.append((task, pool.submit(scan_shard, root, task.shard, seq_len, task.wanted)))

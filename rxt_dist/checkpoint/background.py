@@ -1,9 +1,9 @@
 """Checkpoints that are written while training goes on: one thread on each rank.
 
-The main threads copy the state together and go on. The threads tell each other through the run's store, since
-collective operations belong to the main threads: rank 0 makes the folder, every rank writes its files and announces
-their records, rank 0 commits when it has those of all. What is not announced is not committed, so a rank that dies, a
-store that is gone or a save that is given up leaves a `.tmp` folder and nothing else.
+The main threads go on while the state is copied, and change it when it is (`before_update`). The threads tell each
+other through the run's store, since collective operations belong to the main threads: rank 0 makes the folder, every
+rank writes its files and announces their records, rank 0 commits when it has those of all. What is not announced is not
+committed, so a rank that dies, a store that is gone or a save that is given up leaves a `.tmp` folder and nothing else.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class BackgroundSaves:
         return self._outcome
 
     def start(self, step: int, meta: Mapping[str, Any]) -> None:
-        """Copy the state and begin to write it; returns when the copy is made.
+        """Begin to copy the state and to write the copy. The state may not change before `before_update` was called.
 
         Args:
             meta: see `save_state`.
@@ -87,13 +87,17 @@ class BackgroundSaves:
             self._channel = _open_channel(self._engine, self._given_up)
         share = own_share(self._engine, self._frozen)
         frozen = sum(1 for _ in self._frozen.fragments())
-        copied = self._copy.take(share, frozen)
+        copied = self._copy.begin(share, frozen)
         self._count += 1
         self._outcome = None
         arguments = self._channel.of_save(self._count), copied, step, meta, time.monotonic()
         # It must not keep a process alive that a person or a scheduler wants to end.
         self._thread = threading.Thread(target=self._write, args=arguments, name=f"save-{step}", daemon=True)
         self._thread.start()
+
+    def before_update(self) -> None:
+        """Weights and moments change after this: wait for the copy of them, if one is being made."""
+        self._copy.before_change()
 
     def wait(self) -> Outcome:
         """Wait for the save that is being written; what became of it on this rank."""
@@ -135,8 +139,8 @@ class BackgroundSaves:
             channel.tell("begun", False)
             raise
         channel.tell("begun", True)
-        threads = _threads()
-        records, checksums = share.write(self._store, step, threads), [share.checksum(threads)]
+        records, own = self._write_own(share, step)
+        checksums = [own]
         for rank in channel.others:
             said = channel.hear("written", rank)
             if said["error"] is not None:
@@ -152,21 +156,20 @@ class BackgroundSaves:
         channel.tell("bytes", share.bytes)
         if not channel.hear("begun", 0):
             return 0  # Rank 0 has failed, and says why.
-        threads = _threads()
         try:
-            records = writing_errors(share.rank, lambda: share.write(self._store, step, threads))
-            channel.tell(
-                "written",
-                {
-                    "records": [asdict(record) for record in records],
-                    "checksum": share.checksum(threads),
-                    "error": None,
-                },
-            )
+            records, checksum = writing_errors(share.rank, lambda: self._write_own(share, step))
+            written = {"records": [asdict(record) for record in records], "checksum": checksum, "error": None}
+            channel.tell("written", written)
         except UserError as error:
             channel.tell("written", {"error": [type(error).__name__, str(error)]})
             raise
         return sum(record.bytes for record in records)
+
+    def _write_own(self, share: Share, step: int) -> tuple[list[FileRecord], int]:
+        """Write this rank's files when the copy is there: their records, and its part of the checksum."""
+        self._copy.complete()
+        threads = _threads()
+        return share.write(self._store, step, threads), share.checksum(threads)
 
 
 @dataclass(frozen=True)

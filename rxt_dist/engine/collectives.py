@@ -89,8 +89,8 @@ class Collectives:
         return [outcome["value"] for outcome in outcomes]
 
     def open_channel(self, purpose: str) -> dist.Store | None:
-        """See `side_channel`."""
-        return side_channel(purpose) if self.distributed else None
+        """See `side_channel`. None where there is no other rank."""
+        return side_channel(purpose) if self.world_size > 1 else None
 
     def _gather(self, values: Tensor) -> Tensor:
         """The rows [n] of all ranks as [ranks, n], in host memory."""

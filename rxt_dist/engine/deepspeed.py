@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,6 +37,7 @@ from rxt_dist.engine.interface import (
     NonFinite,
     StepResult,
     TermTotals,
+    at_once,
 )
 from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_learning_rates
 from rxt_dist.engine.reduction import reduce_in_portions
@@ -78,6 +79,17 @@ def _import_muon() -> None:
 _import_muon()
 
 
+@contextmanager
+def _parameters_unread() -> Iterator[None]:
+    """ZeRO-3 makes a text of the values of all its parameters, for a line that it then does not print."""
+    printed = nn.Parameter.__repr__
+    nn.Parameter.__repr__ = object.__repr__  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        nn.Parameter.__repr__ = printed  # type: ignore[assignment,method-assign]
+
+
 class _Wrapper(nn.Module):
     """The stage as DeepSpeed wants to see it: with a `config` that says how many experts there are."""
 
@@ -103,7 +115,7 @@ class DeepSpeedEngine:
         self.wrapper = _Wrapper(stage, RoutedShape.of(config.model))
         if device.type == "cpu":
             reduce_in_portions(_CPU_BUCKET_ELEMENTS)
-        with our_layers():
+        with our_layers(), _parameters_unread():
             self.engine, self.zero, *_ = deepspeed.initialize(
                 model=self.wrapper,
                 optimizer=self._make_optimizer,
@@ -143,7 +155,9 @@ class DeepSpeedEngine:
         coordinator = self.zero.parameter_offload.get_param_coordinator()
         coordinator._PartitionedParameterCoordinator__prefetch_bucket_sz = 0
 
-    def train_step(self, micros: Sequence[MicroBatch], rates: Mapping[str, float]) -> StepResult:
+    def train_step(
+        self, micros: Sequence[MicroBatch], rates: Mapping[str, float], before_update: Callable[[], None] = at_once
+    ) -> StepResult:
         """See `Engine.train_step`."""
         self.engine.train()
         set_learning_rates(self.zero.optimizer, rates)
@@ -154,6 +168,7 @@ class DeepSpeedEngine:
             loss = objective(output.sums_J, sums.counts_J, sums.weights_J)
             sums.add(output)
             self.engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
+        before_update()
         self.engine.step()
         sums.reduce()
         applied = bool(self.engine.was_step_applied())

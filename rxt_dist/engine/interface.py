@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -75,17 +75,28 @@ class Fragment:
     tensors: Mapping[str, Tensor]
 
 
+def at_once() -> None:
+    """Nothing holds an update back."""
+
+
 class Engine(Protocol):
     """Trains one stage. Every method is collective: all ranks call it together."""
 
     ranks: Collectives
     device: torch.device
 
-    def train_step(self, micros: Sequence[MicroBatch], rates: Mapping[str, float]) -> StepResult:
+    def train_step(
+        self,
+        micros: Sequence[MicroBatch],
+        rates: Mapping[str, float],
+        before_update: Callable[[], None] = at_once,
+    ) -> StepResult:
         """Forward, backward and update over this rank's micro-batches of one global batch.
 
         Args:
             rates: the learning rate of each of the stage's rate groups.
+            before_update: called after the backward pass, before weights or moments change: whoever still reads them
+                lets the update wait.
         """
         ...
 

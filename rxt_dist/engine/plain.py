@@ -9,7 +9,7 @@ and in the flag `_sums_ranks`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -27,6 +27,7 @@ from rxt_dist.engine.interface import (
     NonFinite,
     StepResult,
     TermTotals,
+    at_once,
 )
 from rxt_dist.engine.optimizer import (
     adam_state,
@@ -77,7 +78,9 @@ class PlainEngine:
         self.optimizer = adamw(groups, config.optimizer)
         self.routing = RoutingState.of(stage.model, train, device)
 
-    def train_step(self, micros: Sequence[MicroBatch], rates: Mapping[str, float]) -> StepResult:
+    def train_step(
+        self, micros: Sequence[MicroBatch], rates: Mapping[str, float], before_update: Callable[[], None] = at_once
+    ) -> StepResult:
         """See `Engine.train_step`."""
         self.stage.train()
         sums = StepSums(self.stage, micros, self.ranks, self.routing)
@@ -95,6 +98,7 @@ class PlainEngine:
         reason = _why_not(totals, norm)
         if not reason:
             set_learning_rates(self.optimizer, rates)
+            before_update()
             self._update(grad_norm)
             self.routing.update(sums.expert_counts_ME)
         self.optimizer.zero_grad()

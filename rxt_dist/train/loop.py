@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -123,7 +123,7 @@ class _Life:
         position = _after(self.position, step)
         self.health.begin(position.step, step.first, _segment(training, step))
         weights = training.stage.weights().tolist()
-        for micros, result in _updates(training, step, batch):
+        for micros, result in _updates(training, step, batch, self.saver.before_update):
             position = _advance(position, result)
             self.interval.add(result)
             loss = objective_of(result.totals, weights)
@@ -261,7 +261,9 @@ def _segment(training: Training, step: Step) -> list[int]:
     return [int(np.searchsorted(np.cumsum(training.data.order.phase_rows), step.first, side="right")), step.rows]
 
 
-def _updates(training: Training, step: Step, batch: Batch) -> Iterator[tuple[Sequence[MicroBatch], StepResult]]:
+def _updates(
+    training: Training, step: Step, batch: Batch, before_update: Callable[[], None]
+) -> Iterator[tuple[Sequence[MicroBatch], StepResult]]:
     """Make the updates that the stage makes of a batch: of each, this rank's micro-batches and what came of them."""
     engine, stage = training.engine, training.stage
     trained = step.first * training.data.row_tokens
@@ -269,7 +271,7 @@ def _updates(training: Training, step: Step, batch: Batch) -> Iterator[tuple[Seq
     rates = {group: lr * factor for group, factor in stage.rates(trained).items()}
     parts = batch.micro_batches(training.config.train.micro_batch_rows)
     for micros in stage.updates(parts, trained, engine.reading):
-        yield micros, engine.train_step(micros, rates)
+        yield micros, engine.train_step(micros, rates, before_update)
 
 
 def _json(loss: float) -> float | None:

@@ -70,8 +70,9 @@ class Saver:
         """Save `position`, if that has not been done.
 
         Args:
-            wait: until it is committed, trying several times; otherwise only until the state is copied, and a failure
-                is an event. A save that is still being written is waited for either way.
+            wait: until it is committed, trying several times; otherwise it is copied and written while training goes
+                on to `before_update`, and a failure is an event. A save that is still being written is waited for
+                either way.
             suspect: the losses say that something is wrong: neither retention nor a way back counts it.
             further: what else the next life needs, by names of its own.
 
@@ -94,6 +95,15 @@ class Saver:
         self._background.start(position.step, meta)
         self._saved = position.step
         self._pending = {"started": started, "stall_s": time.monotonic() - started}
+
+    def before_update(self) -> None:
+        """Weights and moments change after this: wait for the copy of them that a save is made from."""
+        if self._background is None:
+            return
+        began = time.monotonic()
+        self._background.before_update()
+        if self._pending:
+            self._pending["stall_s"] += time.monotonic() - began
 
     def settle(self) -> None:
         """Wait for the save that is being written, and learn on all ranks what became of it."""

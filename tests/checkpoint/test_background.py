@@ -95,6 +95,7 @@ def test_it_is_bit_equal_to_a_save_that_training_waits_for(
         expected = state_checksum(engine, frozen)
         saves.start(step, {"tokens": 7})
         assert saves.outcome is None
+        saves.before_update()
         engine.train()
         go_on.set()
         outcome = saves.wait()
@@ -140,6 +141,7 @@ def test_no_save_takes_the_memory_of_one_that_is_being_written(
     store = CheckpointStore(tmp_path, 2)
     saves = BackgroundSaves(engine, frozen, store)
     saves.start(1, {})
+    saves.before_update()
     engine.train()
     with pytest.raises(AssertionError, match="two saves at once"):
         saves.start(2, {})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +38,9 @@ def same(one: Share, other: Share) -> bool:
 def test_every_block_of_every_tensor_is_copied(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_copy, "_BLOCK_ELEMENTS", block)
     taken = share(7, 1, 12)
-    copied = HostCopy(CPU).take(taken, 0)
+    copies = HostCopy(CPU)
+    copied = copies.begin(taken, 0)
+    copies.before_change()
     assert same(copied, taken)
     with torch.no_grad():
         for fragment in taken.fragments:
@@ -51,20 +55,59 @@ def test_every_block_of_every_tensor_is_copied(block: int, monkeypatch: pytest.M
 
 def test_the_memory_is_used_again_and_given_back() -> None:
     copies = HostCopy(CPU)
-    places = {copies.take(share(5, 9), 0).fragments[0].tensors["weight"].data_ptr() for _ in range(3)}
+    places = {taken(copies, share(5, 9)).fragments[0].tensors["weight"].data_ptr() for _ in range(3)}
     assert len(places) == 1
     other = share(6)
-    assert same(copies.take(other, 0), other)
+    assert same(taken(copies, other), other)
     copies.close()
-    assert same(copies.take(other, 0), other)
+    assert same(taken(copies, other), other)
+
+
+def taken(copies: HostCopy, share: Share, constant: int = 0) -> Share:
+    copied = copies.begin(share, constant)
+    copies.complete()
+    return copied
+
+
+def test_it_goes_on_while_the_share_is_read_and_what_changes_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, begun = threading.Event(), threading.Event()
+    real = host_copy.np.copyto
+
+    def wait(target: Any, source: Any) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        real(target, source)
+
+    monkeypatch.setattr(host_copy.np, "copyto", wait)
+    copies, given = HostCopy(CPU), share(3)
+    copied = copies.begin(given, 0)
+    assert begun.wait(10)
+    expected = given.fragments[0].tensors["weight"].detach().clone()
+    threading.Timer(0.05, go_on.set).start()
+    copies.before_change()
+    with torch.no_grad():
+        given.fragments[0].tensors["weight"].zero_()
+    copies.complete()
+    assert torch.equal(copied.fragments[0].tensors["weight"], expected)
+
+
+def test_a_copy_that_fails_is_told_to_who_writes_it_and_the_next_one_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies, given = HostCopy(CPU), share(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(host_copy.np, "copyto", lambda *_: 1 / 0)
+        copies.begin(given, 0)
+        copies.before_change()
+        with pytest.raises(ZeroDivisionError):
+            copies.complete()
+    assert same(taken(copies, given), given)
 
 
 def test_what_does_not_change_is_not_copied() -> None:
-    taken = share(4, 5)
-    copied = HostCopy(CPU).take(taken, 1)
-    assert copied.fragments[1] is taken.fragments[1]
-    assert same(copied, taken)
-    assert same(HostCopy(CPU).take(taken, 2), taken)
+    given = share(4, 5)
+    copied = taken(HostCopy(CPU), given, 1)
+    assert copied.fragments[1] is given.fragments[1]
+    assert same(copied, given)
+    assert same(taken(HostCopy(CPU), given, 2), given)
 
 
 def test_the_memory_is_this_process_s_own_and_in_large_pages() -> None:

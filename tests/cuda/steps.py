@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.build import build_engine
-from rxt_dist.engine.interface import Engine
+from rxt_dist.engine.interface import Engine, at_once
 from rxt_dist.stages import joint
 from rxt_dist.stages.base import Stage
 
@@ -37,13 +37,19 @@ def prepared(**changes: Any) -> tuple[Stage, RunConfig]:
     return make_stage(config), config
 
 
-def train(engine: Engine, stage: Stage, steps: Sequence[int], accumulation: int = 1) -> list[Record]:
+def train(
+    engine: Engine,
+    stage: Stage,
+    steps: Sequence[int],
+    accumulation: int = 1,
+    before_update: Callable[[], None] = at_once,
+) -> list[Record]:
     """Train on these global batches, all of them in this process."""
     records = []
     for step in steps:
         parts = packed_batch(step).micro_batches(ROWS // accumulation)
         micros = [stage.prepare(part, step * ROWS * TOKENS) for part in parts]
-        result = engine.train_step(micros, dict.fromkeys(stage.rates(0), LR))
+        result = engine.train_step(micros, dict.fromkeys(stage.rates(0), LR), before_update)
         assert result.applied, f"step {step}: {result.reason}"
         totals = result.totals
         losses = (totals.sums_J / totals.counts_J).tolist()

@@ -10,6 +10,7 @@ import torch
 from place import DEVICE, DRY
 from steps import engine_on, same_noise, train  # noqa: F401  (a fixture)
 
+from rxt_dist.checkpoint.background import BackgroundSaves
 from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.state import load_state, save_state, state_checksum
 from rxt_dist.checkpoint.store import CheckpointStore
@@ -26,14 +27,22 @@ def name_of(wanted: dict[str, Any]) -> str:
     return "-".join(f"{name}{value}" for name, value in wanted.items())
 
 
-def save(folder: Path, device: torch.device, **changes: Any) -> tuple[Any, int]:
-    """Train to SAVED_AT, save, and go on: what the last steps gave, and the checksum of what was saved."""
+def save(folder: Path, device: torch.device, beside: bool = False, **changes: Any) -> tuple[Any, int]:
+    """Train to SAVED_AT, save, and go on, after the save or beside it: what the last steps gave, and the checksum of
+    what was saved."""
     with engine_on(device, **changes) as (engine, stage):
         train(engine, stage, range(SAVED_AT))
-        frozen = FrozenWeights(stage.model, engine.ranks)
-        save_state(engine, frozen, CheckpointStore(folder, 2), SAVED_AT, {})
+        frozen, store = FrozenWeights(stage.model, engine.ranks), CheckpointStore(folder, 2)
         checksum = state_checksum(engine, frozen)
-        return train(engine, stage, range(SAVED_AT, STEPS)), checksum
+        if not beside:
+            save_state(engine, frozen, store, SAVED_AT, {})
+            return train(engine, stage, range(SAVED_AT, STEPS)), checksum
+        saves = BackgroundSaves(engine, frozen, store)
+        saves.start(SAVED_AT, {})
+        given = train(engine, stage, range(SAVED_AT, STEPS), before_update=saves.before_update)
+        assert saves.wait().error is None
+        saves.close(0)
+        return given, checksum
 
 
 def resume(folder: Path, device: torch.device, **changes: Any) -> tuple[Any, int]:
@@ -83,7 +92,7 @@ def test_a_checkpoint_moves_between_devices(way: str, wanted: dict[str, Any], tm
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("wanted", ENGINES, ids=name_of)
 def test_a_resume_is_the_same_to_the_bit(wanted: dict[str, Any], precision: str, tmp_path: Path) -> None:
-    expected, saved = save(tmp_path, DEVICE, precision=precision, **wanted)
+    expected, saved = save(tmp_path, DEVICE, beside=True, precision=precision, **wanted)
     actual, loaded = resume(tmp_path, DEVICE, precision=precision, **wanted)
     assert loaded == saved
     for mine, theirs in zip(actual, expected, strict=True):

@@ -26,6 +26,10 @@ from rxt_dist.locks import Lock, locked
 Report = Callable[[int, int], None]
 
 
+# What units have left in the memory of their worker.
+_KEPT: list[bytes] = []
+
+
 @dataclass(frozen=True)
 class WriteName:
     """Writes a file a unit, in which the process stands; misbehaves where the unit's name says so."""
@@ -41,6 +45,9 @@ class WriteName:
     def _write(self, unit: Unit, report: Report) -> None:
         if unit.name.startswith("slow"):
             time.sleep(0.3)
+        if unit.name.startswith("keep"):
+            time.sleep(0.3)
+            _KEPT.append(b"x" * (64 << 20))
         if unit.name.startswith("bad"):
             raise DataError(f"unit {unit.name} is bad")
         if unit.name.startswith("bug"):
@@ -138,8 +145,19 @@ def test_a_full_disk_is_explained_and_leaves_no_temporary_files(job: WriteName, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "processes"), [("keep", 4), ("slow", 2)])
+def test_memory_that_a_worker_began_with_does_not_count(
+    name: str, processes: int, job: WriteName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "RECYCLE_BYTES", 32 << 20)
+    names = [f"{name}{i}" for i in range(4)]
+    _run(job, names, 2)
+    assert len({(job.out / name).read_text() for name in names}) == processes
+
+
+@pytest.mark.slow
 def test_workers_with_too_much_memory_are_replaced(job: WriteName, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "RECYCLE_BYTES", 0)
+    monkeypatch.setattr(workers, "RECYCLE_BYTES", -(1 << 40))
     names = [f"slow{i}" for i in range(4)]
     _run(job, names, 2)
     assert len({(job.out / name).read_text() for name in names}) == 4

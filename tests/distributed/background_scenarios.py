@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from scenarios import release
 
 from rxt_dist.checkpoint import writing
 from rxt_dist.checkpoint.background import BackgroundSaves
+from rxt_dist.checkpoint.host_copy import HostCopy
 from rxt_dist.checkpoint.state import load_state, save_state, state_checksum
 from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.checkpoint.verified import verify_together
@@ -28,8 +30,12 @@ def save_both_ways(context: RankContext, directory: str, topology: dict[str, Any
         saved = state_checksum(engine, frozen)
         store = CheckpointStore(Path(directory) / "background", 2)
         saves = BackgroundSaves(engine, frozen, store)
+        copy = HostCopy._copy
+        # For longer than the forward and backward pass that go on beside it.
+        HostCopy._copy = lambda *arguments: (time.sleep(0.3), copy(*arguments))  # type: ignore[method-assign]
         saves.start(2, {"note": "test"})
-        _steps(context, engine, stage, config, range(2, 4))
+        _steps(context, engine, stage, config, range(2, 4), saves.before_update)
+        HostCopy._copy = copy  # type: ignore[method-assign]
         outcome = saves.wait()
         engine.ranks.any(False)  # Rank 0 has committed.
         checkpoint, problems = verify_together(engine.ranks, store, 2)

@@ -15,7 +15,7 @@ from rxt_dist.checkpoint.state import load_state, save_state, state_checksum
 from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.engine.build import build_engine
 from rxt_dist.engine.collectives import Collectives
-from rxt_dist.engine.interface import Engine
+from rxt_dist.engine.interface import Engine, at_once
 from rxt_dist.model.init import initialise
 
 SAVED_AT = 3
@@ -76,14 +76,16 @@ def _engine(context: RankContext, topology: dict[str, Any], seed: int = 0) -> tu
     return build_engine(stage, config, torch.device("cpu")), frozen, stage, config
 
 
-def _steps(context: RankContext, engine: Any, stage: Any, config: Any, steps: range) -> list[list[float]]:
+def _steps(
+    context: RankContext, engine: Any, stage: Any, config: Any, steps: range, before_update: Any = at_once
+) -> list[list[float]]:
     records = []
     for step in steps:
         parts = batch_for(config, step).micro_batches(config.train.micro_batch_rows)
         share = len(parts) // context.world_size
         mine = parts[context.rank * share : (context.rank + 1) * share]
         rates = {group: LR * factor for group, factor in stage.rates(step * 256).items()}
-        result = engine.train_step([stage.prepare(part, step * 256) for part in mine], rates)
+        result = engine.train_step([stage.prepare(part, step * 256) for part in mine], rates, before_update)
         assert result.applied
         records.append([*(result.totals.sums_J / result.totals.counts_J.clamp_min(1)).tolist(), result.grad_norm])
     return records

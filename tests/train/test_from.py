@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from training_run import STEP_TOKENS, TinyRun, build_shards
 
+from rxt_dist.checkpoint.host_copy import HostCopy
 from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.commands.train import _step
 from rxt_dist.config.load import load_run
@@ -21,10 +24,19 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """A finished run with a checkpoint of every step."""
+    """A finished run with a checkpoint of every step, copied for longer than the next forward and backward pass."""
     folder = tmp_path_factory.mktemp("first")
     tiny = TinyRun(folder, build_shards(folder), STEPS)
-    assert trained(tiny) == ExitCode.DONE
+    copy = HostCopy._copy
+
+    def slowly(self: HostCopy, blocks: Any) -> None:
+        time.sleep(0.1)
+        copy(self, blocks)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HostCopy, "_copy", slowly)
+        assert trained(tiny) == ExitCode.DONE
+    assert all(event["stall_s"] > 0.02 for event in tiny.events("save")), "updates wait for what is copied"
     return tiny
 
 

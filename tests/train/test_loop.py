@@ -71,7 +71,8 @@ class Recorder:
     evaluated: list[list[JointBatch]] = field(default_factory=list)
     differing: list[int] = field(default_factory=list)
 
-    def train_step(self, micros: list[JointBatch], rates: dict[str, float]) -> StepResult:
+    def train_step(self, micros: list[JointBatch], rates: dict[str, float], before_update: Any) -> StepResult:
+        before_update()
         step = len(self.steps)
         self.steps.append((micros, rates["all"]))
         counts = torch.full((4,), step + 1.0, dtype=torch.float64)
@@ -236,9 +237,9 @@ def test_one_good_step_forgives_those_before(tmp_path: Path, shards: Path, monke
     engine = Recorder()
     step = engine.train_step
 
-    def now_and_then(micros: list[JointBatch], rates: dict[str, float]) -> StepResult:
+    def now_and_then(micros: list[JointBatch], rates: dict[str, float], before_update: Any) -> StepResult:
         engine.applied = len(engine.steps) % 2 == 1
-        return step(micros, rates)
+        return step(micros, rates, before_update)
 
     monkeypatch.setattr(engine, "train_step", now_and_then)
     training = training_of(tmp_path, shards, engine, "train.max_skipped_steps=2")
@@ -311,9 +312,9 @@ def test_each_group_learns_at_its_own_rate(tmp_path: Path, shards: Path, monkeyp
     monkeypatch.setattr(training.stage, "rates", lambda tokens: {"all": 1.0, "late": float(tokens >= 2 * STEP_TOKENS)})
     step = engine.train_step
 
-    def listen(micros: list[JointBatch], rates: dict[str, float]) -> StepResult:
+    def listen(micros: list[JointBatch], rates: dict[str, float], before_update: Any) -> StepResult:
         given.append(rates)
-        return step(micros, rates)
+        return step(micros, rates, before_update)
 
     monkeypatch.setattr(engine, "train_step", listen)
     run_loop(training, Position())
@@ -403,8 +404,8 @@ def test_steps_that_are_passed_over_leave_the_first_one_its_time_to_compile(
     monkeypatch.setattr(
         engine,
         "train_step",
-        lambda micros, rates: (
-            phases.append(training.watchdog._state.phase) or Recorder.train_step(engine, micros, rates)  # type: ignore[func-returns-value]
+        lambda *arguments: (
+            phases.append(training.watchdog._state.phase) or Recorder.train_step(engine, *arguments)  # type: ignore[func-returns-value]
         ),
     )
     run_loop(training, Position(jumps=((0, 2 * ROWS),)))
