@@ -249,7 +249,8 @@ def _engine_fact(module: str, name: str, words: tuple[str, ...]) -> Check:
         value: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         return Check(check, "fail", str(error).splitlines()[0], advice)
-    missing = [word for word in words if word not in inspect.getsource(value)]
+    source = inspect.getsource(value) if words else ""
+    missing = [word for word in words if word not in source]
     if missing:
         return Check(check, "fail", f"{module} has no {', '.join(missing)}", advice)
     return Check(check, "ok", module)

@@ -397,6 +397,7 @@ def engine_config(config: RunConfig, device: torch.device) -> dict[str, Any]:
     """DeepSpeed's configuration for a run."""
     cuda = device.type == "cuda"
     bucket = _PORTION_ELEMENTS if cuda else _CPU_BUCKET_ELEMENTS
+    layer = local_moe_parameters(config.model, config.parallel.expert_parallel)
     made: dict[str, Any] = {
         # Batch bookkeeping is ours: micro-batches and boundaries are set by hand in every step.
         "train_micro_batch_size_per_gpu": 1,
@@ -412,8 +413,9 @@ def engine_config(config: RunConfig, device: torch.device) -> dict[str, Any]:
             "sub_group_size": _PORTION_ELEMENTS,
             # Weights for the next modules are gathered while a device computes; on CPU both would be done in turn.
             "stage3_prefetch_bucket_size": _PORTION_ELEMENTS if cuda else 0,
-            "stage3_max_live_parameters": 2 * local_moe_parameters(config.model, config.parallel.expert_parallel),
-            "stage3_max_reuse_distance": bucket,
+            "stage3_max_live_parameters": 2 * layer,
+            # So far it looks ahead, after every module: what is used again soon is in the layer that is recomputed.
+            "stage3_max_reuse_distance": min(bucket, layer),
             # Weights of a module gathered together pass through a buffer of their size.
             "allgather_sequential": not cuda,
         },

@@ -44,7 +44,7 @@ def begun(config: RunConfig) -> tuple[Stage, Engine, FrozenWeights]:
 
 
 def first_weights(context: RankContext, topologies: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each topology: the state before and after two steps, begun without weights and with all of them."""
+    """Of each topology: the state before and after a step, begun without weights and with all of them."""
     torch.distributed.init_process_group("gloo")
     results = []
     for topology in topologies:
@@ -58,9 +58,9 @@ def first_weights(context: RankContext, topologies: list[dict[str, Any]]) -> lis
             result[way] = {"first": canonical(engine, shapes)[0], "frozen": whole(engine, frozen)}
             held = [(part.name, part.start, part.tensors["weight"]) for part in shares.fragments()]
             result[way]["shares"] = [piece for of_rank in objects_of(engine.ranks, held) for piece in of_rank]
-            for step in range(STEPS):
-                micros = rank_share(context, stage, config.train.micro_batch_rows, step)
-                engine.train_step(micros, dict.fromkeys(stage.rates(0), LR))
+            engine.train_step(
+                rank_share(context, stage, config.train.micro_batch_rows, 0), dict.fromkeys(stage.rates(0), LR)
+            )
             result[way]["trained"] = canonical(engine, shapes)[0]
             release(engine)
         results.append(result)

@@ -18,7 +18,6 @@ TOPOLOGIES = (
     {"zero": 3, "expert_parallel": 2, "stage": "frozen-experts"},
     {"zero": 3, "expert_parallel": 1, "stage": "encoder"},
     {"zero": 1, "expert_parallel": 2},
-    {"zero": 2, "expert_parallel": 1},
     {"zero": 0, "expert_parallel": 2},
 )
 # Large ones: glibc gives blocks from 32 MB on back to the system, and smaller ones stay with the process.
