@@ -40,10 +40,10 @@ from rxt_dist.engine.interface import (
     at_once,
 )
 from rxt_dist.engine.optimizer import adam_state, adamw, parameter_groups, set_learning_rates
-from rxt_dist.engine.reduction import reduce_in_portions
 from rxt_dist.engine.replicas import bit_sum, differing_ranks
 from rxt_dist.engine.routing import RoutingState
 from rxt_dist.engine.sums import StepSums, evaluate_stage
+from rxt_dist.engine.zero3_over_gloo import exchange_in_place
 from rxt_dist.losses import StageOutput, objective
 from rxt_dist.model.count import local_moe_parameters
 from rxt_dist.stages.base import MicroBatch, Stage
@@ -114,7 +114,7 @@ class DeepSpeedEngine:
         self.expert_parallel = config.parallel.expert_parallel
         self.wrapper = _Wrapper(stage, RoutedShape.of(config.model))
         if device.type == "cpu":
-            reduce_in_portions(_CPU_BUCKET_ELEMENTS)
+            exchange_in_place(_CPU_BUCKET_ELEMENTS)
         with our_layers(), _parameters_unread():
             self.engine, self.zero, *_ = deepspeed.initialize(
                 model=self.wrapper,

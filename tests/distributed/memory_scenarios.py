@@ -20,7 +20,7 @@ from rxt_dist.data.loader import token_batch
 from rxt_dist.engine.build import build_engine, keep_freed_memory
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.interface import Engine
-from rxt_dist.engine.reduction import PortionedAverage
+from rxt_dist.engine.zero3_over_gloo import PortionedAverage
 from rxt_dist.model.experts import ExpertStack
 from rxt_dist.model.init import InitialWeights
 from rxt_dist.plan.memory import memory_per_gpu
@@ -124,17 +124,17 @@ def averages(context: RankContext, shapes: list[list[int]], elements: int) -> di
     every = [[torch.randn(shape, generator=generator) for shape in shapes] for generator in generators]
     gradients = [gradient.clone() for gradient in every[context.rank]]
     sent: list[int] = []
-    reduce_scatter = torch.distributed.reduce_scatter_tensor
+    reduce = torch.distributed.reduce
 
-    def counted(output: torch.Tensor, given: torch.Tensor, **where: Any) -> Any:
+    def counted(given: torch.Tensor, **where: Any) -> Any:
         sent.append(given.numel())
-        return reduce_scatter(output, given, **where)
+        return reduce(given, **where)
 
-    torch.distributed.reduce_scatter_tensor = counted
+    torch.distributed.reduce = counted
     try:
         parts = PortionedAverage(elements)(gradients)
     finally:
-        torch.distributed.reduce_scatter_tensor = reduce_scatter
+        torch.distributed.reduce = reduce
     own = all(
         part.untyped_storage().data_ptr() == gradient.untyped_storage().data_ptr()
         for part, gradient in zip(parts, gradients, strict=True)

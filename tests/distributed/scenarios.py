@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import deepspeed
@@ -15,7 +17,7 @@ from harness import RankContext
 from tiny import ROWS, TOKENS, batch_for, make_stage, model_config, relative, run_config
 from torch import Tensor
 
-import rxt_dist.engine.deepspeed  # noqa: F401
+import rxt_dist.engine.deepspeed as engine_module
 from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.build import build_engine
 from rxt_dist.engine.collectives import Collectives
@@ -49,6 +51,7 @@ def _train(
     poison: tuple[int, int] | None = None,
     reading: bool = False,
     backend: str | None = None,
+    divided: bool = False,
     **changes: Any,
 ) -> dict[str, Any]:
     """A few steps of one topology.
@@ -59,6 +62,7 @@ def _train(
         poison: (step, rank) at which a gradient is NaN on that rank only.
         reading: before each step a part of the model is called without gradients, out of its usual order.
         backend: chains of operations are compiled with it.
+        divided: ZeRO-3 divides all parameters, also the smallest.
         changes: see `config_of`.
     """
     changes = {"eps": EPS} | changes
@@ -67,7 +71,8 @@ def _train(
     give_biases(stage.model)
     shapes = {name: list(p.shape) for name, p in stage.model.named_parameters() if p.requires_grad}
     frozen = {name: p.detach().clone() for name, p in stage.model.named_parameters() if not p.requires_grad}
-    engine = build_engine(stage, config, torch.device("cpu"))
+    with _dividing_all() if divided else nullcontext():
+        engine = build_engine(stage, config, torch.device("cpu"))
     compile_chains(backend)
     if one_place:
         engine.routing.bias_ME[:, -2:] = 100.0
@@ -80,11 +85,7 @@ def _train(
         if poisoned is not None and poison is not None:
             poisoned.active = struck and context.rank == poison[1]
         if reading:
-            with engine.reading():
-                tokens_BT = torch.arange(ROWS * TOKENS).view(ROWS, TOKENS) % config.model.vocab_size
-                positions_BT = torch.arange(TOKENS).expand(ROWS, -1)
-                read = stage.model.decoder(stage.model.embedding(tokens_BT), positions_BT, None)
-                assert not read.hidden_BTD.requires_grad
+            _read(engine, stage)
         rates = {group: LR * factor for group, factor in stage.rates(step * ROWS * TOKENS).items()}
         record = _record(engine.train_step(micros, rates))
         if struck:
@@ -104,6 +105,31 @@ def _train(
     }
     release(engine)
     return result if context.rank == 0 else {}
+
+
+def _read(engine: Engine, stage: Stage) -> None:
+    """Call a part of the model without gradients."""
+    with engine.reading():
+        tokens_BT = torch.arange(ROWS * TOKENS).view(ROWS, TOKENS) % stage.run.model.vocab_size
+        positions_BT = torch.arange(TOKENS).expand(ROWS, -1)
+        read = stage.model.decoder(stage.model.embedding(tokens_BT), positions_BT, None)
+        assert not read.hidden_BTD.requires_grad
+
+
+@contextmanager
+def _dividing_all() -> Iterator[None]:
+    made = engine_module.engine_config
+
+    def changed(*arguments: Any) -> dict[str, Any]:
+        config = made(*arguments)
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return config
+
+    engine_module.engine_config = changed
+    try:
+        yield
+    finally:
+        engine_module.engine_config = made
 
 
 def config_of(context: RankContext, accumulation: int = 1, local_biases: bool = False, **changes: Any) -> RunConfig:

@@ -66,7 +66,7 @@ def test_gradients_are_averaged_in_portions(ranks: Ranks) -> None:
             assert torch.allclose(part, mean.flatten()[rank * length : (rank + 1) * length], atol=1e-6)
         assert found["in place"]
         # 4 + 1 + 10 + 2 + 1 numbers of each rank, four at a time.
-        assert found["sent"] == [12, 12, 12, 12, 6]
+        assert found["sent"] == [4] * 12 + [2] * 3
 
 
 @pytest.mark.slow
@@ -75,8 +75,8 @@ def test_memory_of_a_rank_is_as_planned(zero: int, expert_parallel: int, count: 
     """86M parameters, 344 MB in float32: the peak of the steps within a tenth of the plan, set-up below it."""
     topology = {"engine": "deepspeed", "zero": zero, "expert_parallel": expert_parallel}
     for found in ranks.run(memory_scenarios.memory, count, topology=topology, experts=EXPERTS):
-        # Two ranks of ZeRO-3 take 1.04 to 1.14, and one 1.09 to 1.11: recorded misses (docs/scale.md).
-        most = {(3, 1): 1.12, (3, 2): 1.25}.get((zero, count), 1.1)
+        # With experts spread 1.07 to 1.12: a recorded miss (docs/scale.md).
+        most = 1.15 if expert_parallel > 1 else 1.1
         assert 0.9 * found["planned"] <= found["steps"] <= most * found["planned"], found
         assert found["set-up"] <= found["steps"], found
         assert found["copied masters"] == 0

@@ -1,8 +1,9 @@
-"""How ZeRO-3 averages gradients over gloo ranks: in portions that pass through one buffer.
+"""How ZeRO-3 gathers weights and averages gradients over gloo ranks: without copies of what is large.
 
 DeepSpeed hands over all that a bucket holds, and a large parameter whole; it lays the parts of the ranks side by side
-in a copy, and gloo works on another one. For the experts of a layer either is as much as their gradient. On a GPU the
-first is a bucket at most, and NCCL has no second.
+in a copy, and gloo works on another one, as it does where all ranks gather at once. For the experts of a layer each is
+as much as their gradient, or their weights. Where one rank sends to all, or all to one, gloo works in place. On a GPU
+the first is a bucket at most, and NCCL has no second.
 """
 
 from __future__ import annotations
@@ -12,13 +13,33 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.zero import stage3
+from deepspeed.runtime.zero import partition_parameters, stage3
 from torch import Tensor
 
 
-def reduce_in_portions(elements: int) -> None:
-    """Let ZeRO-3 reduce gradients so in this process, so many elements at once."""
+def exchange_in_place(elements: int) -> None:
+    """Let ZeRO-3 gather and reduce so in this process, and reduce so many elements at once."""
     stage3.reduce_scatter_coalesced = PortionedAverage(elements)
+    partition_parameters._dist_allgather_fn = gather
+
+
+def gather(part: Tensor, whole: Tensor, group: Any = None) -> Exchanges:
+    """Begin to fill `whole` with the parts of all ranks in their order; the handle waits for it."""
+    rows = whole.view(dist.get_world_size(group), -1)
+    rows[dist.get_rank(group)].copy_(part)
+    return Exchanges([dist.broadcast(row, group=group, group_src=rank, async_op=True) for rank, row in enumerate(rows)])
+
+
+class Exchanges:
+    """Exchanges that were begun, as one handle."""
+
+    def __init__(self, begun: Sequence[Any]) -> None:
+        self._begun = begun
+
+    def wait(self) -> None:
+        """Until all of them are done."""
+        for exchange in self._begun:
+            exchange.wait()
 
 
 class _Piece(NamedTuple):
@@ -67,14 +88,16 @@ class PortionedAverage:
     def _average(self, pieces: list[_Piece], width: int, group: Any) -> None:
         ranks, rank = dist.get_world_size(group), dist.get_rank(group)
         example = pieces[0].of_rank[0]
-        if self._buffer.numel() < (ranks + 1) * width or self._buffer.dtype != example.dtype:
-            self._buffer = example.new_empty((ranks + 1) * width)
+        if self._buffer.numel() < ranks * width or self._buffer.dtype != example.dtype:
+            self._buffer = example.new_empty(ranks * width)
         given = self._buffer[: ranks * width].view(ranks, width).zero_()
-        averaged = self._buffer[ranks * width : (ranks + 1) * width]
         for piece in pieces:
             for row, part in zip(given, piece.of_rank, strict=True):
                 torch.div(part, ranks, out=row[piece.column : piece.column + part.numel()])
-        dist.reduce_scatter_tensor(averaged, given.view(-1), group=group)
+        Exchanges(
+            [dist.reduce(row, group=group, group_dst=owner, async_op=True) for owner, row in enumerate(given)]
+        ).wait()
+        averaged = given[rank]
         for piece in pieces:
             mine = piece.of_rank[rank]
             mine.copy_(averaged[piece.column : piece.column + mine.numel()])
