@@ -13,6 +13,8 @@ install: .venv/installed
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	# Once, and not in each of the many programs that tests start, where the environment keeps Python from writing it down.
+	$(BIN)/python -m compileall -q rxt_dist data_prep launch
 	touch $@
 
 demo: install
