@@ -158,8 +158,9 @@ def _passing(setting: Setting, layer: Layer, elements: int) -> int:
 
 
 def _gathered(setting: Setting) -> int:
-    """Weights of the layer at work, on a GPU of the next one too."""
-    if setting.zero < 3 or setting.copies[1] == 1 or "decoder" not in setting.config.stage.parts():
+    """Weights of the layer at work, on a GPU of the next one too. DeepSpeed copies them also where a rank holds all of
+    them, which it takes experts for whose copies are all on one."""
+    if setting.zero < 3 or setting.config.cluster.ranks == 1 or "decoder" not in setting.config.stage.parts():
         return 0
     layer = local_moe_parameters(setting.config.model, setting.expert_parallel)
     return (1 if setting.on_cpu else 2) * layer * setting.element_bytes
@@ -168,15 +169,14 @@ def _gathered(setting: Setting) -> int:
 def _buffers(setting: Setting) -> int:
     """What is reduced at once: in a bucket, on a GPU also in the other one or in a copy that is laid out for the ranks.
 
-    On CPU, ZeRO-3 has such a copy with this rank's result behind it, and gloo makes another one.
+    On CPU, ZeRO-3 has such a copy too.
     """
     ranks, elements = setting.config.cluster.ranks, sum(parameters for parameters, _, _ in setting.held)
     if setting.zero == 0:
         return min(elements, _PORTION_ELEMENTS) * FLOAT32_BYTES if ranks > 1 else 0
     if not setting.on_cpu:
         return 2 * min(elements, _PORTION_ELEMENTS) * FLOAT32_BYTES
-    times = 3 + 1 / ranks if setting.zero == 3 else 1
-    return round(times * min(elements, _CPU_BUCKET_ELEMENTS)) * FLOAT32_BYTES
+    return (2 if setting.zero == 3 else 1) * min(elements, _CPU_BUCKET_ELEMENTS) * FLOAT32_BYTES
 
 
 def _updated(setting: Setting) -> int:

@@ -75,8 +75,8 @@ def test_memory_of_a_rank_is_as_planned(zero: int, expert_parallel: int, count: 
     """86M parameters, 344 MB in float32: the peak of the steps within a tenth of the plan, set-up below it."""
     topology = {"engine": "deepspeed", "zero": zero, "expert_parallel": expert_parallel}
     for found in ranks.run(memory_scenarios.memory, count, topology=topology, experts=EXPERTS):
-        # With experts spread 1.07 to 1.12: a recorded miss (docs/scale.md).
-        most = 1.15 if expert_parallel > 1 else 1.1
+        # With experts spread 1.07 to 1.105 (docs/scale.md).
+        most = 1.12 if expert_parallel > 1 else 1.1
         assert 0.9 * found["planned"] <= found["steps"] <= most * found["planned"], found
         assert found["set-up"] <= found["steps"], found
         assert found["copied masters"] == 0
