@@ -1,23 +1,38 @@
 """Worker processes, forked from a server that has imported what they need.
 
 They may not be forked from the process that asks for them: a tokenizer's threads do not survive a fork, and locks must
-not be inherited. The server has neither. A process that is spawned instead imports for half a second of a processor.
+not be inherited. A process that is spawned instead imports for half a second of a processor.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from multiprocessing.context import ForkServerContext
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, SpawnContext
 
 # What the server of this process imports when the first worker is asked for; what it cannot, workers import themselves.
 IMPORTED = ["data_prep.building.encode", "data_prep.building.workers"]
+_SAFE_PATH = "PYTHONSAFEPATH"
 
 
-def worker_context() -> ForkServerContext:
-    """Where worker processes come from."""
+def worker_context() -> ForkServerContext | SpawnContext:
+    """Where worker processes come from; spawned ones where the server cannot be reached, as its socket's path under a
+    long TMPDIR is longer than the system allows."""
     # Read by Arrow when it is loaded, so by the workers only: its own allocators keep what they have been given.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
+    before = os.environ.get(_SAFE_PATH)
+    # The server is begun by a line of code, and Python then looks for modules in the current folder first.
+    os.environ[_SAFE_PATH] = "1"
+    try:
+        forkserver.ensure_running()
+    except OSError:
+        return multiprocessing.get_context("spawn")
+    finally:
+        if before is None:
+            del os.environ[_SAFE_PATH]
+        else:
+            os.environ[_SAFE_PATH] = before
     return context

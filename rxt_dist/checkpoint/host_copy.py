@@ -48,6 +48,8 @@ class HostCopy:
         Args:
             constant: how many of its last fragments training does not change; these are not copied.
         """
+        if self._thread is not None:  # Of a save that failed before it asked for its copy.
+            self._thread.join()
         changing = share.fragments[: len(share.fragments) - constant]
         self._fit(sum(tensor.numel() for fragment in changing for tensor in fragment.tensors.values()))
         copied, pairs, at = [], [], 0

@@ -123,7 +123,7 @@ class _Life:
         position = _after(self.position, step)
         self.health.begin(position.step, step.first, _segment(training, step))
         weights = training.stage.weights().tolist()
-        for micros, result in _updates(training, step, batch, self.saver.before_update):
+        for micros, result in _updates(training, step, batch, self._before_update):
             position = _advance(position, result)
             self.interval.add(result)
             loss = objective_of(result.totals, weights)
@@ -137,6 +137,10 @@ class _Life:
             if self.health.verdict:
                 break
         self.position = position
+
+    def _before_update(self) -> None:
+        with self.interval.paused():  # A stall, and no part of the step.
+            self.saver.before_update()
 
     def _pass_over(self, step: Step) -> None:
         """A step whose rows made an earlier attempt go astray: it counts, and nothing is learnt from it."""

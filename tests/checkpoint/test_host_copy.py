@@ -91,6 +91,21 @@ def test_it_goes_on_while_the_share_is_read_and_what_changes_it_waits(monkeypatc
     assert torch.equal(copied.fragments[0].tensors["weight"], expected)
 
 
+def test_a_copy_that_nobody_asked_for_ends_before_the_next_one_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, go_on = host_copy.np.copyto, threading.Event()
+
+    def wait(target: Any, source: Any) -> None:
+        assert go_on.wait(10)
+        real(target, source)
+
+    monkeypatch.setattr(host_copy.np, "copyto", wait)
+    copies, first, second = HostCopy(CPU), share(3), share(3)
+    copies.begin(first, 0)
+    threading.Timer(0.05, go_on.set).start()
+    assert same(taken(copies, second), second)
+    assert go_on.is_set()
+
+
 def test_a_copy_that_fails_is_told_to_who_writes_it_and_the_next_one_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     copies, given = HostCopy(CPU), share(3)
     with monkeypatch.context() as patch:

@@ -17,7 +17,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from data_prep.building import workers
+from data_prep.building import processes, workers
 from data_prep.building.workers import Progress, attempt, run_units
 from data_prep.units import Unit
 from rxt_dist.errors import DataError, DiskError, ExitCode, MemoryLimitError
@@ -261,3 +261,20 @@ def test_workers_end_with_a_killed_parent(job: WriteName, tmp_path: Path) -> Non
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert alive == []
     assert list(job.out.glob("slow*"))
+
+
+def test_workers_are_spawned_where_a_server_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError("AF_UNIX path too long")
+
+    assert processes.worker_context().get_start_method() == "forkserver"
+    monkeypatch.setattr(processes.forkserver, "ensure_running", fail)
+    assert processes.worker_context().get_start_method() == "spawn"
+    assert "PYTHONSAFEPATH" not in os.environ
+
+
+def test_what_the_server_imports_is_there() -> None:
+    program = (
+        "import data_prep.building.processes as p, importlib; [importlib.import_module(name) for name in p.IMPORTED]"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

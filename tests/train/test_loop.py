@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -420,3 +421,14 @@ def test_a_step_under_the_profiler_has_the_time_of_a_first_one(tmp_path: Path, s
     profiled = SimpleNamespace(active=True)
     life.training = replace(life.training, profile=profiled)  # type: ignore[arg-type]
     assert (life._phase("step"), life._phase("boundary")) == ("first-step", "set-up")
+
+
+def test_waiting_before_an_update_is_a_stall_and_no_part_of_the_step(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Saver, "before_update", lambda _: time.sleep(0.2))
+    training = training_of(tmp_path, shards, Recorder(), "log.every_steps=1")
+    run_loop(training, Position())
+    reporter: Any = training.reporter
+    assert reporter.lines
+    assert all(figures["step_s"] < 0.15 for _, figures, _ in reporter.lines)
