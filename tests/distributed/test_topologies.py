@@ -73,6 +73,7 @@ VARIED = [
     topology(2, 3, 2, 1, False, variant="clip"),
     topology(2, 3, 2, 1, True, variant="compiled"),
     topology(2, 3, 1, 2, True, variant="divided"),
+    topology(4, 3, 2, 1, False, variant="divided"),
     topology(4, 0, 2, 2, True, variant="local"),
     topology(4, 1, 4, 2, False, variant="local"),
     topology(4, 3, 2, 2, True, variant="local"),
