@@ -21,7 +21,6 @@ from data_prep.building.processes import IMPORTED, worker_context
 
 # One server forks all: the workers of builds too.
 IMPORTED[:] = ["warm_imports"]
-_CONTEXT = worker_context()
 
 
 class WarmProcess:
@@ -39,7 +38,7 @@ class WarmProcess:
         weakref.finalize(self, self._output.unlink, missing_ok=True)
         # The server is a new process too, and finds modules by this alone.
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path or os.getcwd() for path in sys.path))
-        self._process: Any = _CONTEXT.Process(
+        self._process: Any = worker_context().Process(
             target=_be, args=(arguments, dict(environment), str(self._output)), daemon=True
         )
         self._process.start()
