@@ -5,7 +5,7 @@ SHELL := /bin/bash
 # Tests start a hundred processes that import the same files.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test quick test-slurm test-slurm-slow slurm lint clean
+.PHONY: install demo test quick tests quick-tests test-slurm test-slurm-slow slurm lint style types clean
 
 install: .venv/installed
 
@@ -20,19 +20,30 @@ install: .venv/installed
 demo: install
 	$(BIN)/python -m launch.demo
 
-lint: install
+lint: style types
+
+style: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: install
 	$(BIN)/mypy
 
 # A process more than cores, as those that run ranks or kill programs also wait (tests/conftest.py).
 SHARED := --dist=loadfile --no-loadscope-reorder
 
-test: lint
+# mypy is one process of some twenty seconds: beside the tests no core waits for it.
+test: install
+	@$(MAKE) --no-print-directory --jobs=2 types tests
+
+tests: style
 	$(BIN)/python -m pytest --durations=15 --numprocesses=3 $(SHARED) -m "not slurm"
 
 # What a change should pass before it is looked at: within two minutes on two cores.
-quick: lint
+quick: install
+	@$(MAKE) --no-print-directory --jobs=2 types quick-tests
+
+quick-tests: style
 	$(BIN)/python -m pytest --numprocesses=2 $(SHARED) -m "not slow and not distributed and not faults and not slurm"
 
 # On a real SLURM of four nodes within this machine, which the tests bring up and take down. It needs root, for network

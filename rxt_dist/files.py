@@ -9,17 +9,22 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from blake3 import blake3
 
 from rxt_dist.errors import ConfigError, DiskError, UserError
 
+T = TypeVar("T")
+
 # What is read and hashed at once stays in a processor's cache.
 _CHUNK_BYTES = 1 << 20
+# What a disk does not give out is asked for again after these: to do without it may cost hours of work.
+_READ_PAUSES = (1.0, 5.0)
 _UNITS = (("KB", 10**3), ("MB", 10**6), ("GB", 10**9), ("TB", 10**12))
 
 # What the system says where a person has to act. Everything else, a missing file above all, may be our own mistake and
@@ -200,6 +205,22 @@ def _hashed(path: Path, digest: Any) -> str:
         while count := file.readinto(block):
             digest.update(block[:count])
     return str(digest.hexdigest())
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """What `action` reads, if need be at a third try.
+
+    Raises:
+        OSError: of the last try; at once if there is no such file.
+    """
+    for pause in _READ_PAUSES:
+        try:
+            return action()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            time.sleep(pause)
+    return action()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

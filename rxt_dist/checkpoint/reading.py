@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rxt_dist.errors import CheckpointError
+from rxt_dist.files import patiently
 
 # Elements that go to a device, or become another type, at once (4 MB).
 _BLOCK_ELEMENTS = 1 << 20
@@ -35,10 +37,13 @@ class Place:
 
 
 class OpenFiles:
-    """Files of a checkpoint, opened when they are asked for. Threads may share it."""
+    """Files of a checkpoint, opened when they are asked for. Threads may share it.
+
+    Each opens a file for itself: the system reads ahead for an open file, from where it was read last.
+    """
 
     def __init__(self) -> None:
-        self._open: dict[Path, _OpenFile] = {}
+        self._open: dict[tuple[int, Path], _OpenFile] = {}
         self._lock = threading.Lock()
 
     def places(self, path: Path) -> Mapping[str, Place]:
@@ -75,9 +80,10 @@ class OpenFiles:
             at += 4 * part.numel()
 
     def _opened(self, path: Path) -> _OpenFile:
+        key = threading.get_ident(), path
         with self._lock:
-            file = self._open.pop(path, None) or _OpenFile(path)
-            self._open[path] = file
+            file = self._open.pop(key, None) or _OpenFile(path)
+            self._open[key] = file
             if len(self._open) > _MOST_OPEN:
                 del self._open[next(iter(self._open))]
         return file
@@ -98,12 +104,12 @@ class _OpenFile:
             os.close(self._number)
 
     def read(self, at: int, count: int) -> bytes:
-        return os.pread(self._number, count, at)
+        return patiently(lambda: os.pread(self._number, count, at))
 
     def read_into(self, at: int, target: Tensor) -> None:
         view = target.view(torch.uint8).numpy().data
         while len(view):
-            count = os.preadv(self._number, [view], at)
+            count = patiently(partial(os.preadv, self._number, [view], at))
             if not count:
                 raise CheckpointError(f"{self._path} ends {len(view)} bytes before its last tensor does.")
             view, at = view[count:], at + count

@@ -5,31 +5,36 @@ of one of its moments) and where it begins. A load asks, for each piece that the
 overlap it. So no rank ever holds more than its own share, nothing is converted when the number of ranks changes, and a
 one-process run reads what 64 GPUs wrote.
 
-A checksum over the bits of all weights and moments, weighed by their place, is kept in the manifest and compared after
-every load: it would notice a piece that went to the wrong place, which file hashes cannot.
+A checksum over the bits of all weights and moments, weighed by their place, is kept in the manifest. A load computes it
+of what it has filled, where it lies: it notices a flipped bit as hashes of the files do, and a piece that went to the
+wrong place, which they cannot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from rxt_dist.checkpoint.daemons import map_on_daemons
+from rxt_dist.checkpoint.daemons import map_on_daemons, processors
 from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.pieces import ROUTING_FILE, SavedPieces, rank_prefix
-from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore, FileRecord
-from rxt_dist.checkpoint.writing import Share, wrapped, writing_errors
-from rxt_dist.engine.interface import Engine, Fragment
+from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore, FileRecord, content_problems
+from rxt_dist.checkpoint.writing import Run, Share, checksum, runs_of, wrapped, writing_errors
+from rxt_dist.engine.interface import Engine
 from rxt_dist.errors import CheckpointError
 
-# Pieces that a rank copies out of the files at once.
+T = TypeVar("T")
+
+# Threads that read at once, and what each reads before it sums it up: the system reads ahead meanwhile.
 _THREADS = 4
+_BLOCK_ELEMENTS = 1 << 21
 
 
 def save_state(
@@ -84,38 +89,102 @@ def load_state(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint, op
         CheckpointError: a parameter or a part of one is missing, the checkpoint has parameters that the model lacks,
             or the loaded state is not the saved one.
     """
+    engine.finish_load(optimizer_steps, read_state(engine, frozen, checkpoint))
+
+
+def read_state(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Fill all that a checkpoint holds, but let the engine derive nothing from it yet; all ranks together.
+
+    Returns:
+        The routing state.
+
+    Raises:
+        CheckpointError: see `load_state`.
+    """
     routing: dict[str, Tensor] = {}
 
-    def read() -> None:
-        _fill(engine, frozen, checkpoint)
-        with safe_open(checkpoint.path / ROUTING_FILE, "pt") as file:
-            routing.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    def read() -> int:
+        routing.update(_read_routing(checkpoint))
+        return _fill(engine, frozen, checkpoint)
 
-    engine.ranks.together(read)
-    engine.finish_load(optimizer_steps, routing)
-    if (found := state_checksum(engine, frozen)) != checkpoint.meta["checksum"]:
+    found = wrapped(sum(engine.ranks.together(read)))
+    if found != checkpoint.meta["checksum"]:
         raise CheckpointError(
             f"The state loaded from {checkpoint.path} has checksum {found}, but {checkpoint.meta['checksum']} was "
             "saved: weights or moments went to the wrong place. This is a fault of the program; please report it."
         )
+    return routing
 
 
-def _fill(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint) -> None:
-    """Fill this rank's fragments; refuses parameters that the model lacks in the files that it has opened."""
+def _read_routing(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The routing state, hashed: no checksum is kept of it."""
+    if problems := content_problems(checkpoint.path, [file for file in checkpoint.files if file.name == ROUTING_FILE]):
+        raise CheckpointError(f"{checkpoint.path}: {problems[0]}")
+    with safe_open(checkpoint.path / ROUTING_FILE, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _fill(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint) -> int:
+    """Fill this rank's fragments; refuses parameters that the model lacks in the files that it has opened.
+
+    Returns:
+        The checksum of what this rank saves, taken where it lies.
+    """
     saved = SavedPieces(checkpoint, own=rank_prefix(engine.ranks.rank))
 
-    def fill(fragment: Fragment) -> None:
-        with torch.no_grad():  # It belongs to a thread.
-            for kind, tensor in fragment.tensors.items():
-                saved.fill(kind, fragment.name, fragment.start, tensor)
+    def fill(run: Run) -> None:
+        saved.fill(run.kind, run.name, run.start, run.values)
 
-    map_on_daemons(fill, (*engine.fragments(owned=False), *engine.frozen_fragments(), *frozen.fragments()), _THREADS)
+    def fill_and_sum(run: Run) -> int:
+        fill(run)
+        return checksum(run)
+
+    own = own_share(engine, frozen).runs
+    total = sum(_in_streams(fill_and_sum, own))
+    # What is computed with of what is not trained lies elsewhere than what is saved of it.
+    _in_streams(fill, [*_without(runs_of(engine.fragments(owned=False)), own), *runs_of(engine.frozen_fragments())])
     surplus = sorted(saved.names_so_far - frozen.model_names)
     if surplus:
         raise CheckpointError(
             f"Checkpoint {checkpoint.path} holds '{surplus[0]}' and {len(surplus) - 1} more parameters that model and "
             "stage of this run do not have. Resume it with the configuration that it was written with."
         )
+    return total
+
+
+def _in_streams(action: Callable[[Run], T], runs: Iterable[Run]) -> list[T]:
+    """What `action` makes of blocks of all runs, by several threads, each of which reads what lies in one place: a
+    system reads ahead for who goes on where he was."""
+    blocks = [run.part(*block) for run in runs for block in _blocks(len(run.values))]
+    threads = min(_THREADS, processors())
+    length = -(-len(blocks) // threads) or 1
+    streams = [blocks[first : first + length] for first in range(0, len(blocks), length)]
+
+    def work(stream: Sequence[Run]) -> list[T]:
+        with torch.no_grad():  # It belongs to a thread.
+            return [action(block) for block in stream]
+
+    return [result for results in map_on_daemons(work, streams, threads) for result in results]
+
+
+def _blocks(length: int) -> Iterator[tuple[int, int]]:
+    return ((first, min(first + _BLOCK_ELEMENTS, length)) for first in range(0, length, _BLOCK_ELEMENTS))
+
+
+def _without(runs: Iterable[Run], others: Iterable[Run]) -> Iterator[Run]:
+    """What of runs no other one of the same tensor holds."""
+    held: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    for other in others:
+        held[other.kind, other.name].append((other.start, other.start + len(other.values)))
+    for run in runs:
+        at, length = 0, len(run.values)
+        for first, end in sorted(held[run.kind, run.name]):
+            begin = min(first - run.start, length)
+            if at < begin:
+                yield run.part(at, begin)
+            at = max(at, end - run.start)
+        if at < length:
+            yield run.part(at, length)
 
 
 def state_checksum(engine: Engine, frozen: FrozenWeights) -> int:

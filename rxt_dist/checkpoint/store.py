@@ -19,7 +19,6 @@ import logging
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -30,7 +29,15 @@ from typing import Any
 from rxt_dist.checkpoint.daemons import map_on_daemons
 from rxt_dist.checkpoint.retention import Retention
 from rxt_dist.errors import CheckpointError, SupersededError
-from rxt_dist.files import blake3_file, fsync_dir, require_free_space, sha256_file, write_atomic, write_json_atomic
+from rxt_dist.files import (
+    blake3_file,
+    fsync_dir,
+    patiently,
+    require_free_space,
+    sha256_file,
+    write_atomic,
+    write_json_atomic,
+)
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -42,8 +49,6 @@ _FINAL = re.compile(r"step-(\d{8,})")
 _UNFINISHED = re.compile(r"step-(\d{8,})\.tmp")
 # blake3 releases the interpreter lock; more threads than this only queue up at one disk.
 _HASH_THREADS = 4
-# A file that a disk does not give out is asked for again after these: to go back costs the work of an interval.
-_READ_PAUSES = (1.0, 5.0)
 
 
 @dataclass(frozen=True)
@@ -521,23 +526,12 @@ def _content_problem(folder: Path, file: FileRecord) -> str | None:
         return problem
     expected, hashed = (file.blake3, blake3_file) if file.blake3 else (file.sha256, sha256_file)
     try:
-        actual = _patiently(hashed, folder / file.name)
+        actual = patiently(lambda: hashed(folder / file.name))
     except OSError as error:
         return f"{file.name}: cannot be read ({error.strerror})"
     if actual == expected:
         return None
     return f"{file.name}: damaged (its hash is {actual[:12]} instead of {expected[:12]})"
-
-
-def _patiently(hashed: Callable[[Path], str], path: Path) -> str:
-    for pause in _READ_PAUSES:
-        try:
-            return hashed(path)
-        except FileNotFoundError:
-            raise
-        except OSError:
-            time.sleep(pause)
-    return hashed(path)
 
 
 def _describe(step: int, path: Path, committed: bool) -> CheckpointInfo:

@@ -1,35 +1,76 @@
-"""The verification of a checkpoint, shared out over all ranks: each hashes mostly what it is going to read."""
+"""The verification of a checkpoint, shared out over all ranks: each hashes mostly what it is going to read; or a load
+that shows by itself whether it was sound."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.pieces import rank_prefix
+from rxt_dist.checkpoint.state import read_state
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore, FileRecord, content_problems
 from rxt_dist.engine.collectives import Collectives
+from rxt_dist.engine.interface import Engine
 from rxt_dist.errors import CheckpointError
+
+
+def described_together(group: Collectives, store: CheckpointStore, step: int) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint of `step` if its manifest can be believed and its files are there with the recorded sizes, else
+    None, and its problems; all ranks together. Nothing is hashed."""
+    problems = group.together(lambda: store.verify(step, full=False) if group.rank == 0 else [])[0]
+    if problems:
+        return None, problems
+    found: list[Checkpoint] = []
+
+    def read() -> list[str]:
+        try:
+            found.append(store.read(step))
+        except CheckpointError as error:  # Another host may see another folder.
+            return [str(error)]
+        return []
+
+    problems = _joined(group.together(read))
+    return (None if problems else found[0]), problems
 
 
 def verify_together(group: Collectives, store: CheckpointStore, step: int) -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint of `step` if every file of it has the recorded hash, else None, and its problems; all ranks
     together."""
-    problems = group.together(lambda: store.verify(step, full=False) if group.rank == 0 else [])[0]
-    if problems:
+    checkpoint, problems = described_together(group, store, step)
+    if checkpoint is None:
         return None, problems
+    share = share_of(checkpoint.files, group.rank, group.world_size)
+    problems = _joined(group.together(lambda: content_problems(checkpoint.path, share)))
+    _note(group, store, step, problems)
+    return (None if problems else checkpoint), problems
 
-    found: list[Checkpoint] = []
 
-    def hash_share() -> list[str]:
-        try:
-            found.append(store.read(step))
-        except CheckpointError as error:  # Another host may see another folder.
-            return [str(error)]
-        return content_problems(found[0].path, share_of(found[0].files, group.rank, group.world_size))
+def load_verified(
+    engine: Engine, frozen: FrozenWeights, store: CheckpointStore, checkpoint: Checkpoint, optimizer_steps: int
+) -> list[str]:
+    """Fill the engine, and what is not trained, with a checkpoint, and see that it is what was saved; all ranks
+    together.
 
-    problems = [problem for of_rank in group.together(hash_share) for problem in of_rank]
-    if group.rank == 0:
-        store.note(step, sound=not problems)
-    return (None if problems else found[0]), problems
+    Each byte is read once: the checksum of the state, where it lies then, shows what the hashes of the files would
+    show, and that it lies in its place. Only if it is another one are the files hashed, for a name of the damage.
+
+    Returns:
+        What is wrong with the files; the engine then holds what nobody vouches for, and must be filled again before it
+        is used.
+
+    Raises:
+        CheckpointError: as `load_state`, of a checkpoint whose files are as recorded.
+    """
+    try:
+        routing = read_state(engine, frozen, checkpoint)
+    except Exception:  # On all ranks, whichever met it.
+        problems = verify_together(engine.ranks, store, checkpoint.step)[1]
+        if not problems:
+            raise
+        return problems
+    _note(engine.ranks, store, checkpoint.step, ())
+    engine.finish_load(optimizer_steps, routing)
+    return []
 
 
 def share_of(files: Sequence[FileRecord], rank: int, world_size: int) -> list[FileRecord]:
@@ -40,3 +81,13 @@ def share_of(files: Sequence[FileRecord], rank: int, world_size: int) -> list[Fi
     shares = {file: owner for file, owner in found.items() if owner is not None}
     shares |= {file: turn % world_size for turn, file in enumerate(file for file in files if found[file] is None)}
     return [file for file in files if shares[file] == rank]
+
+
+def _note(group: Collectives, store: CheckpointStore, step: int, problems: Sequence[str]) -> None:
+    """Rank 0 prunes, and remembers what was found."""
+    if group.rank == 0:
+        store.note(step, sound=not problems)
+
+
+def _joined(of_ranks: Sequence[Sequence[str]]) -> list[str]:
+    return [problem for of_rank in of_ranks for problem in of_rank]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +34,27 @@ THREADS = 4
 
 
 @dataclass(frozen=True)
+class Run:
+    """Successive float32 elements [n] of a flattened parameter or moment, from element `start` on."""
+
+    kind: str
+    name: str
+    start: int
+    values: Tensor
+
+    def part(self, first: int, end: int) -> Run:
+        """Its elements [first, end)."""
+        return Run(self.kind, self.name, self.start + first, self.values[first:end])
+
+
+def runs_of(fragments: Iterable[Fragment]) -> Iterator[Run]:
+    """The runs of fragments, in the order of a file."""
+    for fragment in fragments:
+        for kind, tensor in fragment.tensors.items():
+            yield Run(kind, fragment.name, fragment.start, tensor)
+
+
+@dataclass(frozen=True)
 class Share:
     """What one rank writes: pieces that nobody else writes and, on rank 0, the routing state."""
 
@@ -42,9 +63,14 @@ class Share:
     routing: Mapping[str, Tensor]
 
     @property
+    def runs(self) -> list[Run]:
+        """All pieces, in the order in which they are written."""
+        return list(runs_of(self.fragments))
+
+    @property
     def bytes(self) -> int:
         """Of all pieces."""
-        return sum(4 * tensor.numel() for fragment in self.fragments for tensor in fragment.tensors.values())
+        return sum(4 * run.values.numel() for run in self.runs)
 
     def write(self, store: CheckpointStore, step: int, threads: int = THREADS) -> list[FileRecord]:
         """Write the files of this rank into the folder of `step` and make them durable."""
@@ -59,28 +85,25 @@ class Share:
     def checksum(self, threads: int = THREADS) -> int:
         """This rank's part of the sum over all weights and moments of bits * place, modulo 2^64: the sum of all parts
         is equal for equal state on any topology."""
-        pieces = [(kind, part, tensor) for part in self.fragments for kind, tensor in part.tensors.items()]
-        return wrapped(sum(map_on_daemons(lambda piece: _checksum(*piece), pieces, threads)))
+        return wrapped(sum(map_on_daemons(checksum, self.runs, threads)))
 
     def _files(self) -> Iterator[dict[str, Tensor]]:
         """Pieces by the file that they go into; one file at least."""
         views: dict[str, Tensor] = {}
         size = 0
-        for fragment in self.fragments:
-            for kind, tensor in fragment.tensors.items():
-                if size + 4 * tensor.numel() > _FILE_BYTES and views:
-                    yield views
-                    views, size = {}, 0
-                views[f"{kind}|{fragment.name}|{fragment.start}"] = tensor
-                size += 4 * tensor.numel()
+        for run in self.runs:
+            if size + 4 * run.values.numel() > _FILE_BYTES and views:
+                yield views
+                views, size = {}, 0
+            views[f"{run.kind}|{run.name}|{run.start}"] = run.values
+            size += 4 * run.values.numel()
         yield views
 
 
-def _checksum(kind: str, fragment: Fragment, tensor: Tensor) -> int:
-    total = _host_sum if tensor.device.type == "cpu" else _device_sum
-    return total(tensor.detach().view(torch.int32), fragment.start) * (
-        zlib.crc32(f"{kind}|{fragment.name}".encode()) | 1
-    )
+def checksum(run: Run) -> int:
+    """A run's part of the sum: that of a whole is the sum of those of its parts."""
+    total = _host_sum if run.values.device.type == "cpu" else _device_sum
+    return total(run.values.detach().view(torch.int32), run.start) * (zlib.crc32(f"{run.kind}|{run.name}".encode()) | 1)
 
 
 def _device_sum(values: Tensor, start: int) -> int:

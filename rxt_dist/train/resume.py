@@ -9,7 +9,6 @@ from typing import Any
 from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.start import Chosen, Origin, choose_origin, chosen_checkpoints, fill_from
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
-from rxt_dist.checkpoint.verified import verify_together
 from rxt_dist.config.run import RunConfig
 from rxt_dist.data.sampler import DataState
 from rxt_dist.engine.collectives import Collectives
@@ -33,89 +32,6 @@ class Position:
     tokens_seen: int = 0
     skipped_in_a_row: int = 0
     jumps: tuple[tuple[int, int], ...] = ()
-
-
-def find_checkpoint(
-    group: Collectives, store: CheckpointStore, up_to: int | None = None
-) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint that a life goes on from, if there is any, and what there is to say; all ranks together.
-
-    Args:
-        up_to: the last step that is looked at; None: all are.
-
-    Raises:
-        CheckpointError: there are checkpoints, but none is valid. Starting again from nothing would destroy them and
-            the run's history, when perhaps a disk is only not mounted.
-    """
-
-    def look() -> tuple[list[int], list[str]]:
-        said: list[str] = []
-        store.check_pointer(said.append)
-        return list(store.steps()), said
-
-    steps, remarks = group.together(lambda: look() if group.rank == 0 else None)[0]
-    given_up = [step for step in steps if up_to is not None and step > up_to]
-    remarks += [f"Checkpoint {store.folder(step)} is of a history that was given up." for step in given_up]
-    checkpoint, rejected = newest_valid(group, store, up_to=up_to)
-    remarks += rejected
-    if checkpoint is None and steps:
-        raise CheckpointError(
-            f"No checkpoint in {store.directory} is valid, and this run will not start again from nothing over "
-            f"them. {' '.join(remarks)} Restore the files, or remove the folder to start over."
-        )
-    if checkpoint is not None and checkpoint.is_suspect:
-        remarks.append(f"Checkpoint {checkpoint.path} was made while losses were suspect.")
-    return checkpoint, remarks
-
-
-def newest_valid(
-    group: Collectives, store: CheckpointStore, *, up_to: int | None, suspects: bool = True
-) -> tuple[Checkpoint | None, list[str]]:
-    """The newest valid checkpoint, and why later ones were passed over; all ranks together.
-
-    Args:
-        up_to: the last step that is looked at; None: all are.
-        suspects: whether one may be taken that was made while losses were suspect.
-    """
-    steps = group.together(lambda: list(store.steps()) if group.rank == 0 else None)[0]
-    remarks = []
-    for step in reversed([step for step in steps if up_to is None or step <= up_to]):
-        checkpoint, problems = verify_together(group, store, step)
-        if checkpoint is None:
-            remarks.append(f"Checkpoint {store.folder(step)} is rejected: {'; '.join(problems)}.")
-        elif not suspects and checkpoint.is_suspect:
-            remarks.append(f"Checkpoint {store.folder(step)} was made while losses were suspect.")
-        else:
-            return checkpoint, remarks
-    return None, remarks
-
-
-def named_checkpoint(
-    group: Collectives, store: CheckpointStore, step: int, up_to: int | None = None
-) -> tuple[Checkpoint, list[str]]:
-    """The checkpoint of `step`, verified; all ranks together.
-
-    Args:
-        up_to: the last step whose checkpoint is of the present history; None: all are.
-
-    Raises:
-        CheckpointError: there is none of this step, or it is damaged, or of a history that was given up.
-    """
-    if up_to is not None and step > up_to:
-        raise CheckpointError(
-            f"--from names step {step}, which is of a history that this run has gone back from (see jumps.json). Name "
-            f"an earlier one, of step {up_to} at most."
-        )
-    steps = group.together(lambda: list(store.steps()) if group.rank == 0 else None)[0]
-    if step not in steps:
-        raise CheckpointError(
-            f"--from names step {step}, of which {store.directory} has no committed checkpoint; its steps are: "
-            f"{', '.join(map(str, steps)) or 'none'}."
-        )
-    checkpoint, problems = verify_together(group, store, step)
-    if checkpoint is None:
-        raise CheckpointError(f"Checkpoint {store.folder(step)} is damaged: {'; '.join(problems)}. Name another step.")
-    return checkpoint, []
 
 
 def set_aside_after(store: CheckpointStore, step: int, metrics: Path) -> Path | None:

@@ -22,8 +22,9 @@ from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.errors import CheckpointError, DivergedError
 from rxt_dist.files import lasting_errors, write_json_atomic
+from rxt_dist.train.candidates import newest_sound
 from rxt_dist.train.health import Health
-from rxt_dist.train.resume import Position, newest_valid, position_of, set_aside_after
+from rxt_dist.train.resume import Position, position_of, set_aside_after
 from rxt_dist.train.training import Training
 
 # With one learning rate and clip: data can spoil a run, but if passing over it twice did not help, it is not the data.
@@ -105,7 +106,7 @@ def go_back(training: Training, position: Position, health: Health, reason: str)
     assert streak is not None, "only a streak makes a run go back"
     ranks, optimizer = training.engine.ranks, training.config.optimizer
     with training.watchdog.phase("load"):
-        checkpoint, passed_over = newest_valid(ranks, training.store, up_to=streak.back_to, suspects=False)
+        checkpoint, passed_over = newest_sound(ranks, training.store, up_to=streak.back_to)
         to_step = None if checkpoint is None else checkpoint.step
         jump = Jump(streak.row, position.row, to_step or 0, position.step, optimizer.lr, optimizer.clip, reason)
         decided = ranks.together(lambda: _decide(training, jump, to_step, streak.back_to) if ranks.rank == 0 else None)[

@@ -10,7 +10,6 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TextIO
 
@@ -18,8 +17,7 @@ import torch
 
 import rxt_dist
 from rxt_dist.checkpoint.frozen import FrozenWeights
-from rxt_dist.checkpoint.state import load_state
-from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
+from rxt_dist.checkpoint.store import Checkpoint
 from rxt_dist.config.load import resolved_yaml, training_hash
 from rxt_dist.config.run import RunConfig
 from rxt_dist.engine.build import build_engine, choose_device, describe_kernels, joined_ranks
@@ -31,6 +29,7 @@ from rxt_dist.lives import Life, launched_by_us
 from rxt_dist.model.init import InitialWeights
 from rxt_dist.ranks import Ranks
 from rxt_dist.stages.base import DataSource, build_network, stage_class
+from rxt_dist.train.claim import Claim, claim_run
 from rxt_dist.train.events import iso_time
 from rxt_dist.train.loop import run_loop
 from rxt_dist.train.metrics import MetricsWriter
@@ -39,36 +38,11 @@ from rxt_dist.train.probe import check_probe
 from rxt_dist.train.profile import Recording, profiling, require_steps
 from rxt_dist.train.progress import Progress
 from rxt_dist.train.reporter import Reporter
-from rxt_dist.train.resume import (
-    Beginning,
-    Position,
-    choose_beginning,
-    find_checkpoint,
-    named_checkpoint,
-    position_of,
-    set_aside_after,
-    set_weights,
-)
-from rxt_dist.train.rollback import joined_windows, read_past
-from rxt_dist.train.run_dir import RunDirectory, require_checkpoint_of
+from rxt_dist.train.resume import set_aside_after, set_weights
+from rxt_dist.train.run_dir import RunDirectory
 from rxt_dist.train.signals import StopRequest
 from rxt_dist.train.training import Training
 from rxt_dist.train.watchdog import Surroundings, Watchdog, collective_timeout
-
-
-@dataclass(frozen=True)
-class _Claim:
-    """A run that this life holds, and where in it the life begins.
-
-    Checkpoints after the one that the life begins with are set aside once it has begun.
-    """
-
-    directory: RunDirectory
-    store: CheckpointStore
-    checkpoint: Checkpoint | None
-    position: Position
-    beginning: Beginning
-    remarks: list[str]
 
 
 def train(
@@ -98,13 +72,13 @@ def train(
         plain, timeout = config.parallel.engine == "plain", collective_timeout(config.health.deadlines)
         group = stack.enter_context(joined_ranks(device, plain, timeout))
         watchdog = stack.enter_context(_watchdog(config, group))
-        claim = _claim(stack, config, group, data, life, from_step)
+        claim = claim_run(stack, config, group, data, from_step)
         directory = claim.directory
-        if any(group.together(lambda: group.rank == 0 and directory.finished_at(claim.position.step))):
+        if claim.is_finished:
             if group.rank == 0:
                 print(f"run '{config.name}' is finished: {directory.path}", file=sys.stderr)
             return ExitCode.DONE
-        group.together(lambda: _begin(config, group, claim, stop, life))
+        group.together(lambda: _begin(config, group, directory, stop, life))
         group.together(lambda: stack.enter_context(_output_in(directory, ranks.rank)))
         code = _told(
             directory,
@@ -118,53 +92,11 @@ def train(
         return code
 
 
-def _claim(
-    stack: ExitStack, config: RunConfig, group: Collectives, data: DataSource, life: Life, from_step: int | None
-) -> _Claim:
-    """Take the run for this life; rank 0 does, for all. Whatever refuses it leaves the directory as it was."""
-    directory, trained = RunDirectory(config.directory), training_hash(config)
-
-    def take() -> None:
-        if group.rank:
-            return
-        with lasting_errors(directory.path):
-            directory.check(resolved_yaml(config), trained)
-            stack.enter_context(directory.locked())
-            # Again, now that nobody else can change it.
-            directory.check(resolved_yaml(config), trained)
-
-    group.together(take)
-    store = _store(config, directory)
-    past = read_past(group, store, directory.jumps)
-    find = find_checkpoint if from_step is None else partial(named_checkpoint, step=from_step)
-    checkpoint, remarks = find(group, store, up_to=past.up_to)
-    positions = [Position()]
-    if checkpoint is not None:
-        name, meta = checkpoint.path.name, checkpoint.meta
-        group.together(lambda: require_checkpoint_of(directory.path, name, meta, trained))
-        group.together(lambda: positions.append(position_of(checkpoint, data)))
-    position = replace(positions[-1], jumps=joined_windows(positions[-1].jumps, past.windows))
-    beginning = choose_beginning(config, checkpoint, group)
-    return _Claim(directory, store, checkpoint, position, beginning, remarks)
-
-
-def _store(config: RunConfig, directory: RunDirectory) -> CheckpointStore:
-    kept = config.checkpoint
-    return CheckpointStore(
-        directory.checkpoints,
-        kept.keep,
-        directory.require_life,
-        milestone_tokens=kept.milestone_tokens,
-        keep_best=kept.keep_best,
-    )
-
-
-def _begin(config: RunConfig, group: Collectives, claim: _Claim, stop: StopRequest, life: Life) -> None:
+def _begin(config: RunConfig, group: Collectives, directory: RunDirectory, stop: StopRequest, life: Life) -> None:
     """Write what this life is: the first that a launch writes into a run. The event of its start tells a launcher that
     all of this is done."""
     if group.rank:
         return
-    directory = claim.directory
     with lasting_errors(directory.path):
         directory.begin(resolved_yaml(config), training_hash(config), life, group.world_size)
         stop.clear_file()
@@ -172,18 +104,10 @@ def _begin(config: RunConfig, group: Collectives, claim: _Claim, stop: StopReque
             for event in directory.events.read():
                 stop.limit.hear(event)
             directory.events.listen(stop.limit.hear)
-        # Of a history that was given up; or rejected, perhaps by a disk that failed for a moment: a later life that
-        # took one again would leave out the lines of the steps before it.
-        end = claim.position.step
-        aside = set_aside_after(claim.store, end, directory.metrics)
-        if aside is not None:
-            claim.remarks.append(f"the run goes on from step {end}; what was later is kept in {aside}")
         launched = iso_time(life.launched)
         directory.events.append(
             "start", life=life.token, ranks=group.world_size, launched=launched, attempt=life.attempt
         )
-        if aside is not None:
-            directory.events.append("set_aside", after=end, path=str(aside.relative_to(directory.path)))
 
 
 def _told(directory: RunDirectory, life: Life, rank: int, stop: StopRequest, lived: Callable[[], ExitCode]) -> ExitCode:
@@ -217,14 +141,13 @@ def _train(
     config: RunConfig,
     stop: StopRequest,
     group: Collectives,
-    claim: _Claim,
+    claim: Claim,
     data: DataSource,
     watchdog: Watchdog,
     profiled: int,
     life: Life,
 ) -> ExitCode:
-    directory, checkpoint, position = claim.directory, claim.checkpoint, claim.position
-    beginning, origin = claim.beginning, claim.beginning.origin
+    directory = claim.directory
     # Without weights: an engine makes room for what this rank holds of them.
     with torch.device("meta"):
         stage = stage_class(config)(build_network(config), config)
@@ -232,19 +155,20 @@ def _train(
     frozen = FrozenWeights(stage.model, group)
     engine = build_engine(stage, config, group.device)
     stack.callback(engine.close)
-    run_id = checkpoint.meta["run_id"] if checkpoint else group.gather(uuid.uuid4().hex[:12])[0]
+    run_id = claim.checkpoint.meta["run_id"] if claim.checkpoint else group.gather(uuid.uuid4().hex[:12])[0]
     writer = stack.enter_context(MetricsWriter(directory, config.log, run_id)) if group.rank == 0 else None
     progress = stack.enter_context(Progress(config.train.total_tokens, group.rank == 0))
     reporter = Reporter(writer, progress, stage.terms)
     described = (*engine.describe(), *describe_kernels(config, group.device), *order_lines(data.order))
-    for text in (*described, *claim.remarks, *beginning.remarks):
+    for text in (*described, *claim.beginning.remarks):
         reporter.message(text)
     for change in directory.changes:
         reporter.event("changed", setting=change)
     if not directory.has_locks:
         reporter.event("unlocked", disk=str(directory.path))
     with watchdog.phase("load"):
-        _set_state(config, engine, frozen, initial, claim, writer, reporter, partial(check_probe, engine, stage, data))
+        claim = _set_state(claim, engine, frozen, initial, writer, reporter, partial(check_probe, engine, stage, data))
+    position, origin = claim.position, claim.beginning.origin
     identity = {
         "run_id": run_id,
         "ranks": group.world_size,
@@ -271,7 +195,7 @@ def _train(
         watchdog,
         profile,
     )
-    return run_loop(training, position, checkpoint.meta if checkpoint else None)
+    return run_loop(training, position, claim.checkpoint.meta if claim.checkpoint else None)
 
 
 def _watchdog(config: RunConfig, group: Collectives) -> Watchdog:
@@ -282,40 +206,52 @@ def _watchdog(config: RunConfig, group: Collectives) -> Watchdog:
 
 
 def _set_state(
-    config: RunConfig,
+    claim: Claim,
     engine: Engine,
     frozen: FrozenWeights,
     initial: InitialWeights,
-    claim: _Claim,
     writer: MetricsWriter | None,
     reporter: Reporter,
     check: Callable[[Checkpoint], str],
-) -> None:
-    """Give the engine the state of the checkpoint, or first weights; drop the lines that this life will repeat."""
-    checkpoint, position, origin = claim.checkpoint, claim.position, claim.beginning.origin
+) -> Claim:
+    """Give the engine the state of the newest sound checkpoint, or first weights; set aside what is later, and drop the
+    lines that this life will repeat.
+
+    Returns:
+        The claim of a life that begins there.
+    """
     started = time.monotonic()
-    if checkpoint is not None:
-        load_state(engine, frozen, checkpoint, position.applied)
-        reporter.message(check(checkpoint))
+    claim = claim.loaded(engine, frozen)
+    for text in claim.candidates.remarks:
+        reporter.message(text)
+    if claim.checkpoint is not None:
+        reporter.message(check(claim.checkpoint))
     else:
-        set_weights(engine, frozen, config, initial, claim.beginning)
+        set_weights(engine, frozen, claim.config, initial, claim.beginning)
+    seconds = round(time.monotonic() - started, 3)
+    engine.ranks.together(lambda: _record_state(claim, writer, reporter, seconds) if writer is not None else None)
+    return claim
 
-    def record() -> None:
-        if writer is None:
-            return
-        seconds = round(time.monotonic() - started, 3)
-        with lasting_errors(claim.directory.path):
-            if checkpoint is not None:
-                fields = {"seconds": seconds, **writer.lost_after(position.step)}
-                name = checkpoint.path.name
-                reporter.event("resume", step=position.step, row=position.row, checkpoint=name, **fields)
-            elif origin is not None:
-                reporter.event("begin", path=origin["path"], step=origin["step"], parts=origin["parts"])
-            writer.truncate_after(position.step)
-            if origin is not None:
-                claim.directory.record_origin(origin)
 
-    engine.ranks.together(record)
+def _record_state(claim: Claim, writer: MetricsWriter, reporter: Reporter, seconds: float) -> None:
+    directory, checkpoint, origin = claim.directory, claim.checkpoint, claim.beginning.origin
+    end = claim.position.step
+    # Of a history that was given up; or rejected, perhaps by a disk that failed for a moment: a later life that took
+    # one again would leave out the lines of the steps before it.
+    aside = set_aside_after(claim.store, end, directory.metrics)
+    with lasting_errors(directory.path):
+        if aside is not None:
+            reporter.message(f"the run goes on from step {end}; what was later is kept in {aside}")
+            reporter.event("set_aside", after=end, path=str(aside.relative_to(directory.path)))
+        if checkpoint is not None:
+            fields = {"seconds": seconds, **writer.lost_after(end)}
+            name = checkpoint.path.name
+            reporter.event("resume", step=end, row=claim.position.row, checkpoint=name, **fields)
+        elif origin is not None:
+            reporter.event("begin", path=origin["path"], step=origin["step"], parts=origin["parts"])
+        writer.truncate_after(end)
+        if origin is not None:
+            directory.record_origin(origin)
 
 
 @contextmanager

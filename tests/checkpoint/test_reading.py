@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -49,6 +50,26 @@ def test_a_system_that_reads_a_little_at_a_time(path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(reading.os, "preadv", little)
     assert torch.equal(read(path, "a", 3, torch.empty(900)), A[3:903])
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_disk_that_fails_for_seconds_is_asked_again(times: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    failures = iter([OSError(errno.EIO, os.strerror(errno.EIO))] * times)
+
+    def fail(*arguments: Any, real: Any = os.preadv) -> int:
+        for error in failures:
+            raise error
+        return int(real(*arguments))
+
+    monkeypatch.setattr(reading.os, "preadv", fail)
+    monkeypatch.setattr("rxt_dist.files.time.sleep", waited.append)
+    if times == 2:
+        assert torch.equal(read(path, "a", 0, torch.empty(1000)), A)
+    else:
+        with pytest.raises(OSError, match="Input/output"):
+            read(path, "a", 0, torch.empty(1000))
+    assert waited == [1.0, 5.0]
 
 
 @pytest.mark.parametrize("make", [lambda: torch.empty(20, dtype=torch.bfloat16), lambda: torch.empty(40)[::2]])

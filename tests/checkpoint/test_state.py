@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rxt_dist.checkpoint import writing
-from rxt_dist.checkpoint.writing import Share, wrapped
+from rxt_dist.checkpoint import state, writing
+from rxt_dist.checkpoint.state import _in_streams, _without
+from rxt_dist.checkpoint.writing import Run, Share, wrapped
 from rxt_dist.engine.interface import Fragment
 
 
@@ -81,3 +82,31 @@ def test_whatever_went_to_the_wrong_place_changes_it() -> None:
     sums = {name: checksum(*fragments) for name, fragments in wrong.items()}
     assert sound not in sums.values()
     assert len(set(sums.values())) == len(sums)
+
+
+def test_what_others_hold_is_left_out_and_all_else_is_there() -> None:
+    weight = torch.arange(20.0)
+    runs = [Run("weight", "a", 10, weight[10:]), Run("weight", "a", 0, weight[:10]), Run("weight", "b", 0, weight)]
+    held = [Run("weight", "a", first, weight[first:end]) for first, end in ((12, 14), (3, 5), (14, 15), (8, 11))]
+    left = list(_without(runs, [*held, Run("exp_avg", "b", 0, weight)]))
+    assert [(run.name, run.start, len(run.values)) for run in left] == [
+        ("a", 11, 1), ("a", 15, 5), ("a", 0, 3), ("a", 5, 3), ("b", 0, 20),
+    ]  # fmt: skip
+    assert all(run.values.tolist() == weight[run.start : run.start + len(run.values)].tolist() for run in left)
+    assert list(_without(runs, runs)) == []
+
+
+@pytest.mark.parametrize("threads", [1, 3, 100])
+def test_streams_give_every_block_once_and_in_its_order(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "_BLOCK_ELEMENTS", 4)
+    monkeypatch.setattr(state, "_THREADS", threads)
+    monkeypatch.setattr(state, "processors", lambda: 200)
+    runs = [Run("weight", "a", 5, torch.arange(5.0, 15.0)), Run("exp_avg", "a", 0, torch.arange(4.0))]
+    seen = _in_streams(lambda run: (run.kind, run.start, run.values.tolist()), runs)
+    assert seen == [
+        ("weight", 5, [5, 6, 7, 8]),
+        ("weight", 9, [9, 10, 11, 12]),
+        ("weight", 13, [13, 14]),
+        ("exp_avg", 0, [0, 1, 2, 3]),
+    ]
+    assert _in_streams(str, []) == []

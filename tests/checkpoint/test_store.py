@@ -578,6 +578,6 @@ def test_a_disk_that_fails_for_seconds_costs_no_interval(
         return read(path)
 
     monkeypatch.setattr(module, "blake3_file", fail)
-    monkeypatch.setattr("rxt_dist.checkpoint.store.time.sleep", waited.append)
+    monkeypatch.setattr("rxt_dist.files.time.sleep", waited.append)
     assert newest(store)[0] == found
     assert waited[:2] == [1.0, 5.0]

@@ -5,15 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import extended  # noqa: F401  (stages that only tests have)
 import pytest
 import torch
+from damage import flip_a_bit
+from tiny import make_stage, run_config
 
+from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.pieces import ROUTING_FILE, rank_file
+from rxt_dist.checkpoint.state import save_state, state_checksum
 from rxt_dist.checkpoint.store import CheckpointStore, FileRecord
-from rxt_dist.checkpoint.verified import share_of, verify_together
+from rxt_dist.checkpoint.verified import load_verified, share_of, verify_together
 from rxt_dist.engine.collectives import Collectives
+from rxt_dist.engine.plain import PlainEngine
+from rxt_dist.errors import CheckpointError
 
-ALONE = Collectives(torch.device("cpu"))
+CPU = torch.device("cpu")
+ALONE = Collectives(CPU)
 
 
 def names(files: list[FileRecord]) -> list[str]:
@@ -46,9 +54,7 @@ def test_one_bit_is_found_in_every_file(name: str, tmp_path: Path) -> None:
     checkpoint, problems = verify_together(ALONE, store, 1)
     assert checkpoint is not None
     assert (checkpoint.step, problems) == (1, [])
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip_a_bit(path)
     checkpoint, problems = verify_together(ALONE, store, 1)
     assert checkpoint is None
     assert problems[0].startswith(f"{name}: ")
@@ -79,3 +85,47 @@ def test_a_rank_that_sees_another_folder_says_so(tmp_path: Path) -> None:
     checkpoint, problems = verify_together(Second(), CheckpointStore(tmp_path, 2), 1)
     assert checkpoint is None
     assert "cannot be read" in problems[0]
+
+
+def engine_of(stage: str = "joint") -> tuple[PlainEngine, FrozenWeights]:
+    made = make_stage(run_config(stage=stage))
+    engine = PlainEngine(made, made.run, CPU)
+    return engine, FrozenWeights(made.model, engine.ranks)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> CheckpointStore:
+    """Two checkpoints of a tiny model: that of step 2 has other weights."""
+    store, (engine, frozen) = CheckpointStore(tmp_path, 3), engine_of()
+    for step in (1, 2):
+        save_state(engine, frozen, store, step, {})
+        next(engine.fragments(owned=True)).tensors["weight"].add_(1.0)
+    return store
+
+
+# In the length of the description, in a name, in the last moment, and in the routing state.
+@pytest.mark.parametrize(
+    ("name", "at"), [(rank_file(0), 1), (rank_file(0), 12), (rank_file(0), -3), (ROUTING_FILE, 2), (ROUTING_FILE, -1)]
+)
+def test_damage_is_found_while_a_state_is_read_and_an_earlier_one_takes_its_place(
+    name: str, at: int, saved: CheckpointStore
+) -> None:
+    (engine, frozen), life = engine_of(), CheckpointStore(saved.directory, 3)
+    flip_a_bit(saved.folder(2) / name, at)
+    (problem,) = load_verified(engine, frozen, life, saved.read(2), 1)
+    assert problem.startswith(f"{name}: damaged")
+    assert list(life.reasons()) == [1], "what was found damaged does not count when pruning"
+    assert load_verified(engine, frozen, life, saved.read(1), 1) == []
+    assert state_checksum(engine, frozen) == saved.read(1).meta["checksum"] != saved.read(2).meta["checksum"]
+
+
+def test_a_sound_state_of_another_model_is_no_damage(saved: CheckpointStore) -> None:
+    with pytest.raises(CheckpointError, match=r"holds 'encoder\..*' and [1-9]\d* more parameters"):
+        load_verified(*engine_of("lm"), saved, saved.read(1), 1)
+
+
+def test_a_state_in_the_wrong_place_is_found_though_its_files_are_whole(saved: CheckpointStore) -> None:
+    checkpoint = saved.read(1)
+    checkpoint.meta["checksum"] += 1
+    with pytest.raises(CheckpointError, match="went to the wrong place"):
+        load_verified(*engine_of(), saved, checkpoint, 1)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from damage import flip_a_bit
 from harness import RankContext
 from resume_scenarios import _engine, _steps
 from scenarios import release
@@ -15,14 +17,16 @@ from scenarios import release
 from rxt_dist.checkpoint import writing
 from rxt_dist.checkpoint.background import BackgroundSaves
 from rxt_dist.checkpoint.host_copy import HostCopy
-from rxt_dist.checkpoint.state import load_state, save_state, state_checksum
+from rxt_dist.checkpoint.state import save_state, state_checksum
 from rxt_dist.checkpoint.store import CheckpointStore
-from rxt_dist.checkpoint.verified import verify_together
+from rxt_dist.checkpoint.verified import load_verified
 from rxt_dist.engine.build import joined_ranks
+from rxt_dist.engine.interface import Engine
 
 
 def save_both_ways(context: RankContext, directory: str, topology: dict[str, Any]) -> dict[str, Any]:
-    """Save a state while waiting, and in the background while it trains on; then load what the background wrote."""
+    """Save a state while waiting, and in the background while it trains on; then load what the background wrote, after
+    a copy of the other one that is damaged."""
     with joined_ranks(torch.device("cpu"), plain=False):
         engine, frozen, stage, config = _engine(context, topology)
         _steps(context, engine, stage, config, range(2))
@@ -38,14 +42,23 @@ def save_both_ways(context: RankContext, directory: str, topology: dict[str, Any
         HostCopy._copy = copy  # type: ignore[method-assign]
         outcome = saves.wait()
         engine.ranks.any(False)  # Rank 0 has committed.
-        checkpoint, problems = verify_together(engine.ranks, store, 2)
-        assert checkpoint is not None, problems
         changed = state_checksum(engine, frozen)
-        load_state(engine, frozen, checkpoint, 2)
-        result = {"saved": saved, "changed": changed, "loaded": state_checksum(engine, frozen)}
+        damaged = _damaged_copy(context, engine, Path(directory))
+        rejected = load_verified(engine, frozen, damaged, damaged.read(2), 2)
+        assert load_verified(engine, frozen, store, store.read(2), 2) == []
+        result = {"saved": saved, "changed": changed, "loaded": state_checksum(engine, frozen), "rejected": rejected}
         saves.close(0)
         release(engine)
     return result | {"error": str(outcome.error), "bytes": outcome.bytes}
+
+
+def _damaged_copy(context: RankContext, engine: Engine, folder: Path) -> CheckpointStore:
+    """What was saved while waiting, with one other bit in a weight or moment that the last rank wrote."""
+    if context.rank == 0:
+        shutil.copytree(folder / "waited", folder / "damaged")
+        flip_a_bit(max((folder / "damaged").glob("*/rank-*")), -7)
+    engine.ranks.any(False)
+    return CheckpointStore(folder / "damaged", 2)
 
 
 def one_rank_fails(context: RankContext, directory: str) -> dict[str, Any]:

@@ -27,6 +27,9 @@ def test_training_that_goes_on_changes_nothing_in_what_is_written(ranks, tmp_pat
     waited, written = (tmp_path / way / "step-00000002" for way in ("waited", "background"))
     assert contents(waited) == contents(written)
     assert len(contents(written)) == 3
+    for result in results:
+        (problem,) = result["rejected"]
+        assert problem.startswith("rank-00001.safetensors: damaged")
     metas = [CheckpointStore(path.parent, 2).read(2).meta for path in (waited, written)]
     assert metas[0] == metas[1]
 

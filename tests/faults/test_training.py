@@ -8,10 +8,10 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import pytest
+from damage import flip_a_bit
 from training_run import Running, TinyRun, build_shards, run, start
 
 pytestmark = pytest.mark.faults
@@ -168,12 +168,6 @@ def test_a_batch_ramp_goes_on_bit_equal_after_a_stop(tmp_path, shards):
     tokens = [line["tokens"] for line in whole.lines() if "ar_loss" in line]
     assert len(tokens) > 20
     assert [b - a for a, b in zip([0, *tokens], tokens, strict=False)] == [256] * 15 + [512] * (len(tokens) - 15)
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 @pytest.mark.distributed

@@ -321,16 +321,22 @@ sys.exit(65)
     assert len(events(tmp_path, "exit")) == 1
 
 
-def test_the_traceback_of_the_rank_that_failed_first_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_traceback_of_the_rank_that_failed_first_is_shown(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Rank 0 meets the end of rank 1, and is the first whose process ends."""
     code = """
 import os, pathlib, sys, time
-rank = os.environ["RANK"]
-time.sleep(0.2 * (rank == "1"))
+rank, folder = os.environ["RANK"], pathlib.Path(sys.argv[1])
+(folder / rank).touch()
+while not (folder / "1").exists():
+    time.sleep(0.01)
+time.sleep(0.1 * (rank == "1"))
 text = {"0": "RuntimeError: Connection closed by peer", "1": "ZeroDivisionError: my bug"}[rank]
 pathlib.Path(os.environ["RXT_LAST_WORDS"]).write_text("Traceback\\n" + text)
-sys.exit(1)
+os._exit(1)
 """
-    assert launched(script(code), 2) == 1
+    assert launched(script(code, tmp_path), 2) == 1
     said = capfd.readouterr().err
     assert "rank 1 failed: ZeroDivisionError: my bug" in said
     assert "closed by peer" not in said

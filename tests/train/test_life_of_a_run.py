@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import flip_a_bit
 from training_run import TinyRun, build_shards
 
 from rxt_dist.checkpoint.store import CheckpointStore
@@ -50,9 +51,9 @@ def stopped(tiny: TinyRun, step: int, monkeypatch: pytest.MonkeyPatch, life: str
 
     begin = module._begin
 
-    def begun(config: Any, group: Any, claim: Any, *rest: Any) -> None:
-        begin(config, group, claim, *rest)
-        claim.directory.events.listen(ask)
+    def begun(config: Any, group: Any, directory: Any, *rest: Any) -> None:
+        begin(config, group, directory, *rest)
+        directory.events.listen(ask)
 
     with monkeypatch.context() as asking:
         asking.setattr(module, "_begin", begun)
@@ -95,6 +96,17 @@ def test_a_finished_run_is_not_touched_by_another_launch(tiny: TinyRun, capsys: 
     assert content(tiny.directory) == before
 
 
+def test_a_finished_run_whose_last_checkpoint_is_damaged_is_finished_again(tiny: TinyRun) -> None:
+    assert trained(tiny) == ExitCode.DONE
+    store = CheckpointStore(tiny.directory / "checkpoints", 2)
+    last = store.folder(STEPS) / "rank-00000.safetensors"
+    sound, curve = last.read_bytes(), tiny.curve()
+    flip_a_bit(last)
+    assert trained(tiny, life="two") == ExitCode.DONE
+    assert (last.read_bytes(), tiny.curve()) == (sound, curve)
+    assert len(store.aside()) == len(tiny.events("resume")) == 1
+
+
 def test_torn_events_and_metrics_do_not_stop_a_run(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped(tiny, 5, monkeypatch)
     for name in ("events.jsonl", "metrics.jsonl"):
@@ -118,14 +130,21 @@ def test_another_training_is_refused_by_the_checkpoint_alone(tiny: TinyRun, monk
     assert "training hash" in (tiny.directory / "config.resolved.yaml").read_text()
 
 
-def test_a_checkpoint_that_could_not_be_read_does_not_come_back(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lost", ["manifest", "a bit"])
+def test_a_checkpoint_that_could_not_be_read_does_not_come_back(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lost: str
+) -> None:
     """A life that took it later would leave a gap in metrics.jsonl, and be of a history that another has replaced."""
     stopped(tiny, 5, monkeypatch)
     store = CheckpointStore(tiny.directory / "checkpoints", 2)
     newest = store.folder(store.steps()[-1])
-    manifest, metrics = newest / "manifest.json", (tiny.directory / "metrics.jsonl").read_bytes()
-    manifest.rename(tiny.folder / "manifest.json")
+    metrics = (tiny.directory / "metrics.jsonl").read_bytes()
+    if lost == "manifest":
+        (newest / "manifest.json").rename(tiny.folder / "manifest.json")
+    else:
+        flip_a_bit(newest / "rank-00000.safetensors")
     assert trained(tiny, "log.every_steps=1", life="two") == ExitCode.DONE
+    assert f"{newest} is rejected: " in capsys.readouterr().err
     (aside,) = store.aside()
     assert sorted(path.name for path in aside.iterdir()) == ["metrics.jsonl", newest.name]
     assert (aside / "metrics.jsonl").read_bytes() == metrics
@@ -150,9 +169,9 @@ def test_a_second_launch_writes_nothing_into_a_run_that_lives(tiny: TinyRun, mon
 
     begin = module._begin
 
-    def begun(config: Any, group: Any, claim: Any, *rest: Any) -> None:
-        begin(config, group, claim, *rest)
-        claim.directory.events.listen(while_it_lives)
+    def begun(config: Any, group: Any, directory: Any, *rest: Any) -> None:
+        begin(config, group, directory, *rest)
+        directory.events.listen(while_it_lives)
 
     monkeypatch.setattr(module, "_begin", begun)
     assert trained(tiny) == ExitCode.STOPPED
@@ -177,9 +196,9 @@ def test_a_life_that_was_replaced_ends_and_touches_nothing(
 
     begin = module._begin
 
-    def begun(config: Any, group: Any, claim: Any, *rest: Any) -> None:
-        begin(config, group, claim, *rest)
-        claim.directory.events.listen(replace)
+    def begun(config: Any, group: Any, directory: Any, *rest: Any) -> None:
+        begin(config, group, directory, *rest)
+        directory.events.listen(replace)
 
     monkeypatch.setattr(module, "_begin", begun)
     with pytest.raises(SupersededError, match="has been started again as life two"):

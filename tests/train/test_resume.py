@@ -27,7 +27,8 @@ from rxt_dist.errors import CheckpointError, DataError, ExitCode
 from rxt_dist.model.init import InitialWeights, initialise
 from rxt_dist.ranks import Ranks
 from rxt_dist.stages.base import Stage, build_network, stage_class
-from rxt_dist.train.resume import Beginning, Position, choose_beginning, find_checkpoint, position_of, set_weights
+from rxt_dist.train.candidates import Candidates
+from rxt_dist.train.resume import Beginning, Position, choose_beginning, position_of, set_weights
 from rxt_dist.train.run import train
 from rxt_dist.train.signals import StopRequest
 
@@ -184,16 +185,17 @@ def test_a_position_of_another_version_or_on_other_data_is_refused(first: TinyRu
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(first: TinyRun, tmp_path: Path) -> None:
-    assert find_checkpoint(ALONE, CheckpointStore(tmp_path / "nothing", 2)) == (None, [])
+    assert Candidates(ALONE, CheckpointStore(tmp_path / "nothing", 2), None).first() is None
     copy = tmp_path / "checkpoints"
     shutil.copytree(first.directory / "checkpoints", copy)
-    found, remarks = find_checkpoint(ALONE, CheckpointStore(copy, 2))
+    candidates = Candidates(ALONE, CheckpointStore(copy, 2), None)
+    found = candidates.first()
     assert found is not None
-    assert (found.step, remarks) == (STEPS, [])
+    assert (found.step, candidates.remarks) == (STEPS, [])
     for path in copy.rglob("rank-*.safetensors"):
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match="is valid, and this run will not start again from nothing"):
-        find_checkpoint(ALONE, CheckpointStore(copy, 2))
+        Candidates(ALONE, CheckpointStore(copy, 2), None).first()
 
 
 @pytest.mark.parametrize("kind", ["run", "export"])

@@ -189,6 +189,7 @@ def test_a_run_does_not_end_on_skipped_updates(tiny, poisoned):
 @pytest.mark.slow
 def test_a_disk_that_cannot_be_read_for_now_costs_no_checkpoint(tiny, poisoned, monkeypatch):
     """There is nothing to go back to, but that is no reason to begin anew."""
+    from rxt_dist import files
     from rxt_dist.checkpoint import store
 
     poisoned |= rows_of(13, 20)
@@ -198,7 +199,7 @@ def test_a_disk_that_cannot_be_read_for_now_costs_no_checkpoint(tiny, poisoned, 
 
     with monkeypatch.context() as failing:
         failing.setattr(store, "blake3_file", fail)
-        failing.setattr(store, "_READ_PAUSES", (0.0,))
+        failing.setattr(files, "_READ_PAUSES", (0.0,))
         with pytest.raises(DivergedError, match=r"could be gone back to: .*step-00000010 is rejected: .*cannot be"):
             run(tiny)
     assert committed(tiny) == [5, 10]
