@@ -39,6 +39,7 @@ _REPORT_SECONDS = 0.25
 _HELD_SECONDS = 5.0  # how long a unit that another process holds is waited for, when nothing else is left to do
 _RETRY_SECONDS = 0.2
 _END_SECONDS = 10.0  # how long a worker that does not answer any more may take to end
+_UNKNOWN_CODE = 255  # what multiprocessing says of a worker when the server that forked it has gone too
 
 
 class UnitPass(Protocol):
@@ -292,7 +293,7 @@ class _Pool:
         worker.process.join()
         code = worker.process.exitcode
         unit = f"while it worked on unit {worker.unit.name}"
-        if code == -signal.SIGKILL:
+        if code in (-signal.SIGKILL, _UNKNOWN_CODE):
             raise MemoryLimitError(
                 f"A worker process of the build was killed {unit}, most likely for lack of memory. {KEPT} Run the same "
                 f"command again with fewer --workers or more memory."

@@ -53,7 +53,12 @@ class WriteName:
         if unit.name.startswith("bug"):
             raise KeyError("a bug")
         if unit.name.startswith("oom"):
+            if unit.name.endswith("server"):
+                time.sleep(0.5)  # until it has forked the other worker too
+                os.kill(os.getppid(), signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
+        if unit.name.startswith("safe"):
+            assert sys.flags.safe_path
         if unit.name.startswith(("heap", "arrow")):
             (self.out / "units" / f".{unit.name}.json.tmp.host.1").touch()
             raise MemoryError if unit.name.startswith("heap") else pa.ArrowMemoryError("malloc of size 10 failed")
@@ -112,9 +117,17 @@ def test_a_bug_in_a_worker_arrives_with_its_traceback(job: WriteName) -> None:
         _run(job, ["bug", "a"], 2)
 
 
-def test_a_worker_killed_for_memory_is_explained(job: WriteName) -> None:
-    with pytest.raises(MemoryLimitError, match=r"killed while .* unit oom, most likely for lack of memory.*fewer"):
-        _run(job, ["oom", "a"], 2)
+@pytest.mark.parametrize("name", ["oom", "oom-server"])
+def test_a_worker_killed_for_memory_is_explained(job: WriteName, name: str) -> None:
+    """Alone, or with the process that forks workers, which would know its exit code."""
+    with pytest.raises(MemoryLimitError, match=rf"killed while .* unit {name}, most likely for lack of memory.*fewer"):
+        _run(job, [name, "a"], 2)
+    assert _run(job, ["b", "c"], 2)[0] == 0, "another server takes its place"
+
+
+def test_workers_do_not_look_for_modules_in_the_current_folder(job: WriteName) -> None:
+    assert _run(job, ["safe1", "safe2"], 2)[0] == 0
+    assert "PYTHONSAFEPATH" not in os.environ
 
 
 @pytest.mark.parametrize("processes", [1, 2])
