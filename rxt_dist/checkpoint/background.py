@@ -99,6 +99,11 @@ class BackgroundSaves:
         """Weights and moments change after this: wait for the copy of them, if one is being made."""
         self._copy.before_change()
 
+    def device_wait(self) -> float:
+        """Seconds for which the device waited for the copy of the last save, beside those of the host in
+        `before_update`."""
+        return self._copy.device_wait()
+
     def wait(self) -> Outcome:
         """Wait for the save that is being written; what became of it on this rank."""
         assert self._thread is not None

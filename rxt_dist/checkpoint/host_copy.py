@@ -36,6 +36,8 @@ class HostCopy:
         self._buffer = torch.empty(0)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._copied: torch.cuda.Event | None = None
+        # In the device's queue: before it waits for the copy, and when it has gone on.
+        self._wait: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -50,6 +52,7 @@ class HostCopy:
         """
         if self._thread is not None:  # Of a save that failed before it asked for its copy.
             self._thread.join()
+        self._wait = None
         changing = share.fragments[: len(share.fragments) - constant]
         self._fit(sum(tensor.numel() for fragment in changing for tensor in fragment.tensors.values()))
         copied, pairs, at = [], [], 0
@@ -68,9 +71,22 @@ class HostCopy:
         """What is being copied may change from here on: the host waits for the copy, or the device does, in what is
         queued there from now on."""
         if self._copied is not None:
-            torch.cuda.current_stream(self._device).wait_event(self._copied)
+            stream = torch.cuda.current_stream(self._device)
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            stream.record_event(before)
+            stream.wait_event(self._copied)
+            stream.record_event(after)
+            self._wait = before, after
         if self._thread is not None:
             self._thread.join()
+
+    def device_wait(self) -> float:
+        """Seconds for which the device waited for the last copy; 0 where the host did."""
+        if self._wait is None:
+            return 0.0
+        before, after = self._wait
+        after.synchronize()
+        return before.elapsed_time(after) / 1e3
 
     def complete(self) -> None:
         """Wait until the copy is there, from any thread.

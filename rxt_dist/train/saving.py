@@ -151,15 +151,18 @@ class Saver:
 
     def _look(self) -> None:
         """Report what became of the save that is being written, if this rank knows it by now."""
-        outcome = self._background.outcome if self._background is not None else None
-        if outcome is None or not self._pending:
+        if self._background is None or not self._pending:
+            return
+        outcome = self._background.outcome
+        if outcome is None:
             return
         pending, self._pending = self._pending, {}
         if outcome.error is not None:
             self._retry_at = time.monotonic() + _RETRY_SECONDS
             self._report_failure(outcome.step, outcome.error, _RETRY_SECONDS)
         elif self.training.engine.ranks.rank == 0:
-            self._report(outcome.step, outcome.bytes, outcome.seconds, pending["stall_s"])
+            stall = pending["stall_s"] + self._background.device_wait()
+            self._report(outcome.step, outcome.bytes, outcome.seconds, stall)
 
     def _report(self, step: int, size: int, seconds: float, stall: float) -> None:
         self.training.reporter.event(

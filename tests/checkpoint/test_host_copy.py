@@ -91,6 +91,47 @@ def test_it_goes_on_while_the_share_is_read_and_what_changes_it_waits(monkeypatc
     assert torch.equal(copied.fragments[0].tensors["weight"], expected)
 
 
+class FakeEvent:
+    """An event that is recorded at the time that the clock shows then."""
+
+    clock = 0.0
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        assert enable_timing
+        self.at = -1.0
+
+    def synchronize(self) -> None:
+        assert self.at >= 0.0
+
+    def elapsed_time(self, other: FakeEvent) -> float:
+        return 1e3 * (other.at - self.at)
+
+
+def test_the_wait_of_a_device_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its queue stands for two seconds, in which the host goes on."""
+
+    class Stream:
+        def record_event(self, event: FakeEvent) -> None:
+            event.at = FakeEvent.clock
+
+        def wait_event(self, event: Any) -> None:
+            assert event == "copied"
+            FakeEvent.clock += 2.0
+
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    copies = HostCopy(CPU)
+    taken(copies, share(3))
+    assert copies.device_wait() == 0.0
+    copies._copied = "copied"  # type: ignore[assignment]
+    copies.before_change()
+    assert copies.device_wait() == 2.0
+    copies._copied = None
+    taken(copies, share(3))
+    copies.before_change()
+    assert copies.device_wait() == 0.0, "the wait for an earlier copy counts once"
+
+
 def test_a_copy_that_nobody_asked_for_ends_before_the_next_one_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     real, go_on = host_copy.np.copyto, threading.Event()
 

@@ -38,11 +38,21 @@ def save(folder: Path, device: torch.device, beside: bool = False, **changes: An
             save_state(engine, frozen, store, SAVED_AT, {})
             return train(engine, stage, range(SAVED_AT, STEPS)), checksum
         saves = BackgroundSaves(engine, frozen, store)
+        slow_down(saves)
         saves.start(SAVED_AT, {})
         given = train(engine, stage, range(SAVED_AT, STEPS), before_update=saves.before_update)
         assert saves.wait().error is None
+        assert device.type == "cpu" or saves.device_wait() > 0.1
         saves.close(0)
         return given, checksum
+
+
+def slow_down(saves: BackgroundSaves) -> None:
+    """The copy of the next save takes longer than the passes beside it: an update that did not wait would be in it."""
+    stream = saves._copy._stream
+    if stream is not None:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(2_000_000_000)  # Cycles: about a second.
 
 
 def resume(folder: Path, device: torch.device, **changes: Any) -> tuple[Any, int]:
