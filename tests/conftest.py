@@ -3,9 +3,12 @@
 import gc
 import os
 from collections.abc import Generator
+from functools import cache
 from typing import Any
 
 import pytest
+import typer.main
+import typer.testing
 
 # Tensors of tests are tiny: more threads gain nothing, and on busy cores they wait for each other (100 times slower).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,6 +16,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 _QUEUES = ("tests/distributed/", "tests/faults/")
 # All that the tests import stays; looking for garbage meanwhile takes a fifth of the time.
 gc.disable()
+
+
+# All verbs of an application would be read anew, from their signatures, each time that a test calls one.
+typer.testing._get_command = cache(typer.main.get_command)
 
 
 def _written(file: int) -> None:

@@ -33,7 +33,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 from faults.kinds import STOPPED_ONLY, TORN, Kind, drawn  # noqa: E402
 from training_run import Running, TinyRun, build_shards, start  # noqa: E402
 
-from rxt_dist.checkpoint.store import CheckpointStore  # noqa: E402
+from rxt_dist.checkpoint.store import CHECKSUM, CheckpointStore  # noqa: E402
 
 _POLL_SECONDS = 0.005
 _PATIENCE_SECONDS = 120.0
@@ -181,7 +181,7 @@ class Soak:
         store = CheckpointStore(self.tiny.directory / "checkpoints", 2)
         last = store.read(store.steps()[-1])
         assert not store.verify(last.step)
-        return {"step": last.step, "checksum": last.meta["checksum"]}
+        return {"step": last.step, "checksum": last.meta[CHECKSUM]}
 
 
 def differences(undisturbed: Soak, soak: Soak) -> list[str]:

@@ -21,12 +21,13 @@ from typing import Any
 
 import torch.distributed as dist
 
+from rxt_dist.checkpoint.checksum import wrapped
 from rxt_dist.checkpoint.daemons import processors
 from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.host_copy import HostCopy
 from rxt_dist.checkpoint.state import begin, own_share
-from rxt_dist.checkpoint.store import CheckpointStore, FileRecord
-from rxt_dist.checkpoint.writing import Share, wrapped, writing_errors
+from rxt_dist.checkpoint.store import CHECKSUM, CheckpointStore, FileRecord
+from rxt_dist.checkpoint.writing import Share, writing_errors
 from rxt_dist.engine.interface import Engine
 from rxt_dist.errors import CheckpointError, UserError, error_class
 
@@ -153,7 +154,7 @@ class BackgroundSaves:
                 raise (error_class(kind) or CheckpointError)(text)
             records += [FileRecord(**record) for record in said["records"]]
             checksums.append(said["checksum"])
-        self._store.commit(step, records, {**meta, "checksum": wrapped(sum(checksums))})
+        self._store.commit(step, records, {**meta, CHECKSUM: wrapped(sum(checksums))})
         return sum(record.bytes for record in records)
 
     def _follow(self, channel: _Channel, share: Share, step: int, meta: Mapping[str, Any]) -> int:

@@ -23,7 +23,7 @@ from rxt_dist.files import patiently
 
 # Elements that go to a device, or become another type, at once (4 MB).
 _BLOCK_ELEMENTS = 1 << 20
-# Files that are open at once; a system allows a process about a thousand, and ranks times parts may be more.
+# Files that a thread has open at once; a system allows a process about a thousand, and ranks times parts may be more.
 _MOST_OPEN = 64
 _HEADER_LENGTH_BYTES = 8
 
@@ -43,8 +43,7 @@ class OpenFiles:
     """
 
     def __init__(self) -> None:
-        self._open: dict[tuple[int, Path], _OpenFile] = {}
-        self._lock = threading.Lock()
+        self._open = _OpenHere()
 
     def places(self, path: Path) -> Mapping[str, Place]:
         """Where each tensor of a file is, by its name.
@@ -80,23 +79,29 @@ class OpenFiles:
             at += 4 * part.numel()
 
     def _opened(self, path: Path) -> _OpenFile:
-        key = threading.get_ident(), path
-        with self._lock:
-            file = self._open.pop(key, None) or _OpenFile(path)
-            self._open[key] = file
-            if len(self._open) > _MOST_OPEN:
-                del self._open[next(iter(self._open))]
+        files = self._open.files
+        file = files.pop(path, None) or _OpenFile(path)
+        files[path] = file
+        if len(files) > _MOST_OPEN:
+            del files[next(iter(files))]
         return file
 
 
+class _OpenHere(threading.local):
+    """Files that this thread has opened, the one that was asked for last at the end."""
+
+    def __init__(self) -> None:
+        self.files: dict[Path, _OpenFile] = {}
+
+
 class _OpenFile:
-    """A file that is open as long as somebody holds this: a thread may still read what was put out of `OpenFiles`."""
+    """A file that is open as long as somebody holds this."""
 
     _number = -1
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._number = os.open(path, os.O_RDONLY)
+        self._number = patiently(partial(os.open, path, os.O_RDONLY))
         self.bytes = os.fstat(self._number).st_size
 
     def __del__(self) -> None:

@@ -5,9 +5,9 @@ of one of its moments) and where it begins. A load asks, for each piece that the
 overlap it. So no rank ever holds more than its own share, nothing is converted when the number of ranks changes, and a
 one-process run reads what 64 GPUs wrote.
 
-A checksum over the bits of all weights and moments, weighed by their place, is kept in the manifest. A load computes it
-of what it has filled, where it lies: it notices a flipped bit as hashes of the files do, and a piece that went to the
-wrong place, which they cannot.
+A checksum of all weights and moments and their places is kept in the manifest. A load computes it of what it has
+filled, where it lies: it notices damage as hashes of the files do, and a piece that went to the wrong place, which they
+cannot.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from rxt_dist.checkpoint.checksum import checksum, wrapped
 from rxt_dist.checkpoint.daemons import map_on_daemons, processors
 from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.pieces import ROUTING_FILE, SavedPieces, rank_prefix
-from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore, FileRecord, content_problems
-from rxt_dist.checkpoint.writing import Run, Share, checksum, runs_of, wrapped, writing_errors
+from rxt_dist.checkpoint.runs import Run, runs_of
+from rxt_dist.checkpoint.store import CHECKSUM, Checkpoint, CheckpointStore, FileRecord, content_problems
+from rxt_dist.checkpoint.writing import Share, writing_errors
 from rxt_dist.engine.interface import Engine
 from rxt_dist.errors import CheckpointError
 
@@ -45,7 +47,7 @@ def save_state(
     Nothing is copied: the files are written from the engine's own tensors.
 
     Args:
-        meta: what else a load needs (JSON values); `checksum` is added here.
+        meta: what else a load needs (JSON values); the checksum is added here.
 
     Raises:
         DiskError, CheckpointError: on all ranks when any rank failed; nothing is committed then.
@@ -61,7 +63,7 @@ def save_state(
         together(lambda: begin(store, step, needed) if ranks.rank == 0 else None)
         parts = together(lambda: [[asdict(record) for record in share.write(store, step)], share.checksum()])
         files = [FileRecord(**record) for records, _ in parts for record in records]
-        complete = {**meta, "checksum": wrapped(sum(checksum for _, checksum in parts))}
+        complete = {**meta, CHECKSUM: wrapped(sum(checksum for _, checksum in parts))}
         together(lambda: str(store.commit(step, files, complete)) if ranks.rank == 0 else None)
     except Exception:
         if ranks.rank == 0:
@@ -83,7 +85,7 @@ def begin(store: CheckpointStore, step: int, needed: int) -> None:
 
 
 def load_state(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint, optimizer_steps: int) -> None:
-    """Fill the engine, and what is not trained, with a verified checkpoint; all ranks together.
+    """Fill the engine, and what is not trained, with a checkpoint; all ranks together.
 
     Raises:
         CheckpointError: a parameter or a part of one is missing, the checkpoint has parameters that the model lacks,
@@ -108,9 +110,10 @@ def read_state(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint) ->
         return _fill(engine, frozen, checkpoint)
 
     found = wrapped(sum(engine.ranks.together(read)))
-    if found != checkpoint.meta["checksum"]:
+    saved = checkpoint.meta.get(CHECKSUM)
+    if saved is not None and found != saved:
         raise CheckpointError(
-            f"The state loaded from {checkpoint.path} has checksum {found}, but {checkpoint.meta['checksum']} was "
+            f"The state loaded from {checkpoint.path} has checksum {found}, but {saved} was "
             "saved: weights or moments went to the wrong place. This is a fault of the program; please report it."
         )
     return routing

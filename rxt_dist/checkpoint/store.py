@@ -43,8 +43,11 @@ _LOGGER = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
-# Manifests of format 1 have the sha256 of their files.
-_FORMAT, _SHA256_FORMAT = 2, 1
+# Where in a manifest's meta the checksum of the state is.
+CHECKSUM = "state_checksum"
+# Manifests of format 1 have the sha256 of their files; they and those of format 2 have another checksum of the state,
+# which overlooked damage in patterns and is not looked at.
+_FORMAT, _OLDER_FORMATS = 3, (2, 1)
 _FINAL = re.compile(r"step-(\d{8,})")
 _UNFINISHED = re.compile(r"step-(\d{8,})\.tmp")
 # blake3 releases the interpreter lock; more threads than this only queue up at one disk.
@@ -134,8 +137,8 @@ class CheckpointStore:
         self.directory = directory
         self.retention = Retention(keep, milestone_tokens, keep_best)
         self._guard = guard
-        # Checkpoints whose contents this process has written or hashed, and what it found; with the state of their
-        # files at that moment.
+        # Checkpoints whose contents this process has written, read or hashed, and what it found; with the state of
+        # their files at that moment.
         self._known: dict[int, tuple[bool, _Fingerprint]] = {}
 
     def folder(self, step: int) -> Path:
@@ -380,7 +383,7 @@ class CheckpointStore:
         its files.
 
         To hash every kept checkpoint at the first save of a life would read several times what is written. The newest
-        ones are known: a life has hashed what it was resumed from, and those newer that it rejected.
+        ones are known: a life has read what it was resumed from, and hashed those newer whose contents it rejected.
         """
         checkpoint, problems = _examine(folder, full=False)
         known = self._known.get(step)
@@ -479,7 +482,7 @@ def _read_manifest(folder: Path) -> Checkpoint:
         digest = body.pop("digest")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise _ManifestError(f"truncated or not a manifest ({len(content)} bytes)") from error
-    if body.get("format") not in (_FORMAT, _SHA256_FORMAT):
+    if body.get("format") not in (_FORMAT, *_OLDER_FORMATS):
         raise _ManifestError(f"format {body.get('format')}, but this version reads formats up to {_FORMAT}")
     if digest != _digest(body):
         raise _ManifestError("altered since it was written (its own sha256 differs)")

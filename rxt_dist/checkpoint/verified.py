@@ -3,15 +3,20 @@ that shows by itself whether it was sound."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+
+from torch import Tensor
 
 from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.pieces import rank_prefix
 from rxt_dist.checkpoint.state import read_state
-from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore, FileRecord, content_problems
+from rxt_dist.checkpoint.store import CHECKSUM, MANIFEST, Checkpoint, CheckpointStore, FileRecord, content_problems
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.interface import Engine
 from rxt_dist.errors import CheckpointError
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def described_together(group: Collectives, store: CheckpointStore, step: int) -> tuple[Checkpoint | None, list[str]]:
@@ -22,14 +27,17 @@ def described_together(group: Collectives, store: CheckpointStore, step: int) ->
         return None, problems
     found: list[Checkpoint] = []
 
-    def read() -> list[str]:
+    def read() -> tuple[str, str]:
         try:
             found.append(store.read(step))
         except CheckpointError as error:  # Another host may see another folder.
-            return [str(error)]
-        return []
+            return "", str(error)
+        return found[0].digest, ""
 
-    problems = _joined(group.together(read))
+    of_ranks = group.together(read)
+    problems = [problem for _, problem in of_ranks if problem]
+    if not problems and len({digest for digest, _ in of_ranks}) > 1:
+        problems = [f"{MANIFEST}: ranks see different ones, as those of a disk whose caches are of different times"]
     return (None if problems else found[0]), problems
 
 
@@ -40,7 +48,8 @@ def verify_together(group: Collectives, store: CheckpointStore, step: int) -> tu
     if checkpoint is None:
         return None, problems
     share = share_of(checkpoint.files, group.rank, group.world_size)
-    problems = _joined(group.together(lambda: content_problems(checkpoint.path, share)))
+    of_ranks = group.together(lambda: content_problems(checkpoint.path, share))
+    problems = [problem for of_rank in of_ranks for problem in of_rank]
     _note(group, store, step, problems)
     return (None if problems else checkpoint), problems
 
@@ -51,8 +60,9 @@ def load_verified(
     """Fill the engine, and what is not trained, with a checkpoint, and see that it is what was saved; all ranks
     together.
 
-    Each byte is read once: the checksum of the state, where it lies then, shows what the hashes of the files would
-    show, and that it lies in its place. Only if it is another one are the files hashed, for a name of the damage.
+    The checksum of the state, where it lies then, shows what hashes of the files would show, and that it lies in its
+    place. Only if something is wrong are files hashed, for a name of the damage; if they are whole, it was wrong on its
+    way here, and is read once more. A checkpoint of an older version is hashed first.
 
     Returns:
         What is wrong with the files; the engine then holds what nobody vouches for, and must be filled again before it
@@ -61,16 +71,27 @@ def load_verified(
     Raises:
         CheckpointError: as `load_state`, of a checkpoint whose files are as recorded.
     """
-    try:
-        routing = read_state(engine, frozen, checkpoint)
-    except Exception:  # On all ranks, whichever met it.
+    problems: list[str] = []
+    if CHECKSUM not in checkpoint.meta:
         problems = verify_together(engine.ranks, store, checkpoint.step)[1]
-        if not problems:
-            raise
-        return problems
+    routing = None if problems else _read(engine, frozen, checkpoint)
+    if routing is None:
+        problems = problems or verify_together(engine.ranks, store, checkpoint.step)[1]
+        if problems:
+            return problems
+        routing = read_state(engine, frozen, checkpoint)
     _note(engine.ranks, store, checkpoint.step, ())
     engine.finish_load(optimizer_steps, routing)
     return []
+
+
+def _read(engine: Engine, frozen: FrozenWeights, checkpoint: Checkpoint) -> dict[str, Tensor] | None:
+    """See `read_state`; None if something is wrong."""
+    try:
+        return read_state(engine, frozen, checkpoint)
+    except Exception as error:  # On all ranks, whichever met it.
+        _LOGGER.warning("%s cannot be read (%s); looking at its files.", checkpoint.path, error)
+        return None
 
 
 def share_of(files: Sequence[FileRecord], rank: int, world_size: int) -> list[FileRecord]:
@@ -87,7 +108,3 @@ def _note(group: Collectives, store: CheckpointStore, step: int, problems: Seque
     """Rank 0 prunes, and remembers what was found."""
     if group.rank == 0:
         store.note(step, sound=not problems)
-
-
-def _joined(of_ranks: Sequence[Sequence[str]]) -> list[str]:
-    return [problem for of_rank in of_ranks for problem in of_rank]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.checkpoint.verified import described_together, verify_together
@@ -13,15 +13,15 @@ from rxt_dist.errors import CheckpointError
 class Candidates:
     """The checkpoints that a life may go on from, one after another, newest first; all ranks together.
 
-    What is offered has a manifest that can be believed, and all its files in their sizes. They are hashed while they
-    are read: one that is found damaged then makes room for the next.
+    What is offered has a manifest that can be believed, and all its files in their sizes. Whether they are whole shows
+    when they are read: one that is found damaged then makes room for the next.
 
     Args:
         up_to: the last step whose checkpoint is of the present history; None: all are.
         named: the step that alone is wanted; None: the newest is.
 
     Attributes:
-        remarks: why others were passed over, and what else there is to say.
+        remarks: why others were passed over, and what else there is to say, until somebody has said it.
 
     Raises:
         CheckpointError: there is none of the named step, or it is of a history that was given up.
@@ -69,6 +69,12 @@ class Candidates:
         """
         self._reject(damaged.step, problems)
         return self._next()
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Say all remarks, each once."""
+        for remark in self.remarks:
+            say(remark)
+        self.remarks.clear()
 
     def _next(self) -> Checkpoint:
         while self._left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -58,6 +59,11 @@ class Claim:
         return replace(self, checkpoint=checkpoint, position=position, beginning=beginning)
 
     @property
+    def is_named(self) -> bool:
+        """Whether a person has named the checkpoint."""
+        return self.candidates.is_named
+
+    @property
     def is_finished(self) -> bool:
         """Whether an earlier life has done all that there is to do."""
         return self.group.any(self.group.rank == 0 and self.directory.finished_at(self.position.step))
@@ -66,28 +72,34 @@ class Claim:
         """This claim, or where the files of its checkpoint are damaged that of the next one: hashed where nothing will
         read them, of a finished run, or where a person has named one and is told before anything is written."""
         claim = self
-        while claim.checkpoint is not None and (claim.is_finished or claim.candidates.is_named):
+        hashed = self.is_finished or self.is_named
+        while hashed and claim.checkpoint is not None:
             problems = verify_together(claim.group, claim.store, claim.checkpoint.step)[1]
             if not problems:
                 break
             claim = claim.after(problems)
         return claim
 
-    def loaded(self, engine: Engine, frozen: FrozenWeights) -> Claim:
-        """Read the checkpoint into the engine; where its files are damaged, the newest that is sound.
+    def loaded(self, engine: Engine, frozen: FrozenWeights, say: Callable[[str], None]) -> Claim:
+        """Read the checkpoint into the engine; where its files are damaged, the newest that is whole.
+
+        Args:
+            say: takes what there is to say of checkpoints, before the next one is read.
 
         Returns:
             The claim of a life that begins with what was read.
 
         Raises:
-            CheckpointError: none is sound, or the state is of another model.
+            CheckpointError: none is whole, or the state is of another model.
         """
         claim = self
+        claim.candidates.tell(say)
         while claim.checkpoint is not None:
             problems = load_verified(engine, frozen, claim.store, claim.checkpoint, claim.position.applied)
             if not problems:
                 break
             claim = claim.after(problems)
+            claim.candidates.tell(say)
         return claim
 
     def after(self, problems: list[str]) -> Claim:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from rxt_dist.checkpoint.retention import MIN_KEEP
-from rxt_dist.checkpoint.store import CheckpointStore
+from rxt_dist.checkpoint.store import CHECKSUM, CheckpointStore
 from rxt_dist.errors import ConfigError, DataError
 from rxt_dist.locks import held
 from rxt_dist.train.events import parse_line
@@ -114,7 +114,9 @@ def read_run(path: Path) -> RunRecord:
     surroundings = {key: value for key, value in leaves(environment) if key != "time"}
     surroundings |= {"ranks": newest.get("ranks"), "data": _digests(newest)}
     settings = {key: value for key, value in leaves(_mapping(run.config)) if key != "name"}
-    checksums = {step: meta["checksum"] for step, meta in checkpoints.items()}
+    checksums = {step: meta[CHECKSUM] for step, meta in checkpoints.items() if CHECKSUM in meta}
+    if older := [str(step) for step in checkpoints if step not in checksums]:
+        remarks.append(f"{path}: checkpoints of an older version, whose states are not compared: {', '.join(older)}.")
     return RunRecord(path, _lines(entries, resumed), checksums, settings, surroundings, tuple(remarks))
 
 

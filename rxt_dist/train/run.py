@@ -11,7 +11,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
-from typing import TextIO
+from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 
@@ -78,7 +79,7 @@ def train(
             if group.rank == 0:
                 print(f"run '{config.name}' is finished: {directory.path}", file=sys.stderr)
             return ExitCode.DONE
-        group.together(lambda: _begin(config, group, directory, stop, life))
+        group.together(lambda: _begin(config, group, claim, stop, life))
         group.together(lambda: stack.enter_context(_output_in(directory, ranks.rank)))
         code = _told(
             directory,
@@ -92,11 +93,12 @@ def train(
         return code
 
 
-def _begin(config: RunConfig, group: Collectives, directory: RunDirectory, stop: StopRequest, life: Life) -> None:
+def _begin(config: RunConfig, group: Collectives, claim: Claim, stop: StopRequest, life: Life) -> None:
     """Write what this life is: the first that a launch writes into a run. The event of its start tells a launcher that
-    all of this is done."""
+    all of this is done, and that it need not name a checkpoint again."""
     if group.rank:
         return
+    directory = claim.directory
     with lasting_errors(directory.path):
         directory.begin(resolved_yaml(config), training_hash(config), life, group.world_size)
         stop.clear_file()
@@ -104,10 +106,14 @@ def _begin(config: RunConfig, group: Collectives, directory: RunDirectory, stop:
             for event in directory.events.read():
                 stop.limit.hear(event)
             directory.events.listen(stop.limit.hear)
+        aside = set_aside_after(claim.store, claim.position.step, directory.metrics) if claim.is_named else None
         launched = iso_time(life.launched)
         directory.events.append(
             "start", life=life.token, ranks=group.world_size, launched=launched, attempt=life.attempt
         )
+        if aside is not None:
+            claim.candidates.remarks.append(f"what was later than {claim.position.step} is kept in {aside}")
+            directory.events.append("set_aside", **_set_aside(claim, aside))
 
 
 def _told(directory: RunDirectory, life: Life, rank: int, stop: StopRequest, lived: Callable[[], ExitCode]) -> ExitCode:
@@ -221,9 +227,7 @@ def _set_state(
         The claim of a life that begins there.
     """
     started = time.monotonic()
-    claim = claim.loaded(engine, frozen)
-    for text in claim.candidates.remarks:
-        reporter.message(text)
+    claim = claim.loaded(engine, frozen, reporter.message)
     if claim.checkpoint is not None:
         reporter.message(check(claim.checkpoint))
     else:
@@ -231,6 +235,11 @@ def _set_state(
     seconds = round(time.monotonic() - started, 3)
     engine.ranks.together(lambda: _record_state(claim, writer, reporter, seconds) if writer is not None else None)
     return claim
+
+
+def _set_aside(claim: Claim, folder: Path) -> dict[str, Any]:
+    """What the event says of it."""
+    return {"after": claim.position.step, "path": str(folder.relative_to(claim.directory.path))}
 
 
 def _record_state(claim: Claim, writer: MetricsWriter, reporter: Reporter, seconds: float) -> None:
@@ -241,8 +250,7 @@ def _record_state(claim: Claim, writer: MetricsWriter, reporter: Reporter, secon
     aside = set_aside_after(claim.store, end, directory.metrics)
     with lasting_errors(directory.path):
         if aside is not None:
-            reporter.message(f"the run goes on from step {end}; what was later is kept in {aside}")
-            reporter.event("set_aside", after=end, path=str(aside.relative_to(directory.path)))
+            reporter.event("set_aside", **_set_aside(claim, aside))
         if checkpoint is not None:
             fields = {"seconds": seconds, **writer.lost_after(end)}
             name = checkpoint.path.name

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from rxt_dist.checkpoint import background, writing
+from rxt_dist.checkpoint import background, checksum, writing
 from rxt_dist.checkpoint.background import BackgroundSaves
 from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.state import save_state, state_checksum
@@ -86,7 +86,7 @@ def test_it_is_bit_equal_to_a_save_that_training_waits_for(
 ) -> None:
     """Training goes on before a byte is written; several files, and pieces of one that are checksummed in blocks."""
     monkeypatch.setattr(writing, "_FILE_BYTES", 4096)
-    monkeypatch.setattr(writing, "_CHECKSUM_ELEMENTS", 64)
+    monkeypatch.setattr(checksum, "_BLOCK_ELEMENTS", 64)
     waited = save_state(engine, frozen, CheckpointStore(tmp_path / "waited", 2), 1, {"tokens": 7})
     go_on = stopped(monkeypatch, "begin")
     store = CheckpointStore(tmp_path / "background", 2)
@@ -101,7 +101,7 @@ def test_it_is_bit_equal_to_a_save_that_training_waits_for(
         outcome = saves.wait()
         assert (outcome.step, outcome.error) == (step, None)
         assert outcome.bytes == sum(file.bytes for file in store.read(step).files)
-        assert store.read(step).meta == {"tokens": 7, "checksum": expected}
+        assert store.read(step).meta == {"tokens": 7, "state_checksum": expected}
         assert store.verify(step) == []
         go_on.clear()
     assert len(contents(waited)) > 3

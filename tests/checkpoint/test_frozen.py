@@ -133,7 +133,7 @@ def test_a_run_resumes_with_frozen_weights_from_its_checkpoint_alone(tmp_path: P
         assert torch.equal(value, before[name].bfloat16()), name
     for fragment in frozen.fragments():
         assert torch.equal(fragment.tensors["weight"], before[fragment.name].flatten()), fragment.name
-    assert state_checksum(engine, frozen) == checkpoint.meta["checksum"]
+    assert state_checksum(engine, frozen) == checkpoint.meta["state_checksum"]
 
 
 def test_frozen_weights_of_another_run_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

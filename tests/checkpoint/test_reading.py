@@ -53,16 +53,21 @@ def test_a_system_that_reads_a_little_at_a_time(path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("times", [2, 3])
-def test_a_disk_that_fails_for_seconds_is_asked_again(times: int, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["preadv", "open"])
+def test_a_disk_that_fails_for_seconds_is_asked_again(
+    name: str, times: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     waited: list[float] = []
     failures = iter([OSError(errno.EIO, os.strerror(errno.EIO))] * times)
 
-    def fail(*arguments: Any, real: Any = os.preadv) -> int:
+    real = getattr(os, name)
+
+    def fail(*arguments: Any) -> int:
         for error in failures:
             raise error
         return int(real(*arguments))
 
-    monkeypatch.setattr(reading.os, "preadv", fail)
+    monkeypatch.setattr(reading.os, name, fail)
     monkeypatch.setattr("rxt_dist.files.time.sleep", waited.append)
     if times == 2:
         assert torch.equal(read(path, "a", 0, torch.empty(1000)), A)
@@ -87,25 +92,33 @@ def test_a_parameter_that_is_trained_is_filled(path: Path) -> None:
     assert torch.equal(target.data, A[:10])
 
 
-def test_no_more_files_stay_open_than_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads that read from a file which is put out meanwhile read on."""
+def test_each_thread_keeps_so_many_files_open_and_opens_them_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reading, "_MOST_OPEN", 3)
     paths = [tmp_path / str(number) for number in range(20)]
     for number, path in enumerate(paths):
         save_file({"a": A + number}, path)
-    before = len(os.listdir("/proc/self/fd"))
-    held = [OpenFiles()]
-    at = held[0].places(paths[0])["a"].at
+    files = OpenFiles()
+    at = files.places(paths[0])["a"].at
+    before, opened = len(os.listdir("/proc/self/fd")), []
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda path, flags: (opened.append(path), real(path, flags))[1])
 
-    def check(number: int) -> bool:
-        target = torch.empty(1000)
-        held[0].read(paths[number % 20], at, target)
-        return torch.equal(target, A + number % 20)
+    def read_all(numbers: list[int]) -> int:
+        for number in numbers:
+            target = torch.empty(1000)
+            files.read(paths[number], at, target)
+            assert torch.equal(target, A + number)
+        return len(os.listdir("/proc/self/fd"))
 
-    assert all(map_on_daemons(check, range(200), 8))
-    assert len(os.listdir("/proc/self/fd")) == before + 3
-    held.clear()
-    assert len(os.listdir("/proc/self/fd")) == before
+    # Every other one reads from as many files as it may have open, the others from more.
+    work = [[0, 1, 2] * 10 if thread % 2 else list(range(20)) for thread in range(8)]
+    assert max(map_on_daemons(read_all, work, 8)) <= before + 8 * 3
+    assert len(opened) <= 4 * 3 + 4 * 20
+    assert len(os.listdir("/proc/self/fd")) == before, "those of threads that have ended are closed"
+    # This thread has opened the first one already.
+    assert read_all(list(range(20))) == before - 1 + 3
 
 
 def test_a_file_that_ends_too_early_is_said(path: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
-from rxt_dist.checkpoint import state, writing
+from rxt_dist.checkpoint import state
+from rxt_dist.checkpoint.checksum import wrapped
+from rxt_dist.checkpoint.runs import Run
 from rxt_dist.checkpoint.state import _in_streams, _without
-from rxt_dist.checkpoint.writing import Run, Share, wrapped
+from rxt_dist.checkpoint.writing import Share
 from rxt_dist.engine.interface import Fragment
 
 
@@ -40,28 +40,6 @@ def test_the_parts_of_ranks_add_up() -> None:
     assert wrapped(sum(parts)) == checksum(whole(weight))
     assert wrapped(2**63) == -(2**63)
     assert wrapped(-(2**63) - 1) == 2**63 - 1
-
-
-def test_pieces_of_a_large_tensor_add_up(monkeypatch: Any) -> None:
-    expected = checksum(whole(values()))
-    monkeypatch.setattr(writing, "_CHECKSUM_ELEMENTS", 4)
-    assert checksum(whole(values())) == expected
-
-
-@pytest.mark.parametrize("count", [0, 1, 5, 11, 12, 13, 24, 100])
-@pytest.mark.parametrize("start", [0, 3, 2**40])
-def test_a_host_finds_what_a_device_does(count: int, start: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of three rows of four, rows and elements left over."""
-    monkeypatch.setattr(writing, "_CHECKSUM_ELEMENTS", 12)
-    monkeypatch.setattr(writing, "_CHECKSUM_COLUMNS", 4)
-    bits = torch.randint(-(2**31), 2**31, (count,), generator=torch.Generator().manual_seed(count)).to(torch.int32)
-    expected = wrapped(sum(value * (2 * (start + place) + 1) for place, value in enumerate(bits.tolist())))
-    assert wrapped(writing._host_sum(bits, start)) == wrapped(writing._device_sum(bits, start)) == expected
-
-
-def test_sums_beyond_the_largest_number_wrap_around_on_a_host() -> None:
-    bits = torch.full((1 << 18,), 2**31 - 1, dtype=torch.int32)
-    assert wrapped(writing._host_sum(bits, 2**40)) == wrapped(writing._device_sum(bits, 2**40))
 
 
 def test_whatever_went_to_the_wrong_place_changes_it() -> None:

@@ -100,7 +100,7 @@ def test_the_newest_by_number_is_taken_not_by_name(store: CheckpointStore) -> No
         (lambda folder: (folder / MANIFEST).write_bytes(b"\xff\xfe{"), "manifest.json: truncated"),
         (lambda folder: shutil.copy(folder.parent / "step-00000001" / MANIFEST, folder), "describes step 1"),
         (lambda folder: edit(folder, "120000", "121000"), "manifest.json: altered since it was written"),
-        (lambda folder: edit(folder, '"format": 2', '"format": 3'), "format 3, but this version reads formats up to 2"),
+        (lambda folder: edit(folder, '"format": 3', '"format": 4'), "format 4, but this version reads formats up to 3"),
     ],
 )
 def test_a_damaged_checkpoint_is_rejected_and_the_one_before_taken(store: CheckpointStore, damage, said: str) -> None:

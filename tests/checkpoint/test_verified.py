@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,12 @@ import torch
 from damage import flip_a_bit
 from tiny import make_stage, run_config
 
+from rxt_dist.checkpoint import state
 from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.pieces import ROUTING_FILE, rank_file
 from rxt_dist.checkpoint.state import save_state, state_checksum
-from rxt_dist.checkpoint.store import CheckpointStore, FileRecord
-from rxt_dist.checkpoint.verified import load_verified, share_of, verify_together
+from rxt_dist.checkpoint.store import CHECKSUM, Checkpoint, CheckpointStore, FileRecord
+from rxt_dist.checkpoint.verified import described_together, load_verified, share_of, verify_together
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.plain import PlainEngine
 from rxt_dist.errors import CheckpointError
@@ -78,7 +82,8 @@ class Second(Collectives):
         self.rank, self.world_size, self.distributed = 1, 2, False
 
     def together(self, action: Any) -> list[Any]:
-        return [[], action()]
+        own = action()
+        return [("0" * 64, "") if isinstance(own, tuple) else [], own]
 
 
 def test_a_rank_that_sees_another_folder_says_so(tmp_path: Path) -> None:
@@ -116,7 +121,69 @@ def test_damage_is_found_while_a_state_is_read_and_an_earlier_one_takes_its_plac
     assert problem.startswith(f"{name}: damaged")
     assert list(life.reasons()) == [1], "what was found damaged does not count when pruning"
     assert load_verified(engine, frozen, life, saved.read(1), 1) == []
-    assert state_checksum(engine, frozen) == saved.read(1).meta["checksum"] != saved.read(2).meta["checksum"]
+    assert (
+        state_checksum(engine, frozen) == saved.read(1).meta["state_checksum"] != saved.read(2).meta["state_checksum"]
+    )
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_was_wrong_on_its_way_is_read_once_more(
+    times: int, saved: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoilt_at: list[int] = []
+
+    def spoilt(number: int, views: Any, at: int, real: Any = os.preadv) -> int:
+        count = real(number, views, at)
+        if at > 1000 and len(spoilt_at) < times and at == [*spoilt_at, at][0]:
+            spoilt_at.append(at)
+            views[0][:1] = bytes([views[0][0] ^ 1])
+        return int(count)
+
+    monkeypatch.setattr(os, "preadv", spoilt)
+    monkeypatch.setattr(state, "_THREADS", 1)
+    engine, frozen = engine_of()
+    if times == 1:
+        assert load_verified(engine, frozen, saved, saved.read(1), 1) == []
+        assert state_checksum(engine, frozen) == saved.read(1).meta[CHECKSUM]
+    else:
+        with pytest.raises(CheckpointError, match="has checksum"):
+            load_verified(engine, frozen, saved, saved.read(1), 1)
+
+
+def of_an_older_version(saved: CheckpointStore, step: int) -> Checkpoint:
+    """With its files hashed, and another checksum of the state."""
+    path = saved.folder(step) / "manifest.json"
+    body = json.loads(path.read_bytes())
+    del body["digest"]
+    body["format"] = 2
+    body["meta"]["checksum"] = body["meta"].pop(CHECKSUM) // 2
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**body, "digest": digest}))
+    return saved.read(step)
+
+
+def test_a_checkpoint_of_an_older_version_is_hashed(saved: CheckpointStore) -> None:
+    engine, frozen = engine_of()
+    checksum = saved.read(1).meta[CHECKSUM]
+    assert load_verified(engine, frozen, saved, of_an_older_version(saved, 1), 1) == []
+    assert state_checksum(engine, frozen) == checksum
+    flip_a_bit(saved.folder(1) / rank_file(0), -3)
+    (problem,) = load_verified(engine, frozen, saved, saved.read(1), 1)
+    assert problem.startswith(f"{rank_file(0)}: damaged")
+
+
+class Elsewhere(Collectives):
+    """The first of two ranks; the other one sees another manifest."""
+
+    def together(self, action: Any) -> list[Any]:
+        own = action()
+        return [own, ("f" * 64, "")] if isinstance(own, tuple) else [own]
+
+
+def test_ranks_that_see_different_manifests_say_so(saved: CheckpointStore) -> None:
+    checkpoint, problems = described_together(Elsewhere(CPU), saved, 1)
+    assert checkpoint is None
+    assert "ranks see different ones" in problems[0]
 
 
 def test_a_sound_state_of_another_model_is_no_damage(saved: CheckpointStore) -> None:
@@ -126,6 +193,6 @@ def test_a_sound_state_of_another_model_is_no_damage(saved: CheckpointStore) -> 
 
 def test_a_state_in_the_wrong_place_is_found_though_its_files_are_whole(saved: CheckpointStore) -> None:
     checkpoint = saved.read(1)
-    checkpoint.meta["checksum"] += 1
+    checkpoint.meta[CHECKSUM] += 1
     with pytest.raises(CheckpointError, match="went to the wrong place"):
         load_verified(*engine_of(), saved, checkpoint, 1)

@@ -24,7 +24,7 @@ def run_of(path: Path, norm: float, *, checksum: int = 1, layers: int = 1) -> st
     store = CheckpointStore(path / "checkpoints", 2)
     weights = store.begin(2) / "weights"
     weights.write_bytes(b"x")
-    store.commit(2, [store.record(weights)], {"checksum": checksum})
+    store.commit(2, [store.record(weights)], {"state_checksum": checksum})
     return str(path)
 
 

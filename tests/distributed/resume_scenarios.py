@@ -52,7 +52,7 @@ def load_and_go_on(
         groups = [(group.get("name"), group.get("moe", False)) for group in _optimizer(engine).param_groups]
         result |= {
             "loaded": loaded,
-            "saved": checkpoint.meta["checksum"],
+            "saved": checkpoint.meta["state_checksum"],
             "own_counters": len(counters) == len(states),
             "counts": sorted({float(state["step"]) for state in _optimizer(engine).state.values()}),
             "groups": groups,

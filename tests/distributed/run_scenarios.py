@@ -52,7 +52,7 @@ def live(
         return {"code": -9}
     store = CheckpointStore(tiny.directory / "checkpoints", 2)
     meta = store.read(store.steps()[-1]).meta
-    return {"code": code, "checksum": meta["checksum"], "row": meta["position"]["row"]}
+    return {"code": code, "checksum": meta["state_checksum"], "row": meta["position"]["row"]}
 
 
 class _Interrupted(BaseException):

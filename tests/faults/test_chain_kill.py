@@ -67,7 +67,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 def checksum(run: Path) -> object:
     store = CheckpointStore(run / "checkpoints", MIN_KEEP)
-    return store.read(store.steps()[-1]).meta["checksum"]
+    return store.read(store.steps()[-1]).meta["state_checksum"]
 
 
 def test_a_chain_that_is_asked_to_end_and_killed_goes_on(tmp_path: Path) -> None:

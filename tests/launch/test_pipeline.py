@@ -81,7 +81,7 @@ def in_process(wanted: Launch, received: Received) -> int:
 def weights_of(run: Path) -> tuple[int, Any]:
     store = CheckpointStore(run / "checkpoints", MIN_KEEP)
     newest = store.read(store.steps()[-1])
-    return newest.step, newest.meta["checksum"]
+    return newest.step, newest.meta["state_checksum"]
 
 
 def names(calls: list[Launch]) -> list[str]:

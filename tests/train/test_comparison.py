@@ -53,7 +53,7 @@ class Folder:
         store = CheckpointStore(self.run.checkpoints, 2)
         path = store.begin(step) / "rank-00000.safetensors"
         path.write_bytes(b"weights")
-        store.commit(step, [store.record(path)], {"checksum": checksum, **meta})
+        store.commit(step, [store.record(path)], {"state_checksum": checksum, **meta})
 
     def resumed(self, step: int) -> None:
         self.run.events.append("resume", step=step)

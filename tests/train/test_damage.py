@@ -33,7 +33,7 @@ def live(tiny: TinyRun) -> ExitCode:
 def checksum(tiny: TinyRun) -> int:
     store = CheckpointStore(tiny.directory / "checkpoints", 2)
     assert store.steps()[-1] == STEPS
-    return int(store.read(STEPS).meta["checksum"])
+    return int(store.read(STEPS).meta["state_checksum"])
 
 
 @pytest.fixture(scope="module")

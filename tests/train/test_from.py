@@ -53,11 +53,12 @@ def trained(tiny: TinyRun, from_step: int | None = None) -> ExitCode:
     return train(config, Ranks(0, 1, 0), StopRequest(tiny.folder / "STOP"), from_step=from_step)
 
 
+def die(*_: object) -> None:
+    raise ZeroDivisionError
+
+
 @pytest.mark.slow
 def test_a_run_begins_again_at_an_older_checkpoint(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    def die(*_: object) -> None:
-        raise ZeroDivisionError
-
     store = CheckpointStore(tiny.directory / "checkpoints", 2)
     curve, metrics = tiny.curve(), (tiny.directory / "metrics.jsonl").read_bytes()
     last = (store.folder(STEPS) / "rank-00000.safetensors").read_bytes()
@@ -90,6 +91,21 @@ def test_a_run_begins_again_at_an_older_checkpoint(tiny: TinyRun, monkeypatch: p
     assert tiny.curve() == curve
     assert list(store.steps()) == [1, 2, 3, 4]
     assert (store.folder(STEPS) / "rank-00000.safetensors").read_bytes() == last
+
+
+def test_a_life_that_dies_while_it_is_set_up_has_taken_the_run_to_the_named_one(
+    tiny: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher then starts the next one without the name."""
+    with monkeypatch.context() as dying:
+        dying.setattr(module, "build_engine", die)
+        with pytest.raises(ZeroDivisionError):
+            trained(tiny, 3)
+    assert list(CheckpointStore(tiny.directory / "checkpoints", 2).steps()) == [1, 2, 3]
+    assert tiny.events("start")
+    assert tiny.events("set_aside")[-1]["after"] == 3
+    assert trained(tiny) == ExitCode.DONE
+    assert tiny.events("resume")[-1]["step"] == 3
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from training_run import TinyRun, build_shards
 
 from rxt_dist.checkpoint.store import CheckpointStore
 from rxt_dist.config.load import load_run
-from rxt_dist.errors import ConfigError, ExitCode, SupersededError
+from rxt_dist.errors import CheckpointError, ConfigError, ExitCode, SupersededError
 from rxt_dist.lives import Life, file_identity
 from rxt_dist.ranks import Ranks
 from rxt_dist.train import run as module
@@ -51,9 +51,9 @@ def stopped(tiny: TinyRun, step: int, monkeypatch: pytest.MonkeyPatch, life: str
 
     begin = module._begin
 
-    def begun(config: Any, group: Any, directory: Any, *rest: Any) -> None:
-        begin(config, group, directory, *rest)
-        directory.events.listen(ask)
+    def begun(config: Any, group: Any, claim: Any, *rest: Any) -> None:
+        begin(config, group, claim, *rest)
+        claim.directory.events.listen(ask)
 
     with monkeypatch.context() as asking:
         asking.setattr(module, "_begin", begun)
@@ -105,6 +105,16 @@ def test_a_finished_run_whose_last_checkpoint_is_damaged_is_finished_again(tiny:
     assert trained(tiny, life="two") == ExitCode.DONE
     assert (last.read_bytes(), tiny.curve()) == (sound, curve)
     assert len(store.aside()) == len(tiny.events("resume")) == 1
+
+
+def test_a_finished_run_without_a_sound_checkpoint_is_left_as_it_is(tiny: TinyRun) -> None:
+    assert trained(tiny) == ExitCode.DONE
+    for path in tiny.directory.glob("checkpoints/*/rank-00000.safetensors"):
+        flip_a_bit(path)
+    before = content(tiny.directory)
+    with pytest.raises(CheckpointError, match="is valid, and this run will not start again"):
+        trained(tiny, "log.every_steps=2", life="two")
+    assert content(tiny.directory) == before
 
 
 def test_torn_events_and_metrics_do_not_stop_a_run(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,9 +179,9 @@ def test_a_second_launch_writes_nothing_into_a_run_that_lives(tiny: TinyRun, mon
 
     begin = module._begin
 
-    def begun(config: Any, group: Any, directory: Any, *rest: Any) -> None:
-        begin(config, group, directory, *rest)
-        directory.events.listen(while_it_lives)
+    def begun(config: Any, group: Any, claim: Any, *rest: Any) -> None:
+        begin(config, group, claim, *rest)
+        claim.directory.events.listen(while_it_lives)
 
     monkeypatch.setattr(module, "_begin", begun)
     assert trained(tiny) == ExitCode.STOPPED
@@ -196,9 +206,9 @@ def test_a_life_that_was_replaced_ends_and_touches_nothing(
 
     begin = module._begin
 
-    def begun(config: Any, group: Any, directory: Any, *rest: Any) -> None:
-        begin(config, group, directory, *rest)
-        directory.events.listen(replace)
+    def begun(config: Any, group: Any, claim: Any, *rest: Any) -> None:
+        begin(config, group, claim, *rest)
+        claim.directory.events.listen(replace)
 
     monkeypatch.setattr(module, "_begin", begun)
     with pytest.raises(SupersededError, match="has been started again as life two"):

@@ -92,7 +92,7 @@ def test_a_profiled_run_trains_as_any_other(tmp_path: Path, shards: Path) -> Non
     assert profiled.curve() == plain.curve()
     assert len(plain.curve()) == STEPS
     checksums = [CheckpointStore(run.directory / "checkpoints", 2).list()[-1].meta for run in (plain, profiled)]
-    assert checksums[0]["checksum"] == checksums[1]["checksum"]
+    assert checksums[0]["state_checksum"] == checksums[1]["state_checksum"]
     folder = profiled.directory / "profile"
     stem = "step-00000003-rank-00000"
     assert files_of(folder) == [f"{stem}.costs.txt", f"{stem}.trace.json.gz"]
