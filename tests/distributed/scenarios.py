@@ -134,9 +134,10 @@ def _dividing_all() -> Iterator[None]:
 
 def config_of(context: RankContext, accumulation: int = 1, local_biases: bool = False, **changes: Any) -> RunConfig:
     """The tiny run on these ranks. With local_biases every expert, routed or shared, has biases of its own; for the
-    other changes see `run_config`."""
-    if local_biases:
-        changes["model"] = model_config("decoder.moe.bias=local", "decoder.moe.shared_bias=local")
+    other changes see `run_config`. Joint training, which most is tried with, has one stateful layer."""
+    smaller = () if "stage" in changes else ("layers=1", "memory_attention.groups=1")
+    biases = ("decoder.moe.bias=local", "decoder.moe.shared_bias=local") if local_biases else ()
+    changes["model"] = model_config(*smaller, *biases)
     return run_config(micro_batch_rows=ROWS // context.world_size // accumulation, **changes)
 
 

@@ -26,7 +26,7 @@ BF16_TOLERANCE = 2e-2
 # After a bad step there must be some more.
 STEPS, STEPS_AROUND_A_BAD_ONE = 2, 5
 
-VALID, TOP_K, MOE_LAYERS = packed_batch().real_tokens, 2, 3
+VALID, TOP_K, MOE_LAYERS = packed_batch().real_tokens, 2, 2
 
 
 def topology(ranks: int, zero: int, ep: int, accumulation: int, recompute: bool, **changes: Any) -> dict[str, Any]:
