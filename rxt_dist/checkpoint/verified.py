@@ -106,5 +106,4 @@ def share_of(files: Sequence[FileRecord], rank: int, world_size: int) -> list[Fi
 
 def _note(group: Collectives, store: CheckpointStore, step: int, problems: Sequence[str]) -> None:
     """Rank 0 prunes, and remembers what was found."""
-    if group.rank == 0:
-        store.note(step, sound=not problems)
+    group.together(lambda: store.note(step, sound=not problems) if group.rank == 0 else None)

@@ -56,7 +56,7 @@ class Candidates:
         """The first of them; None where the run has no checkpoint at all.
 
         Raises:
-            CheckpointError: there are some, but none is sound. Starting again from nothing would destroy them and the
+            CheckpointError: there are some, but none is whole. Starting again from nothing would destroy them and the
                 run's history, when perhaps a disk is only not mounted.
         """
         return self._next() if self._any else None

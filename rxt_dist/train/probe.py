@@ -49,8 +49,8 @@ def check_probe(engine: Engine, stage: Stage, data: DataSource, checkpoint: Chec
     if not abs(found["loss"] - saved["loss"]) <= tolerance * max(1.0, abs(saved["loss"])):
         raise CheckpointError(
             f"The model loaded from {checkpoint.path} has a loss of {found['loss']:.6g} on held-out rows of source "
-            f"'{saved['source']}', but {saved['loss']:.6g} was saved: it does not compute what it did. Nothing was "
-            f"changed. Was the program or a library changed? Resume with the versions that the manifest names, or "
+            f"'{saved['source']}', but {saved['loss']:.6g} was saved: it does not compute what it did. No checkpoint "
+            f"was changed. Was the program or a library? Resume with the versions that the manifest names, or "
             f"begin from an earlier checkpoint (rxt-dist train --from)."
         )
     return f"loss of held-out rows {found['loss']:.6g}, saved {saved['loss']:.6g}"

@@ -220,7 +220,7 @@ def _set_state(
     reporter: Reporter,
     check: Callable[[Checkpoint], str],
 ) -> Claim:
-    """Give the engine the state of the newest sound checkpoint, or first weights; set aside what is later, and drop the
+    """Give the engine the state of the newest whole checkpoint, or first weights; set aside what is later, and drop the
     lines that this life will repeat.
 
     Returns:
