@@ -51,8 +51,8 @@ _GIT_SECONDS = 10
 class RunDirectory:
     """Names of the files of one run, and the order in which a life takes possession of it: `check`, `locked`, `begin`.
 
-    Rank 0 does it for all. Before `begin` nothing is written that stays, so that a launch that is refused by then leaves
-    no trace.
+    Rank 0 does it for all. Before `begin` nothing is written that stays, so that a launch which is refused by then
+    leaves no trace.
     """
 
     def __init__(self, path: Path) -> None:
@@ -143,11 +143,10 @@ class RunDirectory:
                 raise ConfigError(f"{folder} is {what}, but must be a folder of this run. Is its disk mounted?")
 
     def begin(self, resolved_yaml: str, training_hash: str, life: Life, ranks: int) -> None:
-        """Write what this life is, when nothing but damaged checkpoints can refuse it any more; the lock is held. The run
-        is not finished then, whatever an earlier life that went further has said.
+        """Write what this life is, when nothing but damaged checkpoints can refuse it any more; the lock is held.
 
-        The configuration is written again where it is gone, once a checkpoint or the lack of any has shown that it is
-        this run's.
+        The run is not finished then, whatever an earlier life that went further has said. The configuration is written
+        again where it is gone, once a checkpoint or the lack of any has shown that it is this run's.
         """
         self._life, self._training_hash = life.token, training_hash
         for folder in (self.path, self.logs, self.checkpoints):
