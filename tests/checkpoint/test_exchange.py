@@ -86,6 +86,7 @@ def assert_equal(found: dict[str, Tensor], network: ReactiveTransformer) -> None
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.slow
 def test_out_and_back_is_bit_equal(system: str, tmp_path: Path) -> None:
     network = network_of(*SYSTEMS[system])
     out = exported(network, tmp_path)

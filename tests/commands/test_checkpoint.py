@@ -145,6 +145,7 @@ def test_prune_leaves_a_run_alone_that_is_being_trained(run_dir: Path) -> None:
 @pytest.mark.parametrize(
     "config", [None, "checkpoint: {keep", "name: a", "checkpoint: 3", "checkpoint: {keep: x}", "[" * 9999]
 )
+@pytest.mark.slow
 def test_a_configuration_that_says_nothing_costs_no_checkpoint(run_dir: Path, config: str | None) -> None:
     if config is not None:
         (run_dir / "config.resolved.yaml").write_text(config)

@@ -131,6 +131,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("key", "value", "said"), VALUES, ids=lambda value: value[:24])
+@pytest.mark.slow
 def test_a_value_is_refused_in_a_file_and_as_an_override(
     key: str,
     value: str,
@@ -155,6 +156,7 @@ def test_a_value_is_refused_in_a_file_and_as_an_override(
 
 @pytest.mark.parametrize(("overrides", "said"), TOGETHER, ids=lambda value: str(value)[:24])
 @pytest.mark.parametrize("verb", [("train",), ("train", "--dry-run"), ("launch", "local"), ("plan",)], ids=" ".join)
+@pytest.mark.slow
 def test_values_are_refused_by_every_verb(
     verb: tuple[str, ...],
     overrides: tuple[str, ...],
@@ -236,6 +238,7 @@ def test_a_name_may_look_like_a_date() -> None:
     )
 
 
+@pytest.mark.slow
 def test_drawn_texts_end_in_a_refusal_or_a_configuration(elsewhere: Path) -> None:
     """Any mixture of pieces of YAML, and damaged copies of a real configuration."""
     rng = random.Random(10)

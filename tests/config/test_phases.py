@@ -83,6 +83,7 @@ def _answers(files: Path, first: int) -> dict[str, Result]:
     return {name: CliRunner().invoke(app, [str(part) for part in command]) for name, command in commands.items()}
 
 
+@pytest.mark.slow
 def test_every_command_gives_the_same_answer(files: Path) -> None:
     for name, result in _answers(files, WHOLE).items():
         assert result.exception is None, name

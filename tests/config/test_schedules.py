@@ -70,6 +70,7 @@ def rows_at(train: TrainConfig, position: int) -> int:
     return next(steps(train, 64, position)).rows
 
 
+@pytest.mark.slow
 def test_the_batch_grows_at_exact_positions_and_stays() -> None:
     # Three enlargements over 300 rows: after 100, 200 and 300.
     for position, wanted in ((0, 8), (99, 8), (100, 16), (199, 16), (200, 24), (299, 24), (300, 32), (10**4, 32)):

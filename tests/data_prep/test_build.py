@@ -87,6 +87,7 @@ def test_every_document_stands_in_the_shards_exactly_once(request_: BuildRequest
     assert not list(request_.out.rglob("*.tmp.*"))
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(request_: BuildRequest, tmp_path: Path) -> None:
     one = build_dataset(request_)
     two = build_dataset(dataclasses.replace(request_, out=tmp_path / "two", workers=2))

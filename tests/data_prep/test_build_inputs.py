@@ -81,6 +81,7 @@ def test_an_edit_between_two_lives_that_size_time_and_samples_do_not_show(reques
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.slow
 def test_the_edited_unit_is_found_by_name(
     request_of: BuildRequest, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
@@ -100,6 +101,7 @@ def stop(*arguments: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_corpus_that_is_copied_between_two_lives_is_read_again_and_taken(
     request_of: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +149,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("kind", EDITS)
+@pytest.mark.slow
 def test_an_edit_while_a_unit_is_read_ends_the_build(
     request_of: BuildRequest, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

@@ -66,6 +66,7 @@ def test_a_truncation_in_the_file_is_ignored(tokenizer: Path, name: str, tmp_pat
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.one_of(st.sampled_from(list(SPECIAL_TOKENS)), st.text(max_size=8)), min_size=1, max_size=20))
+@pytest.mark.slow
 def test_control_token_literals_never_become_control_ids(tokenizer: Path, name: str, pieces: list[str]) -> None:
     text = "".join(pieces)
     backend = _cached(name, tokenizer)
@@ -129,6 +130,7 @@ class _Wrong:
         return rows
 
 
+@pytest.mark.slow
 def test_one_other_id_in_the_documents_is_enough_to_refuse(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode, "GigatokenBackend", _Wrong)
     assert choose_backend("auto", tokenizer, ["common"]).name == "gigatoken"

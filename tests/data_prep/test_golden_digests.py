@@ -40,6 +40,7 @@ def digests(root: Path) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_a_dataset_is_what_it_has_always_been(place: Path, tmp_path: Path, kind: str) -> None:
     result = run(kind, place, tmp_path / "out")
     assert (result.units >= 3, result.units_kept) == (True, 0)
@@ -52,6 +53,7 @@ def test_a_dataset_is_what_it_has_always_been(place: Path, tmp_path: Path, kind:
 
 
 @pytest.mark.parametrize("kind", JOBS)
+@pytest.mark.slow
 def test_two_workers_change_nothing(place: Path, tmp_path: Path, kind: str) -> None:
     said: list[str] = []
     result = run(kind, place, tmp_path / "out", said.append, workers=2)
@@ -62,6 +64,7 @@ def test_two_workers_change_nothing(place: Path, tmp_path: Path, kind: str) -> N
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("kind", JOBS)
+@pytest.mark.slow
 def test_two_tasks_in_either_order_and_the_last_finishes(
     place: Path, tmp_path: Path, kind: str, order: tuple[int, int]
 ) -> None:

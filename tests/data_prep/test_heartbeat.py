@@ -53,6 +53,7 @@ def test_an_error_in_the_work_comes_through_and_ends_it() -> None:
     assert threading.active_count() == threads
 
 
+@pytest.mark.slow
 def test_training_says_how_much_it_has_read_and_then_that_it_merges(monkeypatch: pytest.MonkeyPatch) -> None:
     listener, taken = Listener(), tokenizer_module._Taking.__next__
 

@@ -194,6 +194,7 @@ def test_the_fast_backend_changes_nothing(
 
 
 @pytest.mark.parametrize("kind", ["single", "dialogues"])
+@pytest.mark.slow
 def test_an_interrupted_build_is_finished_with_the_same_digest(
     tmp_path: Path, tokenizer: tuple[Tokenizer, Path], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

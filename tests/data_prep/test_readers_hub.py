@@ -78,6 +78,7 @@ def planned(tmp_path: Path, *sources: dict[str, Any]) -> list[dict[str, Any]]:
     return value
 
 
+@pytest.mark.slow
 def test_datasets_by_folder_configuration_and_files(folder: Path, tmp_path: Path) -> None:
     wiki, code, lines, part = planned(
         tmp_path,
@@ -105,6 +106,7 @@ def test_datasets_by_folder_configuration_and_files(folder: Path, tmp_path: Path
     assert [document["text"] for document in part["documents"]] == TEXTS[10:20]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_loaded_is_named(folder: Path, tmp_path: Path) -> None:
     nowhere, config, column = planned(
         tmp_path,
@@ -118,6 +120,7 @@ def test_what_cannot_be_loaded_is_named(folder: Path, tmp_path: Path) -> None:
     assert "has no text column: it has ['body_text']" in column["error"]
 
 
+@pytest.mark.slow
 def test_a_dataset_saved_to_disk(tmp_path: Path) -> None:
     make = (
         f"import datasets; datasets.Dataset.from_dict({{'text': {TEXTS[:50]!r}}}).save_to_disk({str(tmp_path / 'd')!r})"
@@ -127,6 +130,7 @@ def test_a_dataset_saved_to_disk(tmp_path: Path) -> None:
     assert [document["text"] for document in saved["documents"]] == TEXTS[:50]
 
 
+@pytest.mark.slow
 def test_folders_above_a_dataset_do_not_name_its_language(folder: Path, tmp_path: Path) -> None:
     for place in ("en/corpus", "corpus/en"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
@@ -165,6 +169,7 @@ def test_data_files_name_a_language_only_where_all_of_them_do(
     assert named_language(Input(name, path, 100, hub=asked, language="Polish")) == "pl"
 
 
+@pytest.mark.slow
 def test_documents_of_two_languages_in_one_dataset_are_guessed(tmp_path: Path) -> None:
     texts = {"pl": "Nie wiem, czy to jest dobre, ale było ich bardzo mało.", "en": "They were all that we had of it."}
     for language, text in texts.items():

@@ -82,6 +82,7 @@ def test_a_packed_file_that_was_cut_off_is_refused(tmp_path: Path, suffix: str, 
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+@pytest.mark.slow
 def test_gigantic_lines_are_passed_over_without_being_held(tmp_path: Path, suffix: str) -> None:
     giant = b'{"text": "' + b"x" * (48 << 20) + b'"}\n'
     content = b'{"text": "a"}\n' + giant + b'{"text": "b"}\n' + giant[:-1]

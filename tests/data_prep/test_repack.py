@@ -93,6 +93,7 @@ def test_windows_bound_what_is_in_memory_and_change_no_document(
     assert same_documents(read_folder(tmp_path / "new"), corpus)
 
 
+@pytest.mark.slow
 def test_workers_change_nothing_and_a_second_call_does_nothing(tmp_path: Path) -> None:
     write_folder(tmp_path / "old", random_corpus(3, units=5), 32)
     one = repack(_request(tmp_path, 64, "one", workers=1))

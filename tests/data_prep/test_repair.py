@@ -244,6 +244,7 @@ def test_random_documents_are_what_their_texts_give(world: Path, dataset: Path, 
 
 
 @pytest.mark.parametrize("seq_len", [16, 4096])
+@pytest.mark.slow
 def test_as_many_documents_are_traced_as_asked_for_or_all(world: Path, tmp_path: Path, seq_len: int) -> None:
     """Also where each lies in many rows, or many in one."""
     manifest = repack(RepackRequest(world / "data", tmp_path / "new", seq_len, workers=1)).manifest

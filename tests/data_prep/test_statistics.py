@@ -107,6 +107,7 @@ def test_a_sample_is_a_fair_and_repeatable_part(tmp_path: Path) -> None:
     assert _same(part, scan_dataset(tmp_path, manifest, 900, workers=1)["en", "train"])
 
 
+@pytest.mark.slow
 def test_pictures(tmp_path: Path, corpus: Corpus) -> None:
     manifest = write_folder(tmp_path / "data", corpus, 32)
     scans = scan_dataset(tmp_path / "data", manifest, None, workers=1)

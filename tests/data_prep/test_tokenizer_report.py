@@ -125,6 +125,7 @@ def test_planes_come_back_and_a_loss_is_counted(trained: Tokenizer) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_report_is_written_with_pictures_and_comparisons(trained: Tokenizer, saved: Path, tmp_path: Path) -> None:
     small = train_tokenizer(_documents(10), 300)
     texts = gather(_documents(10))
@@ -264,6 +265,7 @@ def test_all_problems_stand_in_one_message_and_nothing_is_written(saved: Path, t
 
 
 @pytest.mark.parametrize("what", BAD)
+@pytest.mark.slow
 def test_each_problem_is_named_with_what_to_do(what: str, saved: Path, tmp_path: Path) -> None:
     change, check, message = BAD[what]
     content = json.loads(saved.read_text())

@@ -119,6 +119,7 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("coarse")
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_the_bounds_hold_however_documents_are_mixed(
     kind: Callable[[random.Random], Corpus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +269,7 @@ def test_a_corpus_within_the_sample_gives_exactly_what_a_build_drops(
     assert trial.all.dropped.share > 0.4
 
 
+@pytest.mark.slow
 def test_a_smaller_sample_says_bounds_between_which_the_build_lies(
     files: Path, built: dict[str, dict[str, object]]
 ) -> None:

@@ -91,6 +91,7 @@ def _run(job: WriteName, names: list[str], processes: int, patient: bool = True)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.slow
 def test_every_unit_is_done_once_and_counted(job: WriteName, processes: int) -> None:
     names = [f"slow{i}" for i in range(4)]
     held, progress = _run(job, names, processes)
@@ -132,6 +133,7 @@ def test_workers_do_not_look_for_modules_in_the_current_folder(job: WriteName) -
 
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("name", ["heap", "arrow"])
+@pytest.mark.slow
 def test_too_little_memory_is_no_fault_of_the_text(job: WriteName, processes: int, name: str) -> None:
     said = rf"not enough memory for unit {name}2? .* Finished units are kept"
     with pytest.raises(MemoryLimitError, match=said) as error:

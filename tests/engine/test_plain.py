@@ -79,6 +79,7 @@ def run(precision: str, micro_rows: int, steps: int = 3) -> tuple[PlainEngine, l
 
 
 @pytest.mark.parametrize("micro_rows", [1, 2])
+@pytest.mark.slow
 def test_accumulation_changes_nothing(micro_rows: int) -> None:
     (whole, expected), (split, actual) = run("float32", ROWS), run("float32", micro_rows)
     for mine, theirs in zip(actual, expected, strict=True):

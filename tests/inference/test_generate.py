@@ -75,6 +75,7 @@ def test_the_same_at_once_for_three_sessions() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.slow
 def test_cached_is_uncached_for_unequal_sessions(variant: str) -> None:
     """Every variant; sessions of several lengths, limits and modes, beside each other and alone."""
     network = network_of(*VARIANTS[variant])
@@ -113,6 +114,7 @@ def test_without_a_memory_every_layer_is_stateless() -> None:
     assert_close(torch.stack(logits), at_once, "without memory")
 
 
+@pytest.mark.slow
 def test_the_mode_is_chosen_once_by_the_larger_logit() -> None:
     network = network_of()
     memory = initial_memory(network.config, 1, torch.Generator().manual_seed(1))

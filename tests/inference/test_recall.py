@@ -69,6 +69,7 @@ def assistant(talks: Path) -> Assistant:
 
 
 @pytest.mark.parametrize("at_once", [1, 8])
+@pytest.mark.slow
 def test_each_conversation_is_a_session_of_its_own(assistant: Assistant, talks: Path, at_once: int) -> None:
     """What is told stays the dialogue's, what is written is what the model said."""
     (source,) = sources_that_recall(talks)
@@ -92,6 +93,7 @@ def test_each_conversation_is_a_session_of_its_own(assistant: Assistant, talks: 
     assert asked
 
 
+@pytest.mark.slow
 def test_foreign_is_the_memory_of_the_dialogue_before(assistant: Assistant, talks: Path) -> None:
     found = list(converse(assistant, talks, sources_that_recall(talks)[0], 64, at_once=8))
     sessions = [assistant.session(seed=number) for number in range(len(found))]

@@ -170,6 +170,7 @@ def test_nothing_starts_again_after_a_signal_to_the_launcher(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("code", "lives"), [(1, 3), (75, 3), (87, 3), (64, 1), (65, 1), (76, 1), (86, 1), (0, 1)])
+@pytest.mark.slow
 def test_lives_after_each_exit_code(code: int, lives: int, tmp_path: Path) -> None:
     note = f"import os, sys; open(sys.argv[1] + '/lives', 'a').write('x'); sys.exit({code})"
     assert launched(script(note, tmp_path), 1, attempts=2) == code

@@ -37,6 +37,7 @@ def test_every_part_has_the_parameters_that_are_counted(path: Path) -> None:
 @pytest.mark.parametrize("gated", ["true", "false"])
 @pytest.mark.parametrize("shared", ["global", "local", "none", "one", "absent"])
 @pytest.mark.parametrize("bias", ["global", "local", "none"])
+@pytest.mark.slow
 def test_every_mode_runs_and_trains_all_it_has(bias: str, shared: str, gated: str) -> None:
     overrides = [
         f"decoder.moe.bias={bias}",

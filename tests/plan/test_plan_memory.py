@@ -108,6 +108,7 @@ def small(*overrides: str) -> Setting:
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_what_a_micro_batch_stores_is_what_autograd_keeps(name: str) -> None:
     """Within two percent: the tables of positions and the bounds of documents are in no plan."""
     own = small(*CASES[name])
@@ -117,6 +118,7 @@ def test_what_a_micro_batch_stores_is_what_autograd_keeps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_the_peak_of_a_step_is_as_planned(name: str) -> None:
     """All that torch allocates in a step, over what the engine holds between steps."""
     own = small(*CASES[name])
@@ -153,6 +155,7 @@ def test_what_dialogues_store_is_what_autograd_keeps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DIALOGUES)
+@pytest.mark.slow
 def test_the_peak_of_a_step_of_dialogues_is_as_planned(name: str) -> None:
     own = dialogues(name)
     found = memory_per_gpu(own)

@@ -217,6 +217,7 @@ ENTRIES = st.fixed_dictionaries(
 
 @given(st.lists(ENTRIES, max_size=12), st.lists(ENTRIES, max_size=12), st.floats(-200, 2000), st.booleans())
 @settings(max_examples=120, deadline=None)
+@pytest.mark.slow
 def test_the_parts_of_any_logs_sum_to_the_wall_time(
     events: list[dict[str, Any]], lines: list[dict[str, Any]], now: float, torn: bool
 ) -> None:

@@ -120,6 +120,7 @@ def test_a_micro_batch_is_made_in_host_memory(kind: str) -> None:
 
 
 @EACH_STAGE
+@pytest.mark.slow
 def test_the_parts_of_a_batch_are_the_batch(kind: str) -> None:
     stage = make_stage(config_of(kind))
     batch = batch_for(stage.run, 3)
@@ -138,6 +139,7 @@ def test_the_parts_of_a_batch_are_the_batch(kind: str) -> None:
 
 
 @EACH_STAGE
+@pytest.mark.slow
 def test_a_step_is_a_function_of_weights_and_batch(kind: str) -> None:
     """Twice from the start, with the global generator moved in between: bit for bit; and again in smaller parts."""
     results = []
@@ -180,6 +182,7 @@ def test_a_group_with_the_rate_zero_stays_bit_for_bit(kind: str) -> None:
 
 
 @EACH_STAGE
+@pytest.mark.slow
 def test_training_goes_on_from_a_checkpoint_of_all_parts(kind: str, tmp_path: Path) -> None:
     config = config_of(kind)
     engine = engine_of(config)
@@ -211,6 +214,7 @@ def test_training_goes_on_from_a_checkpoint_of_all_parts(kind: str, tmp_path: Pa
 
 
 @EACH_STAGE
+@pytest.mark.slow
 def test_evaluation_changes_nothing_and_repeats_itself(kind: str) -> None:
     engine = engine_of(config_of(kind))
     stage: Stage = engine.stage  # type: ignore[assignment]
@@ -235,6 +239,7 @@ def test_evaluation_changes_nothing_and_repeats_itself(kind: str) -> None:
 
 
 @EACH_STAGE
+@pytest.mark.slow
 def test_reading_gives_no_gradients_and_leaves_the_next_step_alone(kind: str) -> None:
     alone, reading = engine_of(config_of(kind)), engine_of(config_of(kind))
     stage: Stage = reading.stage  # type: ignore[assignment]

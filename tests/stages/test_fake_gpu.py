@@ -116,6 +116,7 @@ def test_a_forward_pass_in_bfloat16_never_waits_for_the_device(bias: str) -> Non
 
 
 @pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.slow
 def test_nor_does_one_of_dialogues(recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = make_stage(run_config(stage="smat", turns=3, depth=2, recompute_turns=recompute)).to(torch.bfloat16)
     micro, mode = stage.prepare(dialogue_batch(), None), FakeTensorMode()

@@ -140,6 +140,7 @@ def one_document(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.slow
 def test_terms_hits_and_counts_are_those_of_the_formulas(shape: str) -> None:
     stage, wanted = stage_of(shape), expected(shape)
     micro = stage.prepare(packed_batch(STEP), 10**6)

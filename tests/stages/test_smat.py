@@ -112,6 +112,7 @@ def written_out(stage: SmatStage, batch: TurnBatch, depth: int | None = None, tr
         (False, None, True, "beta"),
     ],
 )
+@pytest.mark.slow
 def test_the_stage_is_its_formula_dialogue_by_dialogue(
     recompute: bool, depth: int | None, train_mode: bool, template: str
 ) -> None:
@@ -255,6 +256,7 @@ LATER = {"memory_after": 2 * STEP, "encoder_after": 4 * STEP}
 
 
 @pytest.mark.parametrize(("precision", "recompute"), [("float32", True), ("bfloat16", False)])
+@pytest.mark.slow
 def test_parts_begin_to_train_one_after_another(precision: str, recompute: bool) -> None:
     stage = stage_of(recompute_turns=recompute, precision=precision, weight_decay=0.5, **LATER)
     engine = PlainEngine(stage, stage.run, CPU)

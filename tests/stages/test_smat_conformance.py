@@ -74,6 +74,7 @@ def test_what_each_turn_reads_and_loses_is_the_references(recompute: bool, train
 
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize(("name", "depth"), [("depth1", 1), ("full", None), ("full", 3)])
+@pytest.mark.slow
 def test_gradients_through_the_memory_are_the_references(name: str, depth: int | None, recompute: bool) -> None:
     stored = vectors("smat")
     stage, micro, output = computed(depth=depth, recompute_turns=recompute)

@@ -54,6 +54,7 @@ def healthy(kind: str, seed: int) -> list[float]:
 
 
 @pytest.mark.parametrize("kind", ["heavy tails", "slow waves", "spikes that pass", "a plateau"])
+@pytest.mark.slow
 def test_no_healthy_curve_goes_back(kind):
     """10,000 losses of each kind."""
     for seed in range(10):
@@ -61,6 +62,7 @@ def test_no_healthy_curve_goes_back(kind):
 
 
 @pytest.mark.parametrize("kind", ["heavy tails", "slow waves", "spikes that pass", "a plateau"])
+@pytest.mark.slow
 def test_a_divergence_goes_back(kind):
     """A loss that rises by 1 % a step, and one that jumps to the level of a network that knows nothing."""
     for seed in range(10):

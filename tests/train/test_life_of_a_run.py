@@ -64,6 +64,7 @@ def content(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_the_events_of_two_lives(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped(tiny, 5, monkeypatch)
     (first,) = tiny.events("start")
@@ -85,6 +86,7 @@ def test_the_events_of_two_lives(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch)
     assert json.loads((tiny.directory / "finished.json").read_text())["step"] == STEPS
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_touched_by_another_launch(tiny: TinyRun, capsys: pytest.CaptureFixture[str]) -> None:
     assert trained(tiny) == ExitCode.DONE
     # A torn line in the middle of what a disk has kept, and a lost finish.
@@ -117,6 +119,7 @@ def test_a_finished_run_without_a_sound_checkpoint_is_left_as_it_is(tiny: TinyRu
     assert content(tiny.directory) == before
 
 
+@pytest.mark.slow
 def test_torn_events_and_metrics_do_not_stop_a_run(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped(tiny, 5, monkeypatch)
     for name in ("events.jsonl", "metrics.jsonl"):
@@ -127,6 +130,7 @@ def test_torn_events_and_metrics_do_not_stop_a_run(tiny: TinyRun, monkeypatch: p
     assert len(tiny.events("start")) == 2
 
 
+@pytest.mark.slow
 def test_another_training_is_refused_by_the_checkpoint_alone(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """config.resolved.yaml was lost; other betas would go on from the moments of the first."""
     stopped(tiny, 5, monkeypatch)
@@ -221,6 +225,7 @@ def test_a_life_that_was_replaced_ends_and_touches_nothing(
     assert not tiny.events("save_failed")
 
 
+@pytest.mark.slow
 def test_a_stop_that_was_made_while_ranks_imported_stops_the_run(tiny: TinyRun) -> None:
     """The launcher saw none when it began; a trainer that looks only now would take it for an old one."""
     tiny.directory.mkdir(parents=True)
@@ -232,6 +237,7 @@ def test_a_stop_that_was_made_while_ranks_imported_stops_the_run(tiny: TinyRun) 
     assert trained(tiny, life="two", stop=StopRequest(stop_file, old_stop=old)) == ExitCode.DONE
 
 
+@pytest.mark.slow
 def test_the_time_limit_saves_and_asks_to_be_started_again(tiny: TinyRun) -> None:
     config = load_run(tiny.file, ["train.time_limit=1h"])
     life = Life("one", 0.0, deadline=1.0)

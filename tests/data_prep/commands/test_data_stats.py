@@ -61,6 +61,7 @@ def test_epochs_of_a_mixture_that_training_would_refuse(dataset: Path, tmp_path:
     assert isinstance(run("stats", dataset, "--run", file).exception, ConfigError)
 
 
+@pytest.mark.slow
 def test_repacked_data_differs_and_comes_back(dataset: Path, tmp_path: Path) -> None:
     new = as_json("repack", dataset, "--seq-len", 100, "--out", tmp_path / "new", "--workers", 1)
     assert (new["seq_len"], new["units"], new["units_kept"]) == (100, 2, 0)

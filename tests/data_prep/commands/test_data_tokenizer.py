@@ -9,6 +9,7 @@ from data_verbs import as_json, run
 from rxt_dist.errors import ConfigError, DataError
 
 
+@pytest.mark.slow
 def test_weights_decide_the_sample(corpus: Path, data_file: Path) -> None:
     out = corpus / "weighed.json"
     arguments = ("--out", out, "--weight", "en=3", "--weight", "pl=1", "--sample-mb", 0.05)
@@ -37,6 +38,7 @@ def test_report_and_comparison(corpus: Path) -> None:
     assert stored["tokenizer"] == "large"
 
 
+@pytest.mark.slow
 def test_import_checks_and_copies(corpus: Path) -> None:
     made, copied = corpus / "made.json", corpus / "copied.json"
     trained = as_json("tokenizer", corpus / "text", "--out", made, "--vocab-size", 500)
@@ -53,6 +55,7 @@ def test_import_checks_and_copies(corpus: Path) -> None:
     assert not copied.exists()
 
 
+@pytest.mark.slow
 def test_people_read_what_was_done(corpus: Path) -> None:
     made = corpus / "read.json"
     result = run("tokenizer", corpus / "text", "--out", made, "--vocab-size", 300)
