@@ -163,6 +163,7 @@ def test_data_preparation_launchers_and_plans_load_no_torch() -> None:
 
 
 @pytest.mark.parametrize("path", sources("data_prep"), ids=name_of)
+@pytest.mark.slow
 def test_data_preparation_knows_the_shard_format_only(path: Path) -> None:
     allowed = DATA_PREP_MAY + (DATA_VERBS_MAY if ROOT / "data_prep/commands" in path.parents else ())
     outside = [
@@ -229,6 +230,7 @@ def circles(edges: Mapping[str, set[str]]) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_no_module_imports_in_a_circle() -> None:
     assert circles(graph(sources("rxt_dist", "data_prep", "launch"))) == []
 

@@ -246,6 +246,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] =
 
 
 @pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.slow
 def test_what_is_not_the_model(wrong: str, tmp_path: Path) -> None:
     change, message = WRONG[wrong]
     out = rewritten(exported(network_of(), tmp_path), change)
@@ -275,6 +276,7 @@ def test_one_expert_of_a_loop_is_missing(tmp_path: Path) -> None:
         ("att_groups", 3),
     ],
 )
+@pytest.mark.slow
 def test_configurations_of_another_model(key: str, value: Any, tmp_path: Path) -> None:
     out = exported(network_of(), tmp_path)
     config = json.loads((out / "config.json").read_text())

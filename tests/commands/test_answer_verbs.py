@@ -73,6 +73,7 @@ def test_a_file_of_prompts(run: Path, tmp_path: Path) -> None:
         (("--mode", "fast"), "--mode is 'fast'"),
     ],
 )
+@pytest.mark.slow
 def test_values_out_of_range(run: Path, arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         invoke("chat", run, *arguments, typed="hello\n")

@@ -49,6 +49,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(end.value.code or 0)
 
 
+@pytest.mark.slow
 def test_help_of_every_verb_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", HELP_OF_ALL], check=True, stdout=subprocess.DEVNULL)
 
@@ -252,6 +253,7 @@ def test_plan_for_another_cluster(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "configs/cluster/none.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_plan_adds_the_links_of_a_chain_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "plan", NANO_CHAIN, "--json", "joint.train.total_tokens=2e9") == 0
     result = json.loads(capsys.readouterr().out)
@@ -297,6 +299,7 @@ def test_a_chain_is_no_run(
 
 
 @pytest.mark.parametrize("file", [DEMO, "configs/run/rxt-beta.yaml", "configs/model/rxt-alpha-mini.yaml"])
+@pytest.mark.slow
 def test_plan_prints_tables_and_json(
     file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,6 +29,7 @@ def invoke(*arguments: str | Path) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_a_page_and_its_pictures(run: Path, tmp_path: Path) -> None:
     assert invoke(run).strip() == str(run / "report.html")
     assert (run / "report/learning-rate.png").exists()

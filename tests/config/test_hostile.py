@@ -184,6 +184,7 @@ def test_data_files_are_refused_in_the_same_way(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_bomb_of_aliases_is_refused(elsewhere: Path) -> None:
     levels = ["a: &a [x, x, x, x, x, x, x, x, x]"]
     levels += [f"{b}: &{b} [{', '.join(['*' + a] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]

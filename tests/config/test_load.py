@@ -22,6 +22,7 @@ def refusal(path: Path, *overrides: str) -> str:
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "run").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_every_run_file_survives_being_written_and_read(path: Path, tmp_path: Path) -> None:
     config = load_run(path)
     (tmp_path / "run.yaml").write_text(resolved_yaml(config), encoding="utf-8")

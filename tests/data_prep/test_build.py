@@ -251,6 +251,7 @@ def test_the_held_out_documents_do_not_depend_on_their_place(tmp_path: Path, tok
     assert 60 < sum(held_out[0].values()) < 140
 
 
+@pytest.mark.slow
 def test_building_imports_neither_torch_nor_deepspeed(request_: BuildRequest) -> None:
     code = (
         "import sys; from pathlib import Path; from data_prep.documents.build import BuildRequest, build_dataset;"

@@ -68,6 +68,7 @@ def first_life(request: BuildRequest) -> None:
     assert (request.out / "units" / "u00000.json").exists()
 
 
+@pytest.mark.slow
 def test_an_edit_between_two_lives_that_size_time_and_samples_do_not_show(request_of: BuildRequest) -> None:
     first_life(request_of)
     content = (request_of.inputs[0] / "a.en.jsonl").read_bytes()
@@ -126,6 +127,7 @@ def test_a_corpus_that_is_copied_between_two_lives_is_read_again_and_taken(
     assert not list(request_of.out.rglob(f".*{SUFFIX}"))
 
 
+@pytest.mark.slow
 def test_nothing_is_read_twice_where_nothing_was_touched(
     request_of: BuildRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +169,7 @@ def test_an_edit_while_a_unit_is_read_ends_the_build(
     assert not (request_of.out / "dataset.json").exists()
 
 
+@pytest.mark.slow
 def test_a_new_link_to_an_input_is_no_edit(request_of: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """It changes the change time and nothing else: the unit is read again, and taken."""
     inner, path = unit_module.read_unit, request_of.inputs[0] / "a.en.jsonl"
@@ -182,6 +185,7 @@ def test_a_new_link_to_an_input_is_no_edit(request_of: BuildRequest, monkeypatch
     assert any("reading them again" in line for line in said)
 
 
+@pytest.mark.slow
 def test_another_host_knows_other_inodes(request_of: BuildRequest) -> None:
     """Records of other hosts are believed as far as size and time of modification go."""
     first_life(request_of)
@@ -209,6 +213,7 @@ def test_a_file_that_is_not_the_planned_one_any_more_is_named(
         build_dataset(request_of)
 
 
+@pytest.mark.slow
 def test_a_unit_without_a_record_is_read_again(request_of: BuildRequest) -> None:
     """As of a build that an older version began."""
     first_life(request_of)
@@ -219,6 +224,7 @@ def test_a_unit_without_a_record_is_read_again(request_of: BuildRequest) -> None
     assert any("reading them again" in line for line in said)
 
 
+@pytest.mark.slow
 def test_the_hash_of_an_input_has_the_name_of_what_it_is(request_of: BuildRequest) -> None:
     build_dataset(request_of)
     stored = json.loads((request_of.out / "dataset.json").read_text())["inputs"]
@@ -232,6 +238,7 @@ def test_the_hash_of_an_input_has_the_name_of_what_it_is(request_of: BuildReques
     assert all(item.seen is None for item in plan.inputs)
 
 
+@pytest.mark.slow
 def test_older_manifests_are_read_as_what_they_meant(request_of: BuildRequest) -> None:
     build_dataset(request_of)
     manifest = load_manifest(request_of.out)

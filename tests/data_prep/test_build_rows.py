@@ -123,6 +123,7 @@ def test_every_token_of_every_document_stands_in_exactly_one_row(
 
 @settings(max_examples=25, deadline=None)
 @given(rows=st.lists(st.integers(1, 3000), min_size=1, max_size=3), seed=st.integers(0, 2**32))
+@pytest.mark.slow
 def test_every_row_is_read_exactly_once_an_epoch(rows: list[int], seed: int) -> None:
     for number, count in enumerate(rows):
         weights = tuple(2**32 if i == number else 0 for i in range(len(rows)))

@@ -78,6 +78,7 @@ def _tasks(request: BuildRequest, tasks: int) -> list[BuildResult]:
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 3, 5])
+@pytest.mark.slow
 def test_any_number_of_tasks_gives_the_same_dataset(request_: BuildRequest, digest: str, tasks: int) -> None:
     *others, last = _tasks(request_, tasks)
     assert _digest(last) == digest
@@ -179,6 +180,7 @@ def test_units_in_any_order_give_the_same_dataset(
 
 
 @pytest.mark.skipif(not find_spec("gigatoken"), reason="gigatoken is missing")
+@pytest.mark.slow
 def test_both_backends_give_the_same_dataset(request_: BuildRequest, digest: str) -> None:
     said: list[str] = []
     assert _digest(build_dataset(dataclasses.replace(request_, backend="gigatoken"), said.append)) == digest

@@ -99,6 +99,7 @@ def test_the_probe_has_what_it_promises() -> None:
 
 
 @fast
+@pytest.mark.slow
 def test_auto_takes_the_fast_one_where_it_is_equal(tokenizer: Path) -> None:
     assert choose_backend("auto", tokenizer, ["a document"]).name == "gigatoken"
     assert choose_backend("gigatoken", tokenizer, []).name == "gigatoken"

@@ -110,6 +110,7 @@ def test_all_jobs_refuse_in_the_same_words(
 
 @pytest.mark.parametrize("written", range(4))
 @pytest.mark.parametrize("kind", ["documents", "repacked"])
+@pytest.mark.slow
 def test_a_kill_before_the_specification_is_written_is_no_obstacle(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, written: int
 ) -> None:

@@ -174,6 +174,7 @@ def test_records_are_held_out_by_their_text(tmp_path: Path, tokenizer: tuple[Tok
 
 
 @pytest.mark.skipif(not find_spec("gigatoken"), reason="gigatoken is missing")
+@pytest.mark.slow
 def test_the_fast_backend_changes_nothing(
     tmp_path: Path, tokenizer: tuple[Tokenizer, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

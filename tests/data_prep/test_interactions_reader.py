@@ -316,6 +316,7 @@ def test_invalid_utf8_in_tables_is_mended_in_any_depth(tmp_path: Path) -> None:
             assert counts.repaired_utf8 == 1
 
 
+@pytest.mark.slow
 def test_texts_that_a_dictionary_holds_are_held_once(tmp_path: Path) -> None:
     queries = pa.array(["q" * 3_000_000, "r"] * 40).dictionary_encode()
     table = pa.table({"query": queries, "answer": [str(number) for number in range(80)]})

@@ -37,6 +37,7 @@ def by_piece(item: Input) -> list[Record]:
 
 @pytest.mark.parametrize("codec", ["none", "snappy", "zstd", "lz4", "gzip"])
 @pytest.mark.parametrize("rows", [5000, 700])
+@pytest.mark.slow
 def test_parquet_row_groups(tmp_path: Path, codec: str, rows: int) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(TABLE, path, compression=codec, row_group_size=rows)

@@ -60,6 +60,7 @@ def test_slices_of_lines_give_the_records_of_the_file(
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
+@pytest.mark.slow
 def test_packed_lines_are_read_over_every_frame(tmp_path: Path, suffix: str) -> None:
     lines = [json.dumps({"text": f"line {number}"}).encode() + b"\n" for number in range(20_000)]
     pack = {".jsonl": bytes, ".jsonl.gz": gzip.compress, ".jsonl.zst": zstd}[suffix]
@@ -72,6 +73,7 @@ def test_packed_lines_are_read_over_every_frame(tmp_path: Path, suffix: str) -> 
 
 @pytest.mark.parametrize(("suffix", "pack"), [(".jsonl.gz", gzip.compress), (".jsonl.zst", zstd)])
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.999])
+@pytest.mark.slow
 def test_a_packed_file_that_was_cut_off_is_refused(tmp_path: Path, suffix: str, pack: object, kept: float) -> None:
     assert callable(pack)
     content = pack(b"".join(json.dumps({"text": str(n) * 20}).encode() + b"\n" for n in range(20_000)))
@@ -138,6 +140,7 @@ def test_an_empty_file_has_nothing_to_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
+@pytest.mark.slow
 def test_the_text_in_lines_is_estimated(tmp_path: Path, suffix: str) -> None:
     texts = [f"{number} " + "ż" * (number * 7919 % 500) for number in range(20_000)]
     lines = b"".join(json.dumps({"text": text, "url": "x" * 300}).encode() + b"\n" for text in texts)

@@ -62,6 +62,7 @@ def test_there_and_back_gives_the_same_rows(tmp_path: Path) -> None:
     new=st.integers(2, 300),
     window=st.integers(1, 70),
 )
+@pytest.mark.slow
 def test_every_token_stands_in_the_new_rows_once(lengths: list[int], seq_len: int, new: int, window: int) -> None:
     rng = np.random.default_rng(sum(lengths))
     documents = {3 * n: rng.integers(11, VOCABULARY, length).astype(np.uint16) for n, length in enumerate(lengths)}

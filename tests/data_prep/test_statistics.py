@@ -96,6 +96,7 @@ def test_a_document_cut_over_the_end_of_a_shard_is_one_document(
     assert figures["sources"]["en"]["held_out_also_in_training"] == 2
 
 
+@pytest.mark.slow
 def test_a_sample_is_a_fair_and_repeatable_part(tmp_path: Path) -> None:
     manifest = write_folder(tmp_path, random_corpus(12, units=3, documents=2000, sources=("en",)), 32)
     whole = scan_dataset(tmp_path, manifest, None, workers=1)["en", "train"]
@@ -159,6 +160,7 @@ def test_a_sample_says_nothing_about_duplicates(tmp_path: Path) -> None:
         assert source["lengths"]["documents"] > 0
 
 
+@pytest.mark.slow
 def test_only_a_few_scans_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a scan 512 KiB are counts of ids; the result keeps one array of them for a source and split."""
     monkeypatch.setattr("rxt_dist.data.writer.SHARD_ROWS", 4)

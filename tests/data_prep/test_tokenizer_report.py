@@ -88,6 +88,7 @@ def test_a_large_group_is_not_encoded_at_once(trained: Tokenizer) -> None:
     assert max(sizes) <= 64
 
 
+@pytest.mark.slow
 def test_usage_counts_every_entry(trained: Tokenizer) -> None:
     usage = tokenizer_report(trained, {("s", "en"): ["aaab" * 3 + " zażółć"]}, {})["usage"]
     ids = trained.encode("aaab" * 3 + " zażółć", add_special_tokens=False).ids
@@ -290,6 +291,7 @@ def test_tokens_across_words_are_noticed(tmp_path: Path) -> None:
     assert list(failed) == ["long texts can be cut between words"]
 
 
+@pytest.mark.slow
 def test_a_word_piece_tokenizer_is_refused(tmp_path: Path) -> None:
     failed = _failed(json.loads(_word_piece().to_str()), tmp_path / "words.json")
     assert "the model is WordPiece" in failed["byte-level BPE"]

@@ -139,6 +139,7 @@ def test_the_bounds_hold_however_documents_are_mixed(
 
 
 @pytest.mark.usefixtures("coarse")
+@pytest.mark.slow
 def test_every_document_has_the_same_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = mixture(random.Random(5))
     rng = random.Random(6)

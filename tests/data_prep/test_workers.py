@@ -103,6 +103,7 @@ def test_every_unit_is_done_once_and_counted(job: WriteName, processes: int) -> 
 
 
 @pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.slow
 def test_the_first_error_ends_the_rest_and_keeps_what_is_finished(job: WriteName, processes: int) -> None:
     progress = Progress("Working", 4, 400)
     units = [*_units("a", "bad1"), Unit("slow1", (), 50), Unit("slow2", (), 50)]
@@ -113,6 +114,7 @@ def test_the_first_error_ends_the_rest_and_keeps_what_is_finished(job: WriteName
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_a_bug_in_a_worker_arrives_with_its_traceback(job: WriteName) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)In a worker process:.*_write.*KeyError: 'a bug'"):
         _run(job, ["bug", "a"], 2)
@@ -142,17 +144,20 @@ def test_too_little_memory_is_no_fault_of_the_text(job: WriteName, processes: in
     assert list((job.out / "units").glob("*.tmp.*")) == []
 
 
+@pytest.mark.slow
 def test_a_message_that_the_end_of_a_worker_tore_is_no_bug(job: WriteName) -> None:
     with pytest.raises(MemoryLimitError, match="killed while it worked on unit torn"):
         _run(job, ["torn", "a"], 2)
 
 
+@pytest.mark.slow
 def test_a_worker_that_ends_by_itself_is_explained(job: WriteName) -> None:
     with pytest.raises(DataError, match="ended with exit code 3 while it worked on unit exit1"):
         _run(job, ["exit1", "a"], 2)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.slow
 def test_a_full_disk_is_explained_and_leaves_no_temporary_files(job: WriteName, processes: int) -> None:
     with pytest.raises(DiskError, match=r"The disk of .* is full .* Finished units are kept"):
         _run(job, ["full", "full2"], processes)
@@ -179,6 +184,7 @@ def test_workers_with_too_much_memory_are_replaced(job: WriteName, monkeypatch: 
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_a_unit_that_another_process_holds_is_left_to_it(job: WriteName, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_HELD_SECONDS", 0.5)
     with open(job.out / "units" / ".b.lock", "w") as file:

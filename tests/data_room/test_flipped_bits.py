@@ -41,6 +41,7 @@ def buffers(batch: RecordBatchInfo, segments: int) -> dict[str, tuple[int, int]]
 
 
 @pytest.mark.parametrize("buffer", ["tokens", "list offsets", "segment lengths"])
+@pytest.mark.slow
 def test_any_bit_of_a_row_is_found(dataset_dir: Path, buffer: str) -> None:
     shard = shard_of(dataset_dir)
     path = dataset_dir / shard.file

@@ -63,6 +63,7 @@ def _labels_by_reading(row: list[int]) -> list[int]:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(interactions(), min_size=1, max_size=8), st.sampled_from([np.uint16, np.int64]))
+@pytest.mark.slow
 def test_labels_follow_the_rule_in_packed_rows(items: list[list[int]], dtype: type) -> None:
     rows = pack([np.array(item[1:-1], dtype=np.uint16) for item in items], list(range(len(items))), 40)
     check_interaction_rows(rows, 65_536)

@@ -81,6 +81,7 @@ def test_epochs_and_sources_have_different_orders() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=6).filter(any), st.integers(1, 40))
+@pytest.mark.slow
 def test_shares_are_exact_at_every_block(shares: list[int], blocks: int) -> None:
     shares = [share if share * BLOCK >= 2 * sum(shares) else 0 for share in shares]
     weights = integer_weights(shares)

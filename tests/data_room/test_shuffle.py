@@ -72,6 +72,7 @@ def scores(n: int, seed: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("n", [4096, 50_021, 1_000_003, 48_828_125])
+@pytest.mark.slow
 def test_shuffles_cannot_be_told_from_random_ones(n: int) -> None:
     worst = {seed: {name: z for name, z in scores(n, seed).items() if not abs(z) < 4} for seed in KEYS}
     assert {seed: found for seed, found in worst.items() if found} == {}

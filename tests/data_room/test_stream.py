@@ -65,6 +65,7 @@ def test_the_stream_is_the_same_for_every_number_of_ranks_and_every_batch(datase
 
 
 @pytest.mark.parametrize("change_every", [1, 2, 5])
+@pytest.mark.slow
 def test_ranks_and_batch_may_change_at_any_step(dataset_dir: Path, wanted: str, change_every: int) -> None:
     rng = np.random.default_rng(change_every)
     for _ in range(3):

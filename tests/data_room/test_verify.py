@@ -75,6 +75,7 @@ def test_one_flipped_bit_anywhere_is_found(dataset: Path) -> None:
     assert verify_full(dataset, 1).findings == ()
 
 
+@pytest.mark.slow
 def test_every_byte_of_the_manifest_counts(dataset: Path) -> None:
     path = dataset / "dataset.json"
     original = path.read_bytes()
@@ -177,6 +178,7 @@ def test_a_finished_dataset_is_not_finished_again_with_other_rows(dataset: Path)
     assert (dataset / "dataset.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_damaged_archive_is_never_more_than_a_loss(dataset: Path) -> None:
     path = dataset / SPARE_FILE
     original = path.read_bytes()

@@ -90,6 +90,7 @@ def test_accumulation_changes_nothing(micro_rows: int) -> None:
     assert max(relative(tensor, state[name]) for name, tensor in state_of(split).items()) < 2e-5
 
 
+@pytest.mark.slow
 def test_bfloat16_sums_the_gradients_of_micro_batches_in_float32() -> None:
     """Sixteen equal parts of a gradient add up exactly; a sum in bfloat16 would round the later ones away."""
     norms = []
@@ -134,6 +135,7 @@ def state_of_moments(engine: PlainEngine) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.slow
 def test_a_bad_gradient_is_skipped_and_training_goes_on(precision: str) -> None:
     engine = engine_of(precision=precision, balancing="bias")
     engine.train_step(micros_of(engine, 0), {"all": 1e-2})
@@ -178,6 +180,7 @@ def test_fragments_are_the_trained_parameters_exactly_once() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.slow
 def test_fragments_are_the_engine_s_own_storage(precision: str) -> None:
     """Loading is writing into fragments: another engine then goes on exactly as the first."""
     first, second = engine_of(precision=precision), engine_of(precision=precision)

@@ -31,6 +31,7 @@ def written(path: Path, *lines: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_number_at_once_decides_nothing(assistant: Assistant, tmp_path: Path) -> None:
     conversations = read_conversations(written(tmp_path / "in", *LINES, ""), assistant)
     said: list[str] = []

@@ -44,6 +44,7 @@ def test_top_p_counts_after_top_k_and_temperature() -> None:
     assert set(drawn(Sampling(temperature=0.1, top_p=0.9), logits)) == {0}
 
 
+@pytest.mark.slow
 def test_shares_are_those_of_the_softmax() -> None:
     found = drawn(Sampling(temperature=2.0), times=20_000)
     expected = (LOGITS / 2).softmax(-1)

@@ -137,6 +137,7 @@ def test_a_killed_rank_has_a_shells_exit_code() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP])
+@pytest.mark.slow
 def test_stop_signals_reach_every_rank(number: signal.Signals, tmp_path: Path) -> None:
     launcher = start(0, script(OBEDIENT, tmp_path))
     wait_for(tmp_path / "ready0", tmp_path / "ready1")
@@ -395,6 +396,7 @@ def test_three_restarts_without_a_checkpoint_are_a_crash_loop(
     assert len(events(tmp_path, "exit")) == 4
 
 
+@pytest.mark.slow
 def test_progress_restores_the_attempts(tmp_path: Path) -> None:
     """Five lives that each commit a checkpoint, with one attempt; then two that do not."""
     code = (
@@ -423,6 +425,7 @@ sys.exit(1)
     assert lives(tmp_path) == 6
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_earlier_step_is_progress_too(tmp_path: Path) -> None:
     """A run that went back has set the later ones aside."""
     code = (

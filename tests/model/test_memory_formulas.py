@@ -24,6 +24,7 @@ SHAPES = {"as the main one": "null", "of its own": "{query_heads: 1, kv_heads: 1
 
 @pytest.mark.parametrize("inner", SHAPES)
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.slow
 def test_writing_twice_is_what_the_formulas_give(variant: str, inner: str) -> None:
     parts = (
         f"variant: {VARIANTS[variant]}, inner_attention: {SHAPES[inner]}, attention: {{query_heads: 4, kv_heads: 2}}"

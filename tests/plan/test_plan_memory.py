@@ -147,6 +147,7 @@ def dialogues(name: str) -> Setting:
 
 
 @pytest.mark.parametrize("name", DIALOGUES)
+@pytest.mark.slow
 def test_what_dialogues_store_is_what_autograd_keeps(name: str) -> None:
     """Within two percent, as above: turns stand there together."""
     own = dialogues(name)

@@ -82,6 +82,7 @@ def test_figures_are_numbers_or_nan() -> None:
     assert seconds_of("2026-03-01T12:00:00") == moment(0)
 
 
+@pytest.mark.slow
 def test_a_damaged_configuration_is_none(log: Log) -> None:
     for content in (b"\xff", b"a: [", b"- 1", b"&a {x: *a}", b"[" * 5000):
         (log.path / "config.resolved.yaml").write_bytes(content)

@@ -155,6 +155,7 @@ def test_a_step_is_a_function_of_weights_and_batch(kind: str) -> None:
 
 
 @EACH_STAGE
+@pytest.mark.slow
 def test_what_is_frozen_and_what_has_no_rate_stays(kind: str) -> None:
     engine = engine_of(config_of(kind, weight_decay=0.5))
     stage: Stage = engine.stage  # type: ignore[assignment]
@@ -170,6 +171,7 @@ def test_what_is_frozen_and_what_has_no_rate_stays(kind: str) -> None:
 
 
 @EACH_STAGE
+@pytest.mark.slow
 def test_a_group_with_the_rate_zero_stays_bit_for_bit(kind: str) -> None:
     engine = engine_of(config_of(kind, weight_decay=0.5))
     stage: Stage = engine.stage  # type: ignore[assignment]
@@ -357,6 +359,7 @@ def test_a_run_reports_its_terms_and_goes_on_after_a_stop(kind: str, tmp_path: P
 
 
 @EACH_STAGE
+@pytest.mark.slow
 def test_a_cluster_takes_it(kind: str, tmp_path: Path, shards: Path) -> None:
     """On two ranks or one; in a job that is submitted while the run it begins from is still trained, too."""
     engine = "parallel={engine: deepspeed, zero: 1, expert_parallel: 0}"

@@ -109,6 +109,7 @@ def _without_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("bias", ["global", "local"])
+@pytest.mark.slow
 def test_a_forward_pass_in_bfloat16_never_waits_for_the_device(bias: str) -> None:
     output, called = forward(torch.bfloat16, f"decoder.moe.bias={bias}")
     assert {tensor.device for tensor in output} == {GPU}

@@ -48,6 +48,7 @@ def alone(batch: TurnBatch, row: int) -> TurnBatch:
 
 @pytest.mark.parametrize("trained", [0, None])
 @pytest.mark.parametrize("scale", ["unit", "raw"])
+@pytest.mark.slow
 def test_a_dialogue_does_not_depend_on_its_neighbours(scale: str, trained: int | None) -> None:
     """Neither on how many turns they have nor on how long these are, with noise and without."""
     stage, batch = stage_of(label_scale=scale), dialogue_batch()
@@ -208,6 +209,7 @@ def test_the_change_counts_where_it_is_asked_for_and_more_with_the_turn() -> Non
     assert stage.weights()[:3].tolist() == [1, 0.5, 0]
 
 
+@pytest.mark.slow
 def test_memory_attention_learns_its_label() -> None:
     stage = stage_of()
     engine = PlainEngine(stage, stage.run, CPU)

@@ -137,6 +137,7 @@ def test_the_stage_is_its_formula_dialogue_by_dialogue(
 
 
 @KEPT_OR_NOT
+@pytest.mark.slow
 def test_a_dialogue_does_not_depend_on_its_neighbours(recompute: bool) -> None:
     """Neither on how many turns they have nor on how long these are."""
     stage, batch = stage_of(recompute_turns=recompute), system_batch()
@@ -381,6 +382,7 @@ def test_loss_and_accuracy_are_told_by_part_of_the_answer(recompute: bool, train
 
 
 @KEPT_OR_NOT
+@pytest.mark.slow
 def test_the_gate_of_each_layer_is_told_of_what_is_written(recompute: bool) -> None:
     model = model_config("memory_attention.gate={kind: static}")
     stage = stage_of(model=model, recompute_turns=recompute)
@@ -418,6 +420,7 @@ def test_recalled_is_what_is_right_in_all_its_tokens() -> None:
     assert output.sums_J[term(stage, "turn-6")] == losses_P[rows.turn_P == 5].sum()
 
 
+@pytest.mark.slow
 def test_hits_are_those_of_the_decoder() -> None:
     stage = stage_of(recompute_turns=False)
     batch = dialogue_batch()

@@ -193,6 +193,7 @@ def test_a_second_launch_writes_nothing_into_a_run_that_lives(tiny: TinyRun, mon
 
 
 @pytest.mark.parametrize("moment", ["save", "ready"])
+@pytest.mark.slow
 def test_a_life_that_was_replaced_ends_and_touches_nothing(
     tiny: TinyRun, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:

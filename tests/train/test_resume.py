@@ -90,6 +90,7 @@ def same(mine: dict[str, Tensor], other: dict[str, Tensor], *parts: str) -> bool
     return all(torch.equal(mine[name], other[name]) for name in names)
 
 
+@pytest.mark.slow
 def test_a_new_run_begins_with_the_weights_of_its_seed(first: TinyRun) -> None:
     config = load_run(first.file)
     stage, _, beginning = begun(config)
@@ -130,6 +131,7 @@ def test_a_run_that_resumes_looks_for_its_origin_in_its_own_checkpoint(first: Ti
     assert choose_beginning(config, saved, ALONE) == Beginning()
 
 
+@pytest.mark.slow
 def test_the_origin_is_in_environment_and_in_every_checkpoint_of_every_life(first: TinyRun, tmp_path: Path) -> None:
     """Also once the origin itself is gone."""
     origin_run = tmp_path / "origin"

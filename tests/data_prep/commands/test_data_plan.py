@@ -53,6 +53,7 @@ def test_assumptions_can_be_given(file: Path) -> None:
         assert "LANGUAGE=BYTES" in str(error)
 
 
+@pytest.mark.slow
 def test_a_trial_takes_the_place_of_assumptions(file: Path, tmp_path: Path) -> None:
     texts = "".join(
         json.dumps({"text": f"The {n} bears and that which they have.", "lang": "en"}) + "\n" for n in range(500)

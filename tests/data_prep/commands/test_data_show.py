@@ -71,6 +71,7 @@ def test_it_is_the_row_that_training_reads(dataset: Path, run_file: Path) -> Non
     assert sources == {"en", "pl"}
 
 
+@pytest.mark.slow
 def test_a_step_of_a_run_begins_where_training_begins_it(dataset: Path, run_file: Path) -> None:
     config = load_run(run_file)
     position = 0

@@ -18,6 +18,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_figures_and_pictures(dataset: Path, tmp_path: Path) -> None:
     value = as_json("stats", dataset, "--plots", tmp_path / "figures")
     assert value["scanned"]["whole"]
@@ -44,6 +45,7 @@ def test_a_large_dataset_is_sampled_and_that_is_said(dataset: Path, monkeypatch:
     assert as_json("stats", dataset, "--whole")["scanned"]["whole"]
 
 
+@pytest.mark.slow
 def test_epochs_of_a_mixture_that_training_would_refuse(dataset: Path, tmp_path: Path) -> None:
     file = tmp_path / "data.yaml"
     file.write_text(f"path: {dataset}\nmixture: [{{tokens: 2000000, weights: {{en: 3, pl: 1}}}}]\n")

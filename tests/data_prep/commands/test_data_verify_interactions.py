@@ -75,6 +75,7 @@ def test_a_sound_one_is_sound(dataset: Path) -> None:
     assert "earlier version" not in told.stdout
 
 
+@pytest.mark.slow
 def test_one_flipped_bit_in_any_file_is_found(dataset: Path) -> None:
     names = _files(dataset)
     for name in names:
