@@ -26,7 +26,7 @@ class Claim:
     """A run that this life holds.
 
     checkpoint: with which it begins, as far as is known; None: with first weights. Later ones are set aside once it
-    was read. position: where training stands then.
+    was read, or if a person has named it, when the life begins. position: where training stands then.
     """
 
     config: RunConfig

@@ -108,6 +108,15 @@ def saved(tmp_path: Path) -> CheckpointStore:
     return store
 
 
+def test_what_was_loaded_is_known_when_pruning(saved: CheckpointStore) -> None:
+    """Damage of after the load is noticed, though sizes are as they were."""
+    (engine, frozen), life = engine_of(), CheckpointStore(saved.directory, 3)
+    assert load_verified(engine, frozen, life, saved.read(2), 1) == []
+    assert list(life.reasons()) == [1, 2]
+    flip_a_bit(saved.folder(2) / rank_file(0), -3)
+    assert list(life.reasons()) == [1]
+
+
 # In the length of the description, in a name, in the last moment, and in the routing state.
 @pytest.mark.parametrize(
     ("name", "at"), [(rank_file(0), 1), (rank_file(0), 12), (rank_file(0), -3), (ROUTING_FILE, 2), (ROUTING_FILE, -1)]

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import pty
-import re
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from scripted_ranks import LAUNCH, OBEDIENT, PATIENCE, ROOT, TAKING, events, launched, script, start, wait_for
 
 from launch import local
 from launch.local import Launch, launch
@@ -25,72 +25,6 @@ from launch.watching import Patience
 from rxt_dist.config.run import DeadlinesConfig
 from rxt_dist.errors import ExitCode
 from rxt_dist.lives import file_identity
-from rxt_dist.train.events import EventLog
-
-ROOT = Path(__file__).parents[2]
-
-# A rank that behaves like the trainer: it saves and leaves with 75 when asked to stop.
-OBEDIENT = """
-import os, pathlib, signal, sys, time
-folder, rank = pathlib.Path(sys.argv[1]), os.environ["RANK"]
-asked = []
-for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
-    signal.signal(number, lambda number, frame: asked.append(number))
-(folder / f"ready{rank}").touch()
-for _ in range(6000):
-    if asked:
-        (folder / f"asked{rank}").write_text(signal.Signals(asked[0]).name)
-        sys.exit(75)
-    time.sleep(0.01)
-"""
-LAUNCH = """
-import json, sys
-from pathlib import Path
-from launch.local import Launch, launch
-from launch.watching import Patience
-run = Path(sys.argv[2]) if sys.argv[2] else None
-sys.exit(launch(Launch(sys.argv[4:], 2, int(sys.argv[1]), run, patience=Patience(**json.loads(sys.argv[3])))))
-"""
-PATIENCE = {"grace": 0.5, "answer": 10.0, "suspended": 0.5, "back_off": 0.05}
-# Takes the run for its life as the trainer does, then does what the argument says.
-TAKING = """
-import json, os, pathlib, signal, sys, time
-run, rank = pathlib.Path(sys.argv[1]), int(os.environ["RANK"])
-attempt, life = int(os.environ["RXT_ATTEMPT"]), os.environ["RXT_LIFE"]
-def words(text):
-    pathlib.Path(os.environ["RXT_LAST_WORDS"]).write_text(text)
-if rank == 0:
-    (run / "logs").mkdir(parents=True, exist_ok=True)
-    (run / "life.json").write_text(json.dumps({"life": life}))
-    (run / "lives").open("a").write("x")
-"""
-
-
-def script(code: str, *arguments: object) -> list[str]:
-    return [sys.executable, "-S", "-c", code, *map(str, arguments)]
-
-
-def start(attempts: int, command: list[str], run: Path | None = None, **patience: float) -> subprocess.Popen[str]:
-    """The launcher as a process of its own, with two ranks."""
-    return subprocess.Popen(
-        [sys.executable, "-c", LAUNCH, str(attempts), str(run or ""), json.dumps(PATIENCE | patience), *command],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        # What was started in the background of a shell ignores Ctrl-C, and so would all that it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-
-
-def launched(command: list[str], ranks: int, attempts: int = 0, run: Path | None = None) -> int:
-    """The launcher in this process, with little patience."""
-    patience = Patience(grace=0.3, answer=1.0, suspended=0.3, back_off=0.01)
-    return launch(Launch(command, ranks, attempts, run, patience=patience))
-
-
-def wait_for(*paths: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not all(path.exists() for path in paths):
-        assert time.monotonic() < deadline, f"still waiting for {paths}"
-        time.sleep(0.01)
 
 
 def test_every_rank_gets_its_own_facts(tmp_path: Path) -> None:
@@ -268,98 +202,6 @@ def test_what_cannot_be_said_changes_no_exit_code() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # What it says
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def events(run: Path, kind: str) -> list[dict[str, object]]:
-    return [event for event in EventLog(run / "events.jsonl").read() if event["kind"] == kind]
-
-
-def test_a_killed_rank_is_said_once_with_its_last_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The other rank loses its connection, first or last: of that nothing is shown."""
-    code = (
-        TAKING
-        + """
-(run / "metrics.jsonl").write_text('{"step": 7}\\n')
-if rank == 1:
-    (run / "logs/rank-00001.log").write_text("".join(f"line {n}\\n" for n in range(100)))
-    os.kill(os.getpid(), 9)
-words("Traceback\\n" + 100 * "deep\\n" + "RuntimeError: Connection closed by peer")
-sys.exit(1)
-"""
-    )
-    (tmp_path / "logs").mkdir()
-    assert launched(script(code, tmp_path), 2, run=tmp_path) == 137
-    said = capfd.readouterr().err
-    assert said.count("rank 1 was killed by signal 9 (out of memory?)") == 1
-    assert "line 84" not in said
-    assert "line 85" in said
-    assert "line 99" in said
-    assert "deep" not in said
-    (event,) = events(tmp_path, "exit")
-    assert (event["code"], event["reason"], event["step"]) == (137, "rank 1 was killed by signal 9 (out of memory?)", 7)
-    assert event["life"] == json.loads((tmp_path / "life.json").read_text())["life"]
-    assert "rank 1 was killed by signal 9" in (tmp_path / "logs/launcher.log").read_text()
-
-
-def test_lives_that_die_before_they_begin_are_logged_once_one_has_begun(tmp_path: Path) -> None:
-    code = "import os, sys; os.environ['RXT_ATTEMPT'] > '0' and sys.exit(1)\n" + TAKING + "sys.exit(1)"
-    assert launched(script(code, tmp_path), 1, attempts=2, run=tmp_path) == 1
-    log = (tmp_path / "logs/launcher.log").read_text()
-    assert [f"restart {attempt}: 1 ranks" in log for attempt in range(3)] == [True] * 3
-    assert len(re.findall(r"life \w+ ended with exit code 1:", log)) == 3
-    assert len(events(tmp_path, "exit")) == 1, "of a life that the run knows nothing of it is told nothing"
-
-
-def test_an_exit_that_the_run_has_told_is_not_told_again(tmp_path: Path) -> None:
-    code = (
-        TAKING
-        + """
-if rank == 0:
-    (run / "events.jsonl").write_text(json.dumps({"kind": "exit", "code": 65, "life": life}) + "\\n")
-sys.exit(65)
-"""
-    )
-    assert launched(script(code, tmp_path), 2, run=tmp_path) == 65
-    assert len(events(tmp_path, "exit")) == 1
-
-
-def test_the_traceback_of_the_rank_that_failed_first_is_shown(
-    capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """Rank 0 meets the end of rank 1, and is the first whose process ends."""
-    code = """
-import os, pathlib, sys, time
-rank, folder = os.environ["RANK"], pathlib.Path(sys.argv[1])
-(folder / rank).touch()
-while not (folder / "1").exists():
-    time.sleep(0.01)
-time.sleep(0.1 * (rank == "1"))
-text = {"0": "RuntimeError: Connection closed by peer", "1": "ZeroDivisionError: my bug"}[rank]
-pathlib.Path(os.environ["RXT_LAST_WORDS"]).write_text("Traceback\\n" + text)
-os._exit(1)
-"""
-    assert launched(script(code, tmp_path), 2) == 1
-    said = capfd.readouterr().err
-    assert "rank 1 failed: ZeroDivisionError: my bug" in said
-    assert "closed by peer" not in said
-
-
-def test_an_error_of_all_ranks_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:
-    code = """
-import os, pathlib, sys
-pathlib.Path(os.environ["RXT_LAST_WORDS"]).write_text("error: Row 7 is damaged. Repair it.\\n")
-sys.exit(65)
-"""
-    assert launched(script(code), 3) == 65
-    assert capfd.readouterr().err == "error: Row 7 is damaged. Repair it.\n"
-
-
-def test_what_a_rank_prints_while_it_imports_is_shown_if_it_ends_there(capfd: pytest.CaptureFixture[str]) -> None:
-    code = "import os, sys; print('loading'); sys.exit('no such module' if os.environ['RANK'] == '1' else 0)"
-    assert launched(script(code), 2) == 1
-    out, err = capfd.readouterr()
-    assert out == "loading\n"
-    assert "rank 1 ended with exit code 1; the last lines:\n  loading\n  no such module" in err
 
 
 def test_a_refused_launch_leaves_no_trace(tmp_path: Path) -> None:

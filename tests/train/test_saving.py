@@ -126,6 +126,15 @@ def test_a_save_is_told_when_it_is_committed(life: Life) -> None:
     assert (meta["probe"], meta["evaluation"], meta["suspect"]) == (None, None, False)
 
 
+def test_what_host_and_device_waited_for_a_copy_is_stall(life: Life, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving.BackgroundSaves, "before_update", lambda _: life.pass_time(0.5))
+    monkeypatch.setattr(saving.BackgroundSaves, "device_wait", lambda _: 2.0)
+    life.saver.save(at(1), wait=False)
+    life.saver.before_update()
+    life.saver.settle()
+    assert life.events[0][1]["stall_s"] == 2.5
+
+
 def test_a_step_is_saved_once(life: Life) -> None:
     for wait in (False, True, False):
         life.saver.save(at(1), wait=wait)
