@@ -3,12 +3,13 @@
 import gc
 import os
 from collections.abc import Generator
-from functools import cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import pytest
 import typer.main
 import typer.testing
+import yaml
 
 # Tensors of tests are tiny: more threads gain nothing, and on busy cores they wait for each other (100 times slower).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,7 +20,10 @@ gc.disable()
 
 
 # All verbs of an application would be read anew, from their signatures, each time that a test calls one.
-typer.testing._get_command = cache(typer.main.get_command)
+typer.main.get_command = typer.testing._get_command = cache(typer.main.get_command)
+# The same few configurations are read thousands of times.
+yaml.compose = lru_cache(maxsize=200)(yaml.compose)
+yaml.safe_load = partial(yaml.load, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _written(file: int) -> None:

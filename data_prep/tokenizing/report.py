@@ -278,7 +278,7 @@ def _runs(codes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 def _round_trips(tokenizer: Tokenizer, texts: list[str]) -> Iterator[tuple[str | None, int]]:
     """For each text the text if it did not come back, else None, and its number of tokens."""
-    encoded = [item.ids for item in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    encoded = [item.ids for item in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     decoded = tokenizer.decode_batch(encoded, skip_special_tokens=False)
     for text, ids, back in zip(texts, encoded, decoded, strict=True):
         yield None if text == back else text, len(ids)

@@ -27,6 +27,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -223,8 +224,9 @@ def environment() -> dict[str, Any]:
     }
 
 
+@cache
 def _packages() -> dict[str, str]:
-    """Versions of everything that is installed, by name.
+    """Versions of everything that is installed when this process first asks, by name.
 
     Of two of one name the first on the path is imported. Each description is parsed once, which `.name` does not.
     """

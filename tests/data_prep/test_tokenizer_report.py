@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+import data_prep.tokenizing.report as report_module
 from data_prep.corpora import Document
 from data_prep.synthetic import story
 from data_prep.tokenizing.report import (
@@ -75,9 +76,9 @@ def test_a_large_group_is_not_encoded_at_once(trained: Tokenizer) -> None:
     sizes = []
 
     class Watched:
-        def encode_batch(self, texts: list[str], **options: Any) -> Any:
+        def encode_batch_fast(self, texts: list[str], **options: Any) -> Any:
             sizes.append(len(texts))
-            return trained.encode_batch(texts, **options)
+            return trained.encode_batch_fast(texts, **options)
 
         def decode_batch(self, ids: list[list[int]], **options: Any) -> Any:
             return trained.decode_batch(ids, **options)
@@ -182,8 +183,11 @@ def test_a_good_tokenizer_is_copied(saved: Path, tmp_path: Path) -> None:
 
 
 def _failed(content: dict[str, Any], path: Path) -> dict[str, str]:
+    """What fails; of Unicode the first planes alone are tried, as all of it takes a quarter of a second."""
     path.write_text(json.dumps(content))
-    return {check.name: check.problem for check in examine(path, TEXTS) if check.problem is not None}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report_module, "code_points", lambda plane: code_points(plane)[:2000] if plane < 2 else ())
+        return {check.name: check.problem for check in examine(path, TEXTS) if check.problem is not None}
 
 
 def _without_special(content: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,7 +11,6 @@ from typing import Any
 
 import deepspeed
 import extended  # noqa: F401  (stages that only tests have)
-import functorch.compile  # noqa: F401  (DeepSpeed and AdamW import these two late: once here, before ranks are forked)
 import torch
 import torch._dynamo
 from harness import RankContext
@@ -19,6 +19,7 @@ from torch import Tensor
 
 import rxt_dist.engine.deepspeed as engine_module
 from rxt_dist.config.run import RunConfig
+from rxt_dist.config.stages import STAGES
 from rxt_dist.engine.build import build_engine
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.interface import Engine, StepResult
@@ -26,6 +27,24 @@ from rxt_dist.engine.routing import routed_blocks
 from rxt_dist.model.fused import compile_chains
 from rxt_dist.model.moe import RoutedExperts
 from rxt_dist.stages.base import MicroBatch, Stage
+
+# Imported late, by what a run asks for: once here, before ranks are forked.
+for _late in (
+    "functorch.compile",
+    "deepspeed.comm.mori",
+    "deepspeed.module_inject.auto_ep",
+    "deepspeed.moe.ep_kernels",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.utils.pin_memory",
+    "rxt_dist.engine.plain",
+    "rxt_dist.engine.replicated",
+    "torch._subclasses.schema_check_mode",
+    "torch.profiler._cupti_monitor",
+    "torch.utils.serialization.config",
+    *(entry.code.split(":")[0] for entry in STAGES.values()),
+):
+    importlib.import_module(_late)
 
 LR = 1e-2
 # Large enough that a gradient of rounding noise does not become a whole Adam step.

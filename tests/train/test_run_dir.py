@@ -182,6 +182,7 @@ def test_of_two_versions_of_a_package_the_one_that_is_imported_is_told(
         described.mkdir(parents=True)
         (described / "METADATA").write_text(f"Metadata-Version: 2.1\nName: twice\nVersion: {version}\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path / "1"), *sys.path, str(tmp_path / "2")])
+    monkeypatch.setattr(module, "_packages", module._packages.__wrapped__)
     assert environment()["packages"]["twice"] == "1"
 
 
