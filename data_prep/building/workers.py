@@ -249,17 +249,31 @@ class _Pool:
             worker = self._idle.pop()
             worker.unit = unit
         else:
-            ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=_work, args=(self._pass, theirs), daemon=True)
-            process.start()
-            theirs.close()  # so that the end of the process is the end of the pipe
-            worker = _Worker(process, ours, unit)
+            worker = _Worker(*self._start(), unit)
         self._workers.append(worker)
         self._progress.passed(unit, 0, 0)
         try:
             worker.connection.send(unit)
         except BrokenPipeError:
             self._lost(worker)
+
+    def _start(self) -> tuple[BaseProcess, Connection]:
+        """A new worker and our end of its pipe. A server that was killed counts as running while it ends, and answers
+        nobody."""
+        ends = time.monotonic() + _END_SECONDS
+        while True:
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=_work, args=(self._pass, theirs), daemon=True)
+            try:
+                process.start()
+                return process, ours
+            except (ConnectionError, EOFError):
+                ours.close()
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(_RETRY_SECONDS)
+            finally:
+                theirs.close()  # so that the end of the process is the end of the pipe
 
     def _hear(self, worker: _Worker, held: list[Unit]) -> None:
         try:

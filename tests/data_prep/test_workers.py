@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver, popen_forkserver
 from pathlib import Path
 
 import psutil
@@ -71,6 +72,27 @@ def test_a_worker_killed_for_memory_is_explained(job: WriteName, name: str) -> N
     with pytest.raises(MemoryLimitError, match=rf"killed while .* unit {name}, most likely for lack of memory.*fewer"):
         _run(job, [name, "a"], 2)
     assert _run(job, ["b", "c"], 2)[0] == 0, "another server takes its place"
+
+
+def test_a_server_that_is_still_ending_is_waited_for(job: WriteName, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts as running, and answers nobody."""
+    connect, refused = forkserver.connect_to_new_process, iter([ConnectionRefusedError(), EOFError()])
+
+    def busy(files: list[int]) -> tuple[int, int]:
+        if (error := next(refused, None)) is not None:
+            raise error
+        return connect(files)
+
+    monkeypatch.setattr(popen_forkserver.forkserver, "connect_to_new_process", busy)
+    assert _run(job, ["a", "b"], 2)[0] == 0
+    monkeypatch.setattr(workers, "_END_SECONDS", 0.3)
+    monkeypatch.setattr(popen_forkserver.forkserver, "connect_to_new_process", _refuse)
+    with pytest.raises(ConnectionRefusedError):
+        _run(job, ["c", "d"], 2)
+
+
+def _refuse(files: list[int]) -> None:
+    raise ConnectionRefusedError
 
 
 def test_workers_do_not_look_for_modules_in_the_current_folder(job: WriteName) -> None:
