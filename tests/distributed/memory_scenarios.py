@@ -77,8 +77,8 @@ def _whole(config: RunConfig) -> tuple[Stage, Engine, FrozenWeights]:
     return stage, build_engine(stage, config, CPU), frozen
 
 
-def memory(context: RankContext, topology: dict[str, Any], experts: int) -> dict[str, Any]:
-    """Bytes that this rank takes at most in set-up and two steps, and a save besides; what was planned."""
+def memory(context: RankContext, topology: dict[str, Any], experts: int, saved: bool) -> dict[str, Any]:
+    """Bytes that this rank takes at most in set-up and two steps, and where it is `saved` besides; what was planned."""
     keep_freed_memory()
     torch.distributed.init_process_group("gloo")
     parallel = ", ".join(f"{key}: {value}" for key, value in topology.items())
@@ -103,7 +103,8 @@ def memory(context: RankContext, topology: dict[str, Any], experts: int) -> dict
     peaks.append(_resident("VmHWM"))
     _reset_peak()
     resting = _resident("VmRSS")
-    save_state(engine, frozen, CheckpointStore(context.folder / "checkpoints", 2), STEPS, {})
+    if saved:
+        save_state(engine, frozen, CheckpointStore(context.folder / "checkpoints", 2), STEPS, {})
     largest = max(tensor.numel() for part in engine.fragments(owned=True) for tensor in part.tensors.values())
     return {
         "set-up": peaks[0],

@@ -77,10 +77,12 @@ def test_memory_of_a_rank_is_as_planned(zero: int, expert_parallel: int, count: 
     In one run of ten the C library leaves more gaps between its blocks (up to 1.15): one of three runs must keep to it.
     """
     topology = {"engine": "deepspeed", "zero": zero, "expert_parallel": expert_parallel}
+    # A gigabyte: with the two engines that hold their state differently.
+    saved = (expert_parallel, count) == (1, 2)
     # With experts spread 1.07 to 1.105 (docs/scale.md).
     most = 1.12 if expert_parallel > 1 else 1.1
     for _ in range(3):
-        of_ranks = ranks.run(memory_scenarios.memory, count, topology=topology, experts=EXPERTS)
+        of_ranks = ranks.run(memory_scenarios.memory, count, topology=topology, experts=EXPERTS, saved=saved)
         if all(found["steps"] <= most * found["planned"] for found in of_ranks):
             break
     for found in of_ranks:
@@ -88,5 +90,5 @@ def test_memory_of_a_rank_is_as_planned(zero: int, expert_parallel: int, count: 
         assert found["set-up"] <= found["steps"], found
         assert found["copied masters"] == 0
         assert found["gathered ahead"] == []
-        # Four threads write, each a block at a time.
-        assert found["save"] <= found["largest"] + (48 << 20), found
+        if saved:  # Four threads write, each a block at a time.
+            assert found["save"] <= found["largest"] + (48 << 20), found
