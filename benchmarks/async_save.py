@@ -4,8 +4,8 @@
 
 A state of that size is saved while training waits, and in the background while steps of matrix products go on; then it
 is verified and loaded with nothing of it in the system's cache. Every figure stands beside one of the same process: the
-synchronous save, steps without a save, and the disk's own sequential rates for as many bytes. The copy is made beside
-the first step, whose end waits for it as an update does.
+synchronous save, steps without a save, steps beside a plain write of as many bytes by one thread, and the disk's own
+sequential rates. The copy is made beside the first step, whose end waits for it as an update does.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -105,6 +106,7 @@ def one_round(
     waited = seconds(lambda: save_state(engine, frozen, store, 2 * number, {}))
     saving = time.process_time() - saving
     figures = behind(saves, 2 * number + 1)
+    plain = beside_a_plain_write(folder / "plain", int(size * 1e9)) / figures["step without a save, s"]
     checkpoint = store.read(2 * number + 1)
     files = [checkpoint.path / file.name for file in checkpoint.files]
     read_uncached(files)  # Once more than is measured: memory that a virtual machine has not used for long is slow.
@@ -121,6 +123,7 @@ def one_round(
         "synchronous save, s": waited,
         "synchronous save, processor seconds a GB": saving / size,
         **figures,
+        "step beside a plain write, slowest / median without": plain,
         "stall / synchronous save": figures["stall, s"] / waited,
         "verify and load, GB/s": size / loaded,
         "verify and load, processor seconds a GB": loading / size,
@@ -149,6 +152,16 @@ def behind(saves: BackgroundSaves, number: int) -> dict[str, float]:
         "step beside a save, median / without": statistics.median(busy) / usual,
         "step beside a save, slowest / median without": max(busy) / usual,
     }
+
+
+def beside_a_plain_write(path: Path, size: int) -> float:
+    """Seconds of the slowest step while a thread writes as many bytes and does nothing else."""
+    writing = threading.Thread(target=disk_writes, args=(path, size), daemon=True)
+    writing.start()
+    busy = [seconds(step)]
+    while writing.is_alive():
+        busy.append(seconds(step))
+    return max(busy)
 
 
 def step() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
 
@@ -24,16 +26,24 @@ def worker_context() -> ForkServerContext | SpawnContext:
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    before = os.environ.get(_SAFE_PATH)
-    # The server is begun by a line of code, and Python then looks for modules in the current folder first.
-    os.environ[_SAFE_PATH] = "1"
     try:
-        forkserver.ensure_running()
+        with safe_path():
+            forkserver.ensure_running()
     except OSError:
         return multiprocessing.get_context("spawn")
+    return context
+
+
+@contextmanager
+def safe_path() -> Iterator[None]:
+    """A server that begins in this block does not look for modules in the current folder, as Python does first where it
+    is begun by a line of code."""
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"
+    try:
+        yield
     finally:
         if before is None:
             del os.environ[_SAFE_PATH]
         else:
             os.environ[_SAFE_PATH] = before
-    return context

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from data_prep.building.folder import KEPT, lock_path, remove_leftovers
 from data_prep.building.memory import free_memory, resident_bytes, return_large_blocks
-from data_prep.building.processes import worker_context
+from data_prep.building.processes import safe_path, worker_context
 from data_prep.units import Unit
 from rxt_dist.errors import DataError, MemoryLimitError, UserError
 from rxt_dist.files import access_errors
@@ -265,7 +265,8 @@ class _Pool:
             ours, theirs = self._context.Pipe()
             process = self._context.Process(target=_work, args=(self._pass, theirs), daemon=True)
             try:
-                process.start()
+                with safe_path():  # Another server may take the place of one that was killed.
+                    process.start()
                 return process, ours
             except (ConnectionError, EOFError):
                 ours.close()

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -75,16 +76,19 @@ def test_a_worker_killed_for_memory_is_explained(job: WriteName, name: str) -> N
 
 
 def test_a_server_that_is_still_ending_is_waited_for(job: WriteName, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It counts as running, and answers nobody."""
+    """It counts as running, and answers nobody; the one that takes its place is as safe."""
     connect, refused = forkserver.connect_to_new_process, iter([ConnectionRefusedError(), EOFError()])
 
     def busy(files: list[int]) -> tuple[int, int]:
         if (error := next(refused, None)) is not None:
+            server = forkserver._forkserver._forkserver_pid
+            os.kill(server, signal.SIGKILL)
+            os.waitid(os.P_PID, server, os.WEXITED | os.WNOWAIT)
             raise error
         return connect(files)
 
     monkeypatch.setattr(popen_forkserver.forkserver, "connect_to_new_process", busy)
-    assert _run(job, ["a", "b"], 2)[0] == 0
+    assert _run(job, ["safe1", "safe2"], 2)[0] == 0
     monkeypatch.setattr(workers, "_END_SECONDS", 0.3)
     monkeypatch.setattr(popen_forkserver.forkserver, "connect_to_new_process", _refuse)
     with pytest.raises(ConnectionRefusedError):
