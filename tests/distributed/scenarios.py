@@ -6,7 +6,7 @@ import gc
 import importlib
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import deepspeed
@@ -28,7 +28,7 @@ from rxt_dist.model.fused import compile_chains
 from rxt_dist.model.moe import RoutedExperts
 from rxt_dist.stages.base import MicroBatch, Stage
 
-# Imported late, by what a run asks for: once here, before ranks are forked.
+# Imported late, by what a run asks for: once here, before ranks are forked. Not every version of torch has all of them.
 for _late in (
     "functorch.compile",
     "deepspeed.comm.mori",
@@ -44,7 +44,8 @@ for _late in (
     "torch.utils.serialization.config",
     *(entry.code.split(":")[0] for entry in STAGES.values()),
 ):
-    importlib.import_module(_late)
+    with suppress(ModuleNotFoundError):
+        importlib.import_module(_late)
 
 LR = 1e-2
 # Large enough that a gradient of rounding noise does not become a whole Adam step.
