@@ -2,6 +2,7 @@
 
 import gc
 import os
+import time
 from collections.abc import Generator
 from functools import cache, lru_cache, partial
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests of these folders share a process that is warm, and wait in between: a queue each, beside all others.
 _QUEUES = ("tests/distributed/", "tests/faults/")
+_LONG_SECONDS = 0.3
 # All that the tests import stays; looking for garbage meanwhile takes a fifth of the time.
 gc.disable()
 
@@ -71,8 +73,10 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, bool, bool]:
+    started = time.monotonic()
     done = yield
-    if nextitem is None or nextitem.path != item.path:
+    # A test that takes long has imported something, and engines that others make look for garbage.
+    if nextitem is None or nextitem.path != item.path or time.monotonic() - started > _LONG_SECONDS:
         _keep_what_is_there()
     return done
 

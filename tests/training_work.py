@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from tiny import make_stage
-from torch.profiler import ProfilerActivity, profile
+from torch._C._profiler import ProfilerActivity, ProfilerConfig, ProfilerState, RecordScope, _ExperimentalConfig
+from torch.autograd import _disable_profiler, _enable_profiler, _prepare_profiler
 
 from rxt_dist.data.dialogue_source import TurnBatch
 from rxt_dist.data.interactions import ANSWER_ID, QUERY_ID
@@ -61,10 +62,20 @@ def peak_of_a_step(setting: Setting) -> int:
     # Moments are there from the first step on; a list of views makes them.
     list(engine.fragments(owned=True))
     micro = [stage.prepare(batch_of(setting, 1), 0)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-            engine.train_step(micro, dict.fromkeys(stage.rates(0), 1e-3))
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
-    used = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
-    return int(used.max())
+    recorded = _allocations(lambda: engine.train_step(micro, dict.fromkeys(stage.rates(0), 1e-3)))
+    return int(np.cumsum(recorded).max())
+
+
+def _allocations(action: Callable[[], object]) -> list[int]:
+    """Bytes of every allocation (positive) and release (negative) of torch while `action` runs, in their order.
+
+    What torch.profiler does with `profile_memory`, but without its records of every operation, which take longer than
+    the step.
+    """
+    activities = {ProfilerActivity.CPU}
+    wanted = ProfilerConfig(ProfilerState.KINETO, False, True, False, False, False, _ExperimentalConfig())
+    _prepare_profiler(wanted, activities)
+    _enable_profiler(wanted, activities, {RecordScope.USER_SCOPE})
+    action()
+    events = [event for event in _disable_profiler().events() if event.name() == "[memory]"]
+    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]

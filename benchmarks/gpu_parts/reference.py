@@ -13,7 +13,7 @@ from typing import Any
 from gpu_parts.context import Context
 from gpu_parts.device import fitting
 from gpu_parts.steps import DEPTHS, built, measure
-from gpu_parts.work import BETA, CONFIGS, TINY, configuration, row_tokens
+from gpu_parts.work import BETA, CONFIGS, configuration, row_tokens
 
 SCRIPT = Path(__file__).resolve().parents[1] / "reference_training_step.py"
 _STEPS = 3
@@ -85,7 +85,7 @@ def _theirs(context: Context, layers: int, vectorized: bool) -> dict[str, Any] |
         "--precision=bfloat16",
         f"--device={device.device.type}",
         *(["--vectorized"] if vectorized else []),
-        *([f"--set={change}" for change in TINY] if device.dry else [f"--set=layers={layers}"]),
+        *([f"--set={change}" for change in BETA.tiny] if device.dry else [f"--set=layers={layers}"]),
     ]
     path = os.pathsep.join([SITE, os.environ.get("PYTHONPATH", "")])
     limit = max(1.0, min(_SECONDS, context.seconds_left))

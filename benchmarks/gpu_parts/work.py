@@ -37,6 +37,7 @@ TINY = (
     "decoder.moe.experts=8",
     "decoder.moe.active=2",
     "decoder.moe.hidden=32",
+    "decoder.dense_hidden=96",
     "encoder.attention.query_heads=4",
     "encoder.attention.kv_heads=4",
     "encoder.hidden=96",
@@ -46,14 +47,15 @@ TINY_TOKENS = 128
 
 @dataclass(frozen=True)
 class Shape:
-    """A model file and how its rows are packed."""
+    """A model file and how its rows are packed; what a dry run makes of it."""
 
     name: str
     model: str
     tokens: int
+    tiny: tuple[str, ...] = TINY
 
 
-BETA = Shape("RxT-Beta", "rxt-beta.yaml", 8192)
+BETA = Shape("RxT-Beta", "rxt-beta.yaml", 8192, (*TINY, "decoder.moe.shared_hidden=48"))
 MICRO = Shape("RxT-Beta-Micro", "rxt-beta-micro.yaml", 1024)
 NANO = Shape("RxT-Alpha-Nano", "rxt-alpha-nano.yaml", 256)
 
@@ -65,7 +67,7 @@ def row_tokens(shape: Shape, device: Device) -> int:
 
 def configuration(shape: Shape, device: Device, *changes: str, layers: int | None = None) -> RunConfig:
     """A run of joint pre-training in bfloat16; `changes` as on the command line."""
-    model = [f"model={CONFIGS / 'model' / shape.model}", *(f"model.{change}" for change in TINY if device.dry)]
+    model = [f"model={CONFIGS / 'model' / shape.model}", *(f"model.{change}" for change in shape.tiny if device.dry)]
     if layers is not None and not device.dry:
         model.append(f"model.layers={layers}")
     train = f"{{total_tokens: 1e12, global_batch_tokens: {row_tokens(shape, device)}, precision: bfloat16}}"
