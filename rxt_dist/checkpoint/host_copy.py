@@ -6,7 +6,6 @@ follows them waits for what is not copied by then.
 
 from __future__ import annotations
 
-import mmap
 import threading
 from contextlib import suppress
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rxt_dist.checkpoint.daemons import map_on_daemons, processors
+from rxt_dist.checkpoint.large_pages import large_pages
 from rxt_dist.checkpoint.writing import Share
 from rxt_dist.engine.interface import Fragment
 
@@ -144,15 +144,4 @@ class HostCopy:
             with suppress(RuntimeError):
                 self._buffer = torch.empty(elements, pin_memory=True)
                 return
-        self._buffer = _new_memory(elements)
-
-
-def _new_memory(elements: int) -> Tensor:
-    """float32 [elements] without values, in large pages where the system has some: at the first copy each page is
-    brought in when it is touched, and small ones take longer than what is copied into them."""
-    if not elements:
-        return torch.empty(0)
-    memory = mmap.mmap(-1, 4 * elements, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError, AttributeError):  # A matter of Linux, and of how it is set up.
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.float32)
+        self._buffer = torch.from_numpy(large_pages(4 * elements).view(np.float32))

@@ -7,14 +7,17 @@ that a rank holds, and makes files that only their owner can read.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from blake3 import blake3
 from torch import Tensor
+
+from rxt_dist.checkpoint.uncached import UncachedFile
 
 # Elements that are brought to the host, written and hashed at once (2 MB: they stay in the cache of a processor).
 _BLOCK_ELEMENTS = 1 << 19
@@ -54,20 +57,21 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
 def write_blocks(path: Path, described: Mapping[str, Described], blocks: Iterable[Tensor]) -> str:
     """Write what `described` says, of which `blocks` are the elements, one after another. See `write_tensors`."""
     header = _header(described)
-    digest = blake3(header)
+    size = len(header) + sum(tensor.bytes for tensor in described.values())
+    digest = blake3()
     # Never over a file that is there: a rank of a life that was cut off may wake in its save of the same step.
-    with open(path, "xb") as file:
-        file.write(header)
-        for block in blocks:
-            content = block.cpu().view(torch.uint8).numpy().data
+    with UncachedFile(path, size) as file:
+        for content in chain([np.frombuffer(header, np.uint8)], map(_bytes_of, blocks)):
             file.write(content)
-            digest.update(content)
-        file.flush()
-        os.fsync(file.fileno())
-        size = file.tell()
-    if size != len(header) + sum(tensor.bytes for tensor in described.values()):
-        raise ValueError(f"{path} has {size} bytes, not those of the tensors that it describes")
+            digest.update(content.data)
+    if file.written != size:
+        raise ValueError(f"{path} got {file.written} bytes, not the {size} of the tensors that it describes")
     return str(digest.hexdigest())
+
+
+def _bytes_of(block: Tensor) -> np.ndarray:
+    content: np.ndarray = block.cpu().view(torch.uint8).numpy().reshape(-1)
+    return content
 
 
 def _header(described: Mapping[str, Described]) -> bytes:

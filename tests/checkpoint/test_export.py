@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from byte_tokenizer import byte_tokenizer
 from safetensors.torch import load_file
 from tiny import make_stage, run_config
 
-from rxt_dist.checkpoint import export, tensor_file
+from rxt_dist.checkpoint import export
 from rxt_dist.checkpoint.export import Wanted, export_run, verify_export
 from rxt_dist.checkpoint.frozen import FrozenWeights
 from rxt_dist.checkpoint.start import check_start, choose_origin, fill_from
@@ -140,7 +141,7 @@ def test_a_full_disk_leaves_nothing(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensor_file.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskError, match="Nothing was exported"):
         export_run(wanted(saved[0], tmp_path / "out", step=2), print)
     assert list(tmp_path.iterdir()) == []

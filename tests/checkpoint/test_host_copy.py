@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -164,23 +163,3 @@ def test_what_does_not_change_is_not_copied() -> None:
     assert copied.fragments[1] is given.fragments[1]
     assert same(copied, given)
     assert same(taken(HostCopy(CPU), given, 2), given)
-
-
-def test_the_memory_is_this_process_s_own_and_in_large_pages() -> None:
-    """Shared memory would let a forked process write into a checkpoint, and has small pages."""
-    elements = 1 << 22
-    memory = host_copy._new_memory(elements)
-    memory.fill_(1)
-    first = memory.data_ptr()
-    lines = Path("/proc/self/smaps").read_text().split("VmFlags:")
-    own = next(text for text in lines if _covers(text, first + 2 * elements))
-    flags = lines[lines.index(own) + 1].splitlines()[0].split()
-    assert "sh" not in flags
-    pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    assert "hg" in flags or not pages.exists()
-
-
-def _covers(text: str, address: int) -> bool:
-    head = next(line for line in text.splitlines() if "-" in line.split()[0] and not line.split()[0].endswith(":"))
-    begin, end = (int(part, 16) for part in head.split()[0].split("-"))
-    return begin <= address < end
