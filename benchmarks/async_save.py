@@ -106,7 +106,6 @@ def one_round(
     waited = seconds(lambda: save_state(engine, frozen, store, 2 * number, {}))
     saving = time.process_time() - saving
     figures = behind(saves, 2 * number + 1)
-    plain = beside_a_plain_write(folder / "plain", int(size * 1e9)) / figures["step without a save, s"]
     checkpoint = store.read(2 * number + 1)
     files = [checkpoint.path / file.name for file in checkpoint.files]
     read_uncached(files)  # Once more than is measured: memory that a virtual machine has not used for long is slow.
@@ -115,6 +114,8 @@ def one_round(
     loading = time.process_time()
     loaded = seconds(lambda: load_verified(engine, frozen, store, checkpoint, 1))
     loading = time.process_time() - loading
+    # Last, since what a virtual machine does with the memory of so large a file is met by whatever reads after it.
+    plain = beside_a_plain_write(folder / "plain", int(size * 1e9)) / figures["step without a save, s"]
     return {
         "state, GB": size,
         "disk writes, GB/s": written,
