@@ -76,6 +76,9 @@ def _allocations(action: Callable[[], object]) -> list[int]:
     wanted = ProfilerConfig(ProfilerState.KINETO, False, True, False, False, False, _ExperimentalConfig())
     _prepare_profiler(wanted, activities)
     _enable_profiler(wanted, activities, {RecordScope.USER_SCOPE})
-    action()
-    events = [event for event in _disable_profiler().events() if event.name() == "[memory]"]
+    try:
+        action()
+    finally:
+        recorded = _disable_profiler().events()
+    events = [event for event in recorded if event.name() == "[memory]"]
     return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]

@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LEARNING_RATE = 1e-4
 # Lengths of documents: log-normal with a median of 500 tokens (in short rows a quarter), cut at the end of a row.
 _MEDIAN, _LOG_SPREAD = 500, 1.1
-# What a dry run makes of the shapes: the same parts and ratios.
+# What a dry run makes of the shapes: the same parts.
 TINY = (
     "vocab_size=512",
     "dim=64",

@@ -1,11 +1,12 @@
 """New files that do not pass through the system's cache of files.
 
-Nobody reads a checkpoint soon after it was written. In the cache it takes the place of the data that training reads,
-and bringing it there takes more of a processor than all else of a save.
+Hardly anybody reads a checkpoint soon after it was written. In the cache it takes the place of the data that training
+reads, and bringing it there takes time of the processors.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from contextlib import suppress
@@ -19,6 +20,8 @@ from rxt_dist.checkpoint.large_pages import large_pages
 
 # Written at once. A disk is handed whole pages of memory, for whole blocks of its own: both are parts of this.
 _BLOCK_BYTES = 1 << 22
+# What file systems say that have no such call.
+_UNKNOWN_CALL = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL)
 
 
 class UncachedFile:
@@ -41,8 +44,7 @@ class UncachedFile:
         self._uncached = False
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            # Where each block makes the file longer, its length is written down with each.
-            os.ftruncate(self._file, size)
+            self._set_length(size)
             with suppress(OSError):  # It wants its cache to be used.
                 self._avoid_cache(True)
         except BaseException:
@@ -85,9 +87,19 @@ class UncachedFile:
                     raise
                 self._avoid_cache(False)
                 continue
+            if not count:
+                raise OSError(errno.EIO, f"The system takes none of {len(left)} bytes")
             left = left[count:]
             self.written += count
         self._filled = 0
+
+    def _set_length(self, size: int) -> None:
+        """Where each block makes the file longer, its length is written down with each."""
+        try:
+            os.ftruncate(self._file, size)
+        except OSError as error:
+            if error.errno not in _UNKNOWN_CALL:
+                raise
 
     def _avoid_cache(self, avoid: bool) -> None:
         """Write past the cache from here on, or through it."""

@@ -94,8 +94,17 @@ def test_a_file_system_that_wants_its_cache_used_gets_the_same_file(
 
 
 def test_one_that_says_so_late_gets_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uncached.os, "write", refusing(os.write, errno.EINVAL, is_direct))
+    asked: list[bool] = []
+
+    def refused(file: int, content: Any) -> bool:
+        asked.append(is_direct(file, content))
+        return asked[-1]
+
+    monkeypatch.setattr(uncached.os, "write", refusing(os.write, errno.EINVAL, refused))
     assert written(tmp_path / "file", content(3 * BLOCK + 5)).written == 3 * BLOCK + 5
+    if not any(asked):
+        pytest.skip("this file system wants its cache used at once")
+    assert asked == [True] + [False] * 4, "it is asked once"
     assert (tmp_path / "file").read_bytes() == content(3 * BLOCK + 5).tobytes()
 
 
@@ -123,6 +132,21 @@ def test_a_file_whose_length_is_refused_is_closed(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
         UncachedFile(tmp_path / "file", 1)
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("code", uncached._UNKNOWN_CALL)
+def test_a_file_system_that_sets_no_lengths_gets_the_same_file(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uncached.os, "ftruncate", refusing(os.ftruncate, code, lambda *_: True))
+    written(tmp_path / "file", content(3 * BLOCK + 5))
+    assert (tmp_path / "file").read_bytes() == content(3 * BLOCK + 5).tobytes()
+
+
+def test_a_system_that_takes_nothing_is_not_asked_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uncached.os, "write", lambda *_: 0)
+    with pytest.raises(OSError, match="takes none of 5 bytes"):
+        written(tmp_path / "file", content(5))
 
 
 def test_all_of_it_is_durable_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
