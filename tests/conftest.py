@@ -75,12 +75,8 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, bool, bool]:
     started = time.monotonic()
     done = yield
-    if nextitem is None or nextitem.path != item.path:
-        # What a fixture of the file had when a long test ended may be garbage now.
-        gc.unfreeze()
-        _keep_what_is_there()
-    elif time.monotonic() - started > _LONG_SECONDS:
-        # It has imported something, and the engines that others make look for garbage.
+    # A test that takes long has imported something, and engines that others make look for garbage.
+    if nextitem is None or nextitem.path != item.path or time.monotonic() - started > _LONG_SECONDS:
         _keep_what_is_there()
     return done
 
