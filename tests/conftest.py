@@ -16,6 +16,7 @@ import yaml
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests of these folders share a process that is warm, and wait in between: a queue each, beside all others.
 _QUEUES = ("tests/distributed/", "tests/faults/")
+# A test that takes longer has mostly imported something.
 _LONG_SECONDS = 0.3
 # All that the tests import stays; looking for garbage meanwhile takes a fifth of the time.
 gc.disable()
