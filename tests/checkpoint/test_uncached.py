@@ -169,3 +169,16 @@ def test_nothing_is_written_over_a_file_that_is_there(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         UncachedFile(tmp_path / "file", 1)
     assert (tmp_path / "file").read_text() == "another's"
+
+
+def test_an_error_of_whoever_writes_is_the_one_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was begun is not made durable, which might fail as well."""
+    monkeypatch.setattr(uncached.os, "fsync", refusing(os.fsync, errno.EIO, lambda *_: True))
+
+    def fail() -> None:
+        with UncachedFile(tmp_path / "file", 5) as file:
+            file.write(content(5))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
