@@ -84,6 +84,7 @@ ENGINE_FACTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             "self.persistent_parameters",
         ),
     ),
+    ("deepspeed.runtime.zero.partitioned_param_coordinator", "PartitionedParameterCoordinator", ("is_external_param",)),
     ("deepspeed.utils.tensor_fragment", "tensor_fragment", ("hp_fragment_address", "lp_fragment_address")),
     ("deepspeed.runtime.bf16_optimizer", "BF16_Optimizer", ("self.fp32_groups_flat_partition", "def update_lp_params")),
     ("deepspeed.utils.groups", "_get_expert_parallel_rank", ()),

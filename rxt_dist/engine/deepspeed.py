@@ -126,6 +126,8 @@ class DeepSpeedEngine:
             )
         if config.parallel.zero == 3 and device.type == "cpu":
             self._gather_nothing_ahead()
+        if config.parallel.zero == 3:
+            self._keep_small_weights()
         # float32 and bfloat16 runs alike skip an update whose gradients are not finite, on all ranks.
         if config.parallel.zero < 3:
             self.zero.check_grad_overflow = True
@@ -154,6 +156,13 @@ class DeepSpeedEngine:
         each module gathers at least one parameter ahead: of experts that are one to two layers."""
         coordinator = self.zero.parameter_offload.get_param_coordinator()
         coordinator._PartitionedParameterCoordinator__prefetch_bucket_sz = 0
+
+    def _keep_small_weights(self) -> None:
+        """ZeRO-3 keeps small weights whole only in passes whose order it knows, and learns that order anew whenever a
+        pass is not the last one: dialogues of more turns, an evaluation, a part that is freed. Until then every module
+        would gather its own again. What DeepSpeed takes for another module's weight it lets go at no module."""
+        for parameter in self.zero.persistent_parameters:
+            parameter.is_external_param = True
 
     def train_step(
         self, micros: Sequence[MicroBatch], rates: Mapping[str, float], before_update: Callable[[], None] = at_once

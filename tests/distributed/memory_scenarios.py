@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from deepspeed.runtime.zero import partition_parameters
 from harness import RankContext
 from scenarios import LR, canonical, objects_of, rank_share, release, whole
 from tiny import ROWS, make_stage, run_config
@@ -141,6 +142,28 @@ def averages(context: RankContext, shapes: list[list[int]], elements: int) -> di
         for part, gradient in zip(parts, gradients, strict=True)
     )
     return {"parts": [part.clone() for part in parts], "every": every, "sent": sent, "in place": own}
+
+
+def gathered(context: RankContext, steps: int) -> dict[str, Any]:
+    """How many weights a rank of ZeRO-3 gathers in each step of dialogues of unequal length and in an evaluation, and
+    how many it keeps whole."""
+    torch.distributed.init_process_group("gloo")
+    config = run_config(micro_batch_rows=ROWS // context.world_size, stage="smat", zero=3, expert_parallel=1)
+    stage = make_stage(config)
+    engine: Any = build_engine(stage, config, CPU)
+    gather, numbers = partition_parameters._dist_allgather_fn, [0]
+
+    def counted(*arguments: Any) -> Any:
+        numbers[-1] += 1
+        return gather(*arguments)
+
+    partition_parameters._dist_allgather_fn = counted
+    for step in range(steps):
+        micros = rank_share(context, stage, config.train.micro_batch_rows, step)
+        engine.train_step(micros, dict.fromkeys(stage.rates(0), LR))
+        engine.evaluate(micros)
+        numbers.append(0)
+    return {"gathered": numbers[:steps], "kept": len(engine.zero.persistent_parameters)}
 
 
 def _watch_gathering(stage: Stage, ahead: list[str]) -> None:

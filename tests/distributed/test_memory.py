@@ -69,6 +69,13 @@ def test_gradients_are_averaged_in_portions(ranks: Ranks) -> None:
         assert found["sent"] == [4] * 12 + [2] * 3
 
 
+def test_small_weights_are_gathered_once_whatever_the_order_of_passes(ranks: Ranks) -> None:
+    for found in ranks.run(memory_scenarios.gathered, 2, steps=3):
+        first, *others = found["gathered"]
+        assert 0 < first <= found["kept"]
+        assert others == [0, 0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("zero", "expert_parallel", "count"), [(3, 1, 1), (1, 1, 2), (3, 1, 2), (3, 2, 2)])
 def test_memory_of_a_rank_is_as_planned(zero: int, expert_parallel: int, count: int, ranks: Ranks) -> None:
