@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rxt_dist.engine.compiler import find_compiler
+from rxt_dist.lasting import lasting_imports
 
 PINNED = ("torch", "deepspeed", "megatron-core")
 MINIMUM_PYTHON = (3, 11)
@@ -116,7 +117,7 @@ def examine(directory: Path = Path()) -> list[Check]:
     if importlib.util.find_spec("torch"):
         checks += [_accelerator(), _attempt("grouped matrix product", _grouped_mm), _attempt("gloo loopback", _gloo)]
     # DeepSpeed logs to stdout, which is for the findings, and megatron-core warns of extras that nothing here uses.
-    with redirect_stdout(sys.stderr), warnings.catch_warnings(), _without(_NO_GPU):
+    with lasting_imports(), redirect_stdout(sys.stderr), warnings.catch_warnings(), _without(_NO_GPU):
         warnings.simplefilter("ignore")
         return checks + [_engine_fact(*fact) for fact in ENGINE_FACTS]
 
