@@ -14,9 +14,6 @@ import yaml
 
 # Tensors of tests are tiny: more threads gain nothing, and on busy cores they wait for each other (100 times slower).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Where ranks share a core, a thread of gloo that wakes up interrupts the one that holds its lock, and asks for it again
-# and again. In this class it waits for its turn: a tenth of the ranks' processor time.
-os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 # Tests of these folders share a process that is warm, and wait in between: a queue each, beside all others.
 _QUEUES = ("tests/distributed/", "tests/faults/")
 # A test that takes longer has mostly imported something.
