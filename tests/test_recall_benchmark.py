@@ -62,10 +62,11 @@ def test_the_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     # Training catches signals, which the main thread alone may.
     monkeypatch.setattr(recall, "ThreadPoolExecutor", lambda jobs: nullcontext(SimpleNamespace(map=map)))
     # A model that has learnt nothing does not end its answers: few conversations, and short rows.
-    monkeypatch.setattr(recall, "DISTANCES", (1, 8))
+    monkeypatch.setattr(recall, "DISTANCES", (1, 4))
+    monkeypatch.setattr(figures, "_TURNS_OF", arms.source(4))
     for module in (recall, arms):
         monkeypatch.setattr(module, "ROW", 40)
-    command = ["recall.py", str(tmp_path / "out"), "--seeds", "1", "--steps", "4", "--held-out", "2"]
+    command = ["recall.py", str(tmp_path / "out"), "--seeds", "1", "--steps", "2", "--held-out", "2"]
     monkeypatch.setattr(sys, "argv", command + ["--arms", "depth-1", "history"])
     recall.main()
     page = (tmp_path / "out/recall.md").read_text()
@@ -74,8 +75,8 @@ def test_the_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert [result["arm"] for result in results] == ["depth-1", "history"]
     for result in results:
-        assert list(figures.recalls([result], "true")) == [1, 8]
-        assert len(figures.perplexities([result], "true")) >= 9
+        assert list(figures.recalls([result], "true")) == [1, 4]
+        assert len(figures.perplexities([result], "true")) >= 5
     sizes = [result["parameters"] for result in results]
     assert max(sizes) < 1.005 * min(sizes)
     calls = (tmp_path / "out/cpu.jsonl").read_text()

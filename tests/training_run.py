@@ -71,10 +71,11 @@ class TinyRun:
     def content(self) -> dict[str, Any]:
         """The run as a mapping; one plain process unless overridden."""
         model = yaml.safe_load(MODEL.read_text())
-        model |= {"vocab_size": 600, "dim": 32, "layers": 2, "seq_len": SEQ_LEN, "stm_slots": 8}
+        model |= {"vocab_size": 600, "dim": 32, "layers": 1, "seq_len": SEQ_LEN, "stm_slots": 8}
         model["decoder"] |= {"dense_hidden": 32}
         model["decoder"]["moe"] |= {"experts": 8, "hidden": 16, "shared_hidden": 16}
         model["encoder"] |= {"hidden": 32}
+        model["memory_attention"] |= {"groups": 1}
         return {
             "name": "tiny",
             "output": str(self.folder / "runs"),

@@ -93,7 +93,7 @@ def test_what_a_model_recalls(tmp_path: Path) -> None:
     invoke("data", "recall", talks, "--variety", "small", "--distances", "1,2", "--held-out-distances", "",
            "--facts", "1", "--fillers", "0", "--count", "4", "--held-out-count", "3", "--languages", "en")  # fmt: skip
     invoke("data", "interactions", talks, "--kind", "dialogues", "--tokenizer", tmp_path / "tokenizer.json",
-           "--seq-len", "64", "--out", tmp_path / "data")  # fmt: skip
+           "--seq-len", "48", "--out", tmp_path / "data")  # fmt: skip
     figures = json.loads(invoke("evaluate", run, tmp_path / "data", "--recall", "--show", "1", "--json"))
     asked = {(one["source"], one["distance"]) for one in figures["recall"] if one["asked"]}
     assert {("recall-d1-values-en", 1), ("recall-d2-values-en", 2)} <= asked

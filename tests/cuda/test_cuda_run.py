@@ -56,4 +56,5 @@ def test_a_run(engine: str, shards: Path, tmp_path: Path) -> None:
     assert any(name.startswith("eval/") for line in run.lines() for name in line)
     assert DRY or run.events("profile")
     assert len(run.events("save")) >= 2
-    assert "finished" in rxt_dist("train", str(run.file), *changes)
+    # Another process, for seconds, of what the CPU does in many other tests.
+    assert DRY or "finished" in rxt_dist("train", str(run.file), *changes)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from deepspeed.runtime.zero import partition_parameters
 from harness import RankContext
-from scenarios import LR, canonical, objects_of, rank_share, release, whole
+from scenarios import LR, canonical, config_of, objects_of, rank_share, release, whole
 from tiny import ROWS, make_stage, run_config
 
 from rxt_dist.checkpoint.frozen import FrozenWeights
@@ -49,7 +49,7 @@ def first_weights(context: RankContext, topologies: list[dict[str, Any]]) -> lis
     torch.distributed.init_process_group("gloo")
     results = []
     for topology in topologies:
-        config = run_config(micro_batch_rows=ROWS // context.world_size, **topology)
+        config = config_of(context, **topology)
         model = make_stage(config).model
         shapes = {name: list(value.shape) for name, value in model.named_parameters()}
         frozen = {name: value.detach() for name, value in model.named_parameters() if not _trained(config, name)}

@@ -152,12 +152,13 @@ def _dividing_all() -> Iterator[None]:
         engine_module.engine_config = made
 
 
-def config_of(context: RankContext, accumulation: int = 1, local_biases: bool = False, **changes: Any) -> RunConfig:
-    """The tiny run on these ranks. With local_biases every expert, routed or shared, has biases of its own; for the
-    other changes see `run_config`. Joint training, which most is tried with, has one stateful layer."""
-    smaller = () if "stage" in changes else ("layers=1", "memory_attention.groups=1")
+def config_of(
+    context: RankContext, accumulation: int = 1, layers: int = 1, local_biases: bool = False, **changes: Any
+) -> RunConfig:
+    """The tiny run on these ranks, with so many stateful layers between its others. With local_biases every expert,
+    routed or shared, has biases of its own; for the other changes see `run_config`."""
     biases = ("decoder.moe.bias=local", "decoder.moe.shared_bias=local") if local_biases else ()
-    changes["model"] = model_config(*smaller, *biases)
+    changes["model"] = model_config(f"layers={layers}", f"memory_attention.groups={layers}", *biases)
     return run_config(micro_batch_rows=ROWS // context.world_size // accumulation, **changes)
 
 

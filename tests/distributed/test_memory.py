@@ -13,7 +13,7 @@ pytestmark = pytest.mark.distributed
 
 TOPOLOGIES = (
     {"zero": 3, "expert_parallel": 1},
-    {"zero": 3, "expert_parallel": 2},
+    {"zero": 3, "expert_parallel": 2, "layers": 2},
     {"zero": 3, "expert_parallel": 2, "precision": "bfloat16"},
     {"zero": 3, "expert_parallel": 2, "stage": "frozen-experts"},
     {"zero": 3, "expert_parallel": 1, "stage": "encoder"},

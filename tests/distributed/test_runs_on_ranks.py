@@ -34,8 +34,8 @@ def made(folder: Path, shards: Path, steps: int) -> TinyRun:
 
 def test_a_run_moves_from_ranks_to_ranks(tmp_path: Path, shards: Path, ranks: Ranks) -> None:
     """4 -> 2 -> 1 -> 4 ranks, with another ZeRO stage and another spread of experts each time."""
-    lives = [(4, topology(3, 2), 3), (2, topology(1, 2), 6), (1, PLAIN, 9), (4, topology(2, 4), 0)]
-    steps = 12
+    lives = [(4, topology(3, 2), 1), (2, topology(1, 2), 3), (1, PLAIN, 5), (4, topology(2, 4), 0)]
+    steps = 8
     moved, still = made(tmp_path / "moved", shards, steps), made(tmp_path / "still", shards, steps)
     for world, overrides, stop_at in lives:
         arguments = {"folder": str(moved.folder), "overrides": overrides, "stop_at": stop_at}

@@ -33,7 +33,8 @@ PRECISE += [(kind, "bfloat16") for kind in ("memory", "frozen-experts")]
 # Two groups of parameters then have different rates for the first steps.
 SETTINGS: dict[str, dict[str, Any]] = {
     "lm": {"embedding_after": ROWS * TOKENS + 1},
-    "smat": {"memory_after": ROWS * TOKENS, "encoder_after": 2 * ROWS * TOKENS, "recompute_turns": False},
+    # Two layers, so that what one writes into the memory comes back through the other.
+    "smat": {"layers": 2, "memory_after": ROWS * TOKENS, "encoder_after": 2 * ROWS * TOKENS, "recompute_turns": False},
 }
 # The last step is the first at which all parts of these are trained.
 STEPS = 3

@@ -24,7 +24,7 @@ STATE_TOLERANCE = 2e-5
 BF16_TOLERANCE = 2e-2
 
 # After a bad step there must be some more.
-STEPS, STEPS_AROUND_A_BAD_ONE = 2, 5
+STEPS, STEPS_AROUND_A_BAD_ONE = 2, 4
 
 VALID, TOP_K, MOE_LAYERS = packed_batch().real_tokens, 2, 2
 
@@ -85,13 +85,13 @@ BF16 = [
     topology(2, 3, 2, 2, True, variant="bfloat16"),
 ]
 POISONED = [
-    topology(2, 0, 2, 1, False, poison=(2, 1)),
-    topology(4, 1, 4, 1, False, poison=(2, 3)),
-    topology(2, 2, 2, 1, False, poison=(2, 0)),
-    topology(2, 3, 2, 1, False, poison=(2, 1)),
-    topology(2, 1, 2, 1, False, poison=(2, 1), variant="bfloat16"),
-    topology(2, 2, 1, 2, False, poison=(2, 0), variant="bfloat16"),
-    topology(2, 3, 1, 1, False, poison=(2, 1), variant="bfloat16"),
+    topology(2, 0, 2, 1, False, poison=(1, 1)),
+    topology(4, 1, 4, 1, False, poison=(1, 3)),
+    topology(2, 2, 2, 1, False, poison=(1, 0)),
+    topology(2, 3, 2, 1, False, poison=(1, 1)),
+    topology(2, 1, 2, 1, False, poison=(1, 1), variant="bfloat16"),
+    topology(2, 2, 1, 2, False, poison=(1, 0), variant="bfloat16"),
+    topology(2, 3, 1, 1, False, poison=(1, 1), variant="bfloat16"),
 ]
 ALL = FLOAT32 + VARIED + BF16 + POISONED
 
@@ -203,12 +203,12 @@ def test_a_tiny_clip_binds(results: Results) -> None:
 def test_one_rank_with_a_bad_gradient_stops_the_update_of_all(wanted: dict[str, Any], results: Results) -> None:
     actual, expected = results.of(wanted), results.oracle(wanted)
     steps = actual["steps"]
-    assert [step["applied"] for step in steps] == [True, True, False, True, True]
-    assert steps[2]["unchanged"]
-    assert "non-finite" in steps[2]["reason"]
+    assert [step["applied"] for step in steps] == [True, False, True, True]
+    assert steps[1]["unchanged"]
+    assert "non-finite" in steps[1]["reason"]
     assert actual["agreed"], "ranks disagree about what was applied"
     tolerance = BF16_TOLERANCE if wanted.get("variant") == "bfloat16" else TOLERANCE
-    for mine, plain in zip(steps[:3], expected["steps"], strict=False):
+    for mine, plain in zip(steps[:2], expected["steps"], strict=True):
         assert mine["losses"].tolist() == pytest.approx(plain["losses"].tolist(), rel=tolerance)
     assert all(torch.isfinite(tensor).all() for tensor in actual["state"].values())
     assert all(bool(torch.isfinite(step["losses"]).all()) for step in steps)
@@ -216,7 +216,7 @@ def test_one_rank_with_a_bad_gradient_stops_the_update_of_all(wanted: dict[str, 
 
 def test_training_goes_on_after_a_skipped_step_as_if_it_had_not_been(results: Results) -> None:
     """The same skipped step on all ZeRO stages leads to the same losses afterwards."""
-    after = [results.of(wanted)["steps"][4]["losses"].tolist() for wanted in POISONED if "variant" not in wanted]
+    after = [results.of(wanted)["steps"][-1]["losses"].tolist() for wanted in POISONED if "variant" not in wanted]
     for losses in after[1:]:
         assert losses == pytest.approx(after[0], rel=TOLERANCE)
 

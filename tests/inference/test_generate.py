@@ -134,17 +134,14 @@ def test_control_tokens_that_an_answer_never_has_are_not_said() -> None:
     network = network_of()
     with torch.no_grad():
         network.lm_head.output.bias[:11] += 4.0
-    memory = initial_memory(network.config, 1)
-    said, free = set(), set()
-    for seed in range(20):
-        hot, raw = (Sampling(temperature=2.0, max_tokens=20, suppress=suppress) for suppress in (True, False))
-        for mode in (ANSWER_ID, THINK_ID):
-            asked, unbound = row((2, 5, 40), mode, hot, seed), row((2, 5, 40), mode, raw, seed)
-            run(network, memory, [asked, unbound])
-            answered = asked.said.index(ANSWER_ID) if ANSWER_ID in asked.said else len(asked.said)
-            assert not {ANSWER_ID, THINK_ID} & set(asked.said[answered + 1 :])
-            said |= set(asked.said)
-            free |= set(unbound.said)
+    hot, raw = (Sampling(temperature=2.0, max_tokens=20, suppress=suppress) for suppress in (True, False))
+    drawn = [(mode, seed) for mode in (ANSWER_ID, THINK_ID) for seed in range(20)]
+    bound, unbound = ([row((2, 5, 40), mode, kind, seed) for mode, seed in drawn] for kind in (hot, raw))
+    run(network, initial_memory(network.config, 2 * len(drawn)), [*bound, *unbound])
+    for asked in bound:
+        answered = asked.said.index(ANSWER_ID) if ANSWER_ID in asked.said else len(asked.said)
+        assert not {ANSWER_ID, THINK_ID} & set(asked.said[answered + 1 :])
+    said, free = ({number for asked in rows for number in asked.said} for rows in (bound, unbound))
     assert said & set(range(11)) == {3, 6, 7, 8}
     assert free >= {0, 1, 2, 4, 5, 9, 10}
 

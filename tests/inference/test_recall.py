@@ -35,7 +35,7 @@ TOLD = [
 ]
 GREEDY = Sampling(temperature=0)
 # An untrained model says all that a turn has room for.
-TURN = 32
+TURN = 24
 
 
 def dialogues(folder: Path, records: list[list[tuple[str, str, tuple[int, str] | None]]]) -> Path:
