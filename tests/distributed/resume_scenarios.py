@@ -18,7 +18,7 @@ from rxt_dist.engine.collectives import Collectives
 from rxt_dist.engine.interface import Engine, at_once
 from rxt_dist.model.init import initialise
 
-SAVED_AT = 3
+SAVED_AT = 2
 
 
 def save_and_go_on(context: RankContext, directory: str, topology: dict[str, Any], steps: int) -> dict[str, Any]:

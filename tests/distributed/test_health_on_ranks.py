@@ -43,7 +43,7 @@ def test_a_second_look_finds_the_layer_and_changes_nothing(ranks):
 def test_what_blew_up_is_named_and_an_engine_takes_an_earlier_state(ranks):
     for of_rank in ranks.run(health_scenarios.blow_up, 2, topologies=TOPOLOGIES):
         for result in of_rank:
-            assert result["skipped"] >= 3
+            assert result["skipped"] >= 2
             assert all(result["layers"])
             assert result["loaded"]
             assert result["equal"]
@@ -67,7 +67,7 @@ def test_a_flipped_bit_names_the_rank(ranks, world):
 @pytest.mark.parametrize(("zero", "expert_parallel"), [(1, 1), (3, 2)])
 def test_a_rate_that_is_too_high_ends_with_advice_and_a_lower_one_goes_on(ranks, tmp_path, zero, expert_parallel):
     """Nothing is committed, and under ZeRO-3 nothing crashes."""
-    tiny = TinyRun(tmp_path, build_shards(tmp_path), steps=8)
+    tiny = TinyRun(tmp_path, build_shards(tmp_path), steps=6)
     topology = [f"parallel={{engine: deepspeed, zero: {zero}, expert_parallel: {expert_parallel}}}"]
     options = [*topology, SHARED_BY_TWO, "train.max_skipped_steps=3", "checkpoint.every_tokens=512"]
     ended = ranks.run(health_scenarios.train_a_run, 2, file=str(tiny.file), overrides=[*options, "optimizer.lr=1e6"])
@@ -77,4 +77,4 @@ def test_a_rate_that_is_too_high_ends_with_advice_and_a_lower_one_goes_on(ranks,
     assert [skip["layer"] is not None for skip in tiny.events("skip")] == [True] * 3
     ended = ranks.run(health_scenarios.train_a_run, 2, file=str(tiny.file), overrides=options)
     assert ended == ["DONE", "DONE"]
-    assert len(tiny.curve()) == 8
+    assert len(tiny.curve()) == 6
