@@ -86,6 +86,12 @@ ENGINE_FACTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ),
     ),
     ("deepspeed.runtime.zero.partitioned_param_coordinator", "PartitionedParameterCoordinator", ("is_external_param",)),
+    (
+        "deepspeed.runtime.zero.parameter_offload",
+        "DeepSpeedZeRoOffload",
+        ("apply_to_tensors_only(module.pre_bwd_fn.apply,", "apply_to_tensors_only(module.post_bwd_fn.apply,"),
+    ),
+    ("deepspeed.utils.nvtx", "instrument_w_nvtx", ("if enable_nvtx",)),
     ("deepspeed.utils.tensor_fragment", "tensor_fragment", ("hp_fragment_address", "lp_fragment_address")),
     ("deepspeed.runtime.bf16_optimizer", "BF16_Optimizer", ("self.fp32_groups_flat_partition", "def update_lp_params")),
     ("deepspeed.utils.groups", "_get_expert_parallel_rank", ()),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from deepspeed.runtime.zero import partition_parameters
+from deepspeed.utils import nvtx
 from harness import RankContext
 from scenarios import LR, canonical, config_of, objects_of, rank_share, release, whole
 from tiny import ROWS, make_stage, run_config
@@ -146,7 +147,8 @@ def averages(context: RankContext, shapes: list[list[int]], elements: int) -> di
 
 def gathered(context: RankContext, steps: int) -> dict[str, Any]:
     """How many weights a rank of ZeRO-3 gathers in each step of dialogues of unequal length and in an evaluation, and
-    how many it keeps whole."""
+    how many it keeps whole; what functions torch asks for their signatures meanwhile, and calls marked for a profiler.
+    """
     torch.distributed.init_process_group("gloo")
     config = run_config(micro_batch_rows=ROWS // context.world_size, stage="smat", zero=3, expert_parallel=1)
     stage = make_stage(config)
@@ -157,13 +159,26 @@ def gathered(context: RankContext, steps: int) -> dict[str, Any]:
         numbers[-1] += 1
         return gather(*arguments)
 
+    asked: set[str] = set()
+    signature, marked = torch.autograd.function.inspect.signature, [0]
+
+    def noted(function: Any) -> Any:
+        asked.add(function.__qualname__)
+        return signature(function)
+
+    def mark(*_: Any) -> None:
+        marked[0] += 1
+
     partition_parameters._dist_allgather_fn = counted
+    torch.autograd.function.inspect.signature = noted  # type: ignore[assignment]
+    nvtx._range_push = nvtx._range_pop = mark
     for step in range(steps):
         micros = rank_share(context, stage, config.train.micro_batch_rows, step)
         engine.train_step(micros, dict.fromkeys(stage.rates(0), LR))
         engine.evaluate(micros)
         numbers.append(0)
-    return {"gathered": numbers[:steps], "kept": len(engine.zero.persistent_parameters)}
+    kept = len(engine.zero.persistent_parameters)
+    return {"gathered": numbers[:steps], "kept": kept, "asked": sorted(asked), "marked": marked[0]}
 
 
 def _watch_gathering(stage: Stage, ahead: list[str]) -> None:

@@ -70,10 +70,13 @@ def test_gradients_are_averaged_in_portions(ranks: Ranks) -> None:
 
 
 def test_small_weights_are_gathered_once_whatever_the_order_of_passes(ranks: Ranks) -> None:
+    """And what ZeRO-3 calls around each module is called without ado."""
     for found in ranks.run(memory_scenarios.gathered, 2, steps=3):
         first, *others = found["gathered"]
         assert 0 < first <= found["kept"]
         assert others == [0, 0]
+        assert not [name for name in found["asked"] if "_register_deepspeed_module" in name]
+        assert found["marked"] == 0
 
 
 @pytest.mark.slow
