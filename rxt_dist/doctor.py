@@ -89,7 +89,12 @@ ENGINE_FACTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "deepspeed.runtime.zero.parameter_offload",
         "DeepSpeedZeRoOffload",
-        ("apply_to_tensors_only(module.pre_bwd_fn.apply,", "apply_to_tensors_only(module.post_bwd_fn.apply,"),
+        (
+            '"pre_bwd_fn" not in module.__dict__',
+            '"post_bwd_fn" not in module.__dict__',
+            "apply_to_tensors_only(module.pre_bwd_fn.apply,",
+            "apply_to_tensors_only(module.post_bwd_fn.apply,",
+        ),
     ),
     ("deepspeed.utils.nvtx", "instrument_w_nvtx", ("if enable_nvtx",)),
     ("deepspeed.utils.tensor_fragment", "tensor_fragment", ("hp_fragment_address", "lp_fragment_address")),

@@ -63,6 +63,7 @@ def test_the_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(recall, "ThreadPoolExecutor", lambda jobs: nullcontext(SimpleNamespace(map=map)))
     # A model that has learnt nothing does not end its answers: few conversations, and short rows.
     monkeypatch.setattr(recall, "DISTANCES", (1, 4))
+    assert arms.source(arms.TRAINED[-1]) == figures._TURNS_OF
     monkeypatch.setattr(figures, "_TURNS_OF", arms.source(4))
     for module in (recall, arms):
         monkeypatch.setattr(module, "ROW", 40)

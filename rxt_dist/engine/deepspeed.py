@@ -62,7 +62,7 @@ _CPU_BUCKET_ELEMENTS = 1 << 22
 # on CPU it then builds a shared-memory collective that only its inference uses (35 s, and a start without g++ fails).
 # Training needs none of them.
 deepspeed.ops.__compatible_ops__ = {}
-# It marks each call of its small functions for a profiler that is not there: a twentieth of ZeRO-3's time on the host.
+# Many small functions mark each of their calls for Nsight: 4 % of the host's time in a tiny step of ZeRO-3.
 nvtx.enable_nvtx = False
 
 
@@ -169,8 +169,8 @@ class DeepSpeedEngine:
             parameter.is_external_param = True
 
     def _call_functions_directly(self) -> None:
-        """ZeRO-3 puts two functions of autograd around every module. In each call torch looks up the signature of such
-        a function, for arguments that were left out, but these take one tensor. A tenth of a step on the host."""
+        """ZeRO-3 puts two functions of autograd around every module. In each call `Function.apply` looks up their
+        signature, for arguments that were left out, but they take one tensor: 8 % of the host's time in a tiny step."""
         for module in self.wrapper.modules():
             for name in ("pre_bwd_fn", "post_bwd_fn"):
                 function = vars(module)[name]

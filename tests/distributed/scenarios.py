@@ -155,10 +155,11 @@ def _dividing_all() -> Iterator[None]:
 def config_of(
     context: RankContext, accumulation: int = 1, layers: int = 1, local_biases: bool = False, **changes: Any
 ) -> RunConfig:
-    """The tiny run on these ranks, with so many stateful layers between its others. With local_biases every expert,
-    routed or shared, has biases of its own; for the other changes see `run_config`."""
+    """The tiny run on these ranks, with so many stateful layers between its others, whose memories are written
+    with the mean of all. With local_biases every expert, routed or shared, has biases of its own; for the other changes
+    see `run_config`."""
     biases = ("decoder.moe.bias=local", "decoder.moe.shared_bias=local") if local_biases else ()
-    changes["model"] = model_config(f"layers={layers}", f"memory_attention.groups={layers}", *biases)
+    changes["model"] = model_config(f"layers={layers}", "memory_attention.groups=1", *biases)
     return run_config(micro_batch_rows=ROWS // context.world_size // accumulation, **changes)
 
 

@@ -22,6 +22,8 @@ from rxt_dist.config.validate import settle_topology
 pytestmark = pytest.mark.distributed
 
 TOLERANCE, STATE_TOLERANCE = 1e-5, 2e-5
+# Gradients through several turns begin with more rounding, and Adam makes whole steps of the smallest, of biases at 0.
+TURNS_TOLERANCE = 1e-4
 OTHERS = [kind for kind in STAGES if kind != DEFAULT_STAGE]
 
 # Stages that read other rows and compute as another one does: on ranks they have nothing of their own.
@@ -33,13 +35,13 @@ PRECISE += [(kind, "bfloat16") for kind in ("memory", "frozen-experts")]
 # Two groups of parameters then have different rates for the first steps.
 SETTINGS: dict[str, dict[str, Any]] = {
     "lm": {"embedding_after": ROWS * TOKENS + 1},
-    # Two layers, so that what one writes into the memory comes back through the other.
+    # Two layers, each of whose memories reads that of the other.
     "smat": {"layers": 2, "memory_after": ROWS * TOKENS, "encoder_after": 2 * ROWS * TOKENS, "recompute_turns": False},
 }
 
 
 def steps_of(kind: str) -> int:
-    """The last one is the first at which all parts are trained."""
+    """The last one is the first at which all parts of a stage of SETTINGS are trained; of others all are at once."""
     return 3 if kind in SETTINGS else 2
 
 
@@ -83,7 +85,8 @@ def test_a_topology_changes_nothing(kind: str, ranks: Ranks) -> None:
         torch.testing.assert_close(actual["evaluated"], expected["evaluated"], rtol=TOLERANCE, atol=0)
         assert actual["state"].keys() == expected["state"].keys()
         off = {name: relative(actual["state"][name], tensor) for name, tensor in expected["state"].items()}
-        assert max(off.values()) <= STATE_TOLERANCE, (topology, max(off, key=off.__getitem__))
+        allowed = TURNS_TOLERANCE if kind == "smat" else STATE_TOLERANCE
+        assert max(off.values()) <= allowed, (topology, max(off, key=off.__getitem__))
         assert all(torch.equal(actual["frozen"][name], tensor) for name, tensor in expected["frozen"].items()), topology
 
 

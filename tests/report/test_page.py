@@ -148,11 +148,11 @@ def test_values_without_sense(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_long_run_takes_seconds(tmp_path: Path) -> None:
-    log = a_run(tmp_path / "long", lines=10_000)
+    log = a_run(tmp_path / "long", lines=30_000)
     began = time.monotonic()
     _, pictures = report(log.path)
     assert pictures == set(NAMES)
-    assert time.monotonic() - began < 20, "2 s on a quiet machine"
+    assert time.monotonic() - began < 30, "3 s on a quiet machine"
     assert (log.path / "report.html").stat().st_size < 4e6
 
 
