@@ -47,7 +47,7 @@ def look_again(context: RankContext, topologies: list[dict[str, Any]]) -> list[d
 
 
 def blow_up(context: RankContext, topologies: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A learning rate of a million: updates are skipped, each with the layer where it began, and nothing crashes; then
+    """A learning rate of 1e30: updates are skipped, each with the layer where it began, and nothing crashes; then
     the state of before is loaded into the living engine, and training goes on as it did."""
     results = []
     for number, topology in enumerate(topologies):
