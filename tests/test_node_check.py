@@ -62,6 +62,8 @@ def test_gpus_that_slurm_or_the_driver_does_not_show(tmp_path: Path, monkeypatch
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert list(problems_of_node(2, tmp_path)) == []
     monkeypatch.delenv("DS_ACCELERATOR")
+    # Not made up: a CUDA build of torch would look for its driver.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     (problem,) = problems_of_node(2, tmp_path)
     assert problem.startswith("the driver shows 1 GPUs, and 2 are needed")
