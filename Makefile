@@ -37,7 +37,7 @@ test: install
 	@$(MAKE) --no-print-directory --jobs=2 types tests
 
 tests: style
-	$(BIN)/python -m pytest --durations=15 --numprocesses=3 $(SHARED) -m "not slurm"
+	$(BIN)/python -m pytest --durations=25 --numprocesses=3 $(SHARED) -m "not slurm"
 
 # What a change should pass before it is looked at: within two minutes on two cores.
 quick: install
@@ -49,11 +49,11 @@ quick-tests: style
 # On a real SLURM of four nodes within this machine, which the tests bring up and take down. It needs root, for network
 # and process namespaces; where that or SLURM is missing, the tests say so and are skipped.
 test-slurm: install slurm
-	$(BIN)/python -m pytest -rs --durations=15 tests/slurm -m "not slow"
+	$(BIN)/python -m pytest -rs --durations=25 tests/slurm -m "not slow"
 
 # What takes minutes to come about: a real time limit, a cut cable, chains of jobs.
 test-slurm-slow: install slurm
-	$(BIN)/python -m pytest -rs --durations=15 tests/slurm -m slow
+	$(BIN)/python -m pytest -rs --durations=25 tests/slurm -m slow
 
 slurm:
 	@command -v slurmctld >/dev/null || tests/slurm/install.sh

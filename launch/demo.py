@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-CHAIN = "configs/chain/demo.yaml"
+from rxt_dist.config.chain import Chain, load_chain
+
+CHAIN = Path("configs/chain/demo.yaml")
 FOLDER = Path(".demo")
-RUNS = [Path("runs") / name for name in ("demo-chain", "demo-joint", "demo-sft", "demo-memory", "demo-smat")]
-FIRST, LAST = RUNS[1], RUNS[-1]
 EXPORT = FOLDER / "export"
 # Held-out values, and those that training saw in other dialogues.
 SHOWN = ("recall-d4-en", "recall-d4-pl")
@@ -30,15 +30,16 @@ _POLL_SECONDS = 0.5
 def main() -> int:
     """Run the demo in the current directory; returns the exit code."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Two ranks on CPU, whatever the machine has.
-    started = time.monotonic()
-    for old in (FOLDER, *RUNS):
+    started, chain = time.monotonic(), load_chain(CHAIN)
+    runs = [run.directory for run in chain.runs.values()]
+    for old in (FOLDER, chain.directory, *runs):
         shutil.rmtree(old, ignore_errors=True)
-    code = _train_interrupted()
+    code = _train_interrupted(chain)
     if code:
         return code
-    _run("export", str(LAST), "--out", str(EXPORT))
+    _run("export", str(runs[-1]), "--out", str(EXPORT))
     _run("evaluate", str(EXPORT), str(FOLDER / "dialogues"), "--recall", "--rows", "64", "--show", "2", *_sources())
-    _report(time.monotonic() - started)
+    _report(runs, time.monotonic() - started)
     return 0
 
 
@@ -55,25 +56,19 @@ def _run(*arguments: str) -> None:
     subprocess.run(_command(*arguments), check=True)
 
 
-def _train_interrupted() -> int:
+def _train_interrupted(chain: Chain) -> int:
     """Train; when half of the first run is logged, send SIGTERM to a rank, and let all ranks be started again."""
-    process = subprocess.Popen(_command("pipeline", CHAIN, "--ranks", "2", "--resume-attempts", "1"))
-    stopped = False
+    process = subprocess.Popen(_command("pipeline", str(CHAIN), "--ranks", "2", "--resume-attempts", "1"))
+    first, stopped = next(iter(chain.runs.values())), False
     while process.poll() is None:
-        line = _last(FIRST / "metrics.jsonl")
-        if not stopped and line.get("tokens", 0) >= _total_tokens() / 2:
+        line = _last(first.directory / "metrics.jsonl")
+        if not stopped and line.get("tokens", 0) >= first.train.total_tokens / 2:
             print("\n>>> half way: SIGTERM to a rank; the run saves, stops and resumes by itself\n", flush=True)
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             os.kill(int(children[0]), signal.SIGTERM)
             stopped = True
         time.sleep(_POLL_SECONDS)
     return process.returncode
-
-
-def _total_tokens() -> int:
-    import yaml
-
-    return int(yaml.safe_load(Path("configs/run/demo-joint.yaml").read_text())["train"]["total_tokens"])
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -85,22 +80,22 @@ def _last(path: Path) -> dict[str, Any]:
     return lines[-1] if lines else {}
 
 
-def _report(seconds: float) -> None:
+def _report(runs: list[Path], seconds: float) -> None:
     """What happened, where it is, and what to do next."""
-    kinds = [event["kind"] for run in RUNS[1:] for event in _lines(run / "events.jsonl")]
-    steps = sum(_last(run / "metrics.jsonl")["step"] for run in RUNS[1:])
+    kinds = [event["kind"] for run in runs for event in _lines(run / "events.jsonl")]
+    steps = sum(_last(run / "metrics.jsonl")["step"] for run in runs)
     print(
         f"""
 The demo took {seconds:.0f} s: {steps:,} steps of four runs, {kinds.count("save")} checkpoints, \
 {kinds.count("stop")} stop, {kinds.count("resume")} resume.
 
-The runs are in {RUNS[0].parent}/demo-*/ (metrics.jsonl, events.jsonl, config.resolved.yaml, checkpoints/), the data and
+The runs are in {runs[0].parent}/demo-*/ (metrics.jsonl, events.jsonl, config.resolved.yaml, checkpoints/), the data and
 the exported model in {FOLDER}/.
 
 Try next:
   rxt-dist chat {EXPORT} --temperature 0
   rxt-dist report {CHAIN}
-  rxt-dist checkpoint list {LAST}
+  rxt-dist checkpoint list {runs[-1]}
   rxt-dist data show {FOLDER}/dialogues --source recall-d4-pl --row 0
   rxt-dist plan configs/run/rxt-beta.yaml
   rxt-dist data build my_texts/ --out shards/

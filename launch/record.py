@@ -5,15 +5,13 @@ A launch that is refused leaves nothing. So lines are held back until the run sa
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rxt_dist.errors import UserError
+from rxt_dist.finished import COMMITTED
 from rxt_dist.train.events import EventLog, now, parse_line, read_lines
-
-_COMMITTED = re.compile(r"step-\d{8,}")
 
 
 class Record:
@@ -93,6 +91,6 @@ class Record:
         """The committed checkpoints, each as name and inode: one of a step that was gone back from is another one."""
         try:
             paths = list((self.run / "checkpoints").iterdir()) if self.run else []
-            return frozenset((path.name, path.stat().st_ino) for path in paths if _COMMITTED.fullmatch(path.name))
+            return frozenset((path.name, path.stat().st_ino) for path in paths if COMMITTED.fullmatch(path.name))
         except OSError:
             return frozenset()

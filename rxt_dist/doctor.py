@@ -96,6 +96,7 @@ ENGINE_FACTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
             "apply_to_tensors_only(module.post_bwd_fn.apply,",
         ),
     ),
+    ("deepspeed.runtime.zero.parameter_offload", "ZeROOrderedDict", ("self._parent_module._parameters._in_forward",)),
     ("deepspeed.utils.nvtx", "instrument_w_nvtx", ("if enable_nvtx",)),
     ("deepspeed.utils.tensor_fragment", "tensor_fragment", ("hp_fragment_address", "lp_fragment_address")),
     ("deepspeed.runtime.bf16_optimizer", "BF16_Optimizer", ("self.fp32_groups_flat_partition", "def update_lp_params")),

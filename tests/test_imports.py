@@ -20,6 +20,7 @@ ORDER = (
     "lasting",
     "files",
     "locks",
+    "finished",
     "ranks",
     "lives",
     "config",
@@ -58,7 +59,6 @@ DATA_PREP_MAY = (
 # What its verbs may import besides: the order of a run and its steps, and arguments that all verbs share.
 DATA_VERBS_MAY = (
     "rxt_dist.commands.arguments",
-    "rxt_dist.data.dialogue_rows",
     "rxt_dist.data.dataset",
     "rxt_dist.data.dialogue_rows",
     "rxt_dist.data.masking",
@@ -70,6 +70,7 @@ LAUNCH_MAY = (
     "rxt_dist.config",
     "rxt_dist.errors",
     "rxt_dist.files",
+    "rxt_dist.finished",
     "rxt_dist.lives",
     "rxt_dist.locks",
     "rxt_dist.ranks",
@@ -261,6 +262,19 @@ def test_only_the_engine_imports_deepspeed() -> None:
 def test_only_engine_and_checkpoint_call_collectives() -> None:
     importers = [name_of(path) for path in sources("rxt_dist") if imports_of(path, "torch.distributed")]
     assert [name for name in importers if not name.startswith(COLLECTIVE_ROOMS)] == []
+
+
+def test_only_the_registry_names_a_stage() -> None:
+    """What others know of a stage is its contract. Kinds that are no words of the field too."""
+    kinds = {"joint", "sft", "decoder-sft", "smat"}
+    own = [ROOT / "rxt_dist/config/stages.py", *sources("rxt_dist/stages")]
+    found = {path: kinds & _texts(path) for path in sources("rxt_dist", "data_prep", "launch") if path not in own}
+    assert {name_of(path): named for path, named in found.items() if named} == {}
+    assert "joint" in _texts(own[0])
+
+
+def _texts(path: Path) -> set[object]:
+    return {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
 
 
 VERBS = [

@@ -54,7 +54,7 @@ def row_at(place: Place, run: RunConfig | None, mlm: bool, ids: bool, trace: boo
 def _masked(tokens: list[int], position: int | None, run: RunConfig | None) -> list[int]:
     if run is None:
         raise ConfigError("--mlm needs --run with a run file: the share of masked tokens is the run's.")
-    probability = getattr(run.stage, "mlm_probability", None)
+    probability = run.stage.masked_share()
     if probability is None:
         raise ConfigError(f"--mlm: stage '{run.stage.kind}' masks no tokens. Leave it out.")
     from rxt_dist.data.masking import masked_row

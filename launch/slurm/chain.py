@@ -12,7 +12,8 @@ from rxt_dist.config.chain import Chain, DataJob
 from rxt_dist.config.run import RunConfig
 from rxt_dist.errors import ConfigError, UserError
 from rxt_dist.files import access_errors
-from rxt_dist.train.chain_dir import ChainDirectory, is_finished
+from rxt_dist.finished import is_finished
+from rxt_dist.train.chain_dir import ChainDirectory
 
 # From a run and the directories that have to be finished first to what is submitted.
 MakeWish = Callable[[RunConfig, list[Path]], Wish]
@@ -32,7 +33,7 @@ class ChainWish:
         """(link, run, directories that it waits for) of what is not finished, in order: each for the one before."""
         found: list[tuple[str, RunConfig, list[Path]]] = []
         for name, run in self.chain.runs.items():
-            if not is_finished(run):
+            if not is_finished(run.directory):
                 found.append((name, run, [before.directory.absolute() for _, before, _ in found[-1:]]))
         return found
 

@@ -13,6 +13,7 @@ from launch.slurm import client
 from launch.slurm.job import JobFolder
 from launch.slurm.ledger import Ledger, excluded_nodes, lines_of
 from rxt_dist.errors import ConfigError, ExitCode
+from rxt_dist.finished import is_finished
 from rxt_dist.locks import held
 from rxt_dist.train.events import read_lines
 
@@ -45,7 +46,7 @@ def status_of(run: Path) -> dict[str, Any]:
         "jobs": jobs,
         "supervisor": _json(folder.status),
         "newest": {name: figures[-1].get(name) for name in known} | {"loss": _loss(figures[-1])} if figures else {},
-        "finished": bool(_json(run / "finished.json")),
+        "finished": is_finished(run),
         "trains": held(run / ".lock"),
         "lives": [
             {name: line.get(name) for name in ("life", "job", "code", "reason", "step", "action")} for line in ends

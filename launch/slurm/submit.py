@@ -26,9 +26,9 @@ from rxt_dist.config.load import resolved_yaml
 from rxt_dist.config.run import RunConfig
 from rxt_dist.errors import ConfigError, UnavailableError, UserError, error_class
 from rxt_dist.files import access_errors, require_folder, write_atomic
+from rxt_dist.finished import is_finished, newest_step
 from rxt_dist.lives import file_identity
 from rxt_dist.locks import Lock, held, locked
-from rxt_dist.train.chain_dir import newest_step
 from rxt_dist.train.events import read_lines
 
 # Nothing else may stand in a script's header and in the name of a job's output.
@@ -119,7 +119,7 @@ def resubmit(run: Path) -> list[str]:
         description = folder.description()
         assert description is not None
         _require_free(run)
-        if (run / "finished.json").exists():
+        if is_finished(run):
             raise ConfigError(f"{run} is finished, so there is nothing to resume (to go back: `launch slurm --from`).")
         require_whole(Path(description.code))
         # Its first step needs them; later ones do not, and what it began with may be gone.
@@ -470,9 +470,8 @@ def _last_job(run: Path) -> list[str]:
     Raises:
         ConfigError: nothing of it runs or waits.
     """
-    with suppress(OSError, ValueError):
-        if json.loads((run / "finished.json").read_bytes()):
-            return []
+    if is_finished(run):
+        return []
     description = JobFolder(run).description()
     job = description.jobs[-1] if description and description.jobs else None
     if job is None or (client.there() and client.active_state(job) is None):

@@ -23,6 +23,7 @@ from launch.slurm.ledger import Ledger, Line, barren_lives, excluded_nodes, is_o
 from launch.slurm.life import JobLife, LifeEnd, Signals
 from rxt_dist.errors import ExitCode, UserError
 from rxt_dist.files import lasting_errors, write_json_atomic
+from rxt_dist.finished import is_finished
 from rxt_dist.lives import file_identity
 from rxt_dist.locks import held
 from rxt_dist.train.events import iso_time, now
@@ -55,7 +56,7 @@ class Supervisor:
     def supervise(self) -> int:
         """All lives in this job; the exit code of the job."""
         self._state("starting")
-        if self.is_finished() and not self._goes_back():
+        if is_finished(self.run) and not self._goes_back():
             return self._end(Decision(Action.FINISHED, ExitCode.DONE, "the run is finished"))
         over = is_over(self._lines(), self.job)
         if over is not None:
@@ -142,7 +143,7 @@ class Supervisor:
         }  # fmt: skip
         barren = 0 if progressed else len(barren_lives([*self._lines(), {"kind": "end", **line}]))
         facts = Facts(
-            self.is_finished() and not self._goes_back(),
+            is_finished(self.run) and not self._goes_back(),
             end.code,
             end.reason,
             self.signals.ended is not None,
@@ -197,14 +198,6 @@ class Supervisor:
         return int(decision.code)
 
     # -- what stands in the run directory ------------------------------------------------------------------------------
-
-    def is_finished(self) -> bool:
-        """Whether the run is trained and evaluated up to its newest checkpoint."""
-        try:
-            fact = json.loads((self.run / "finished.json").read_bytes())
-            return bool(fact["step"] == newest_step(self.record.committed()))
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
 
     def _goes_back(self) -> bool:
         """Whether a life goes back to an earlier checkpoint, as this was submitted to do once: no life has done so."""

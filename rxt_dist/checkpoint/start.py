@@ -29,6 +29,7 @@ from rxt_dist.data.manifest import TOKENIZER_FILE, tokenizer_fingerprint
 from rxt_dist.engine.interface import WEIGHT
 from rxt_dist.errors import CheckpointError, ConfigError, DataError, UserError
 from rxt_dist.files import sha256_file
+from rxt_dist.finished import is_finished
 from rxt_dist.stages.base import build_network
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -149,10 +150,11 @@ def check_shapes(origin: OriginConfig, shapes: Shapes, model: nn.Module) -> None
 
 def _require_finished(run: Path) -> None:
     """Refuse a run that still trains or was stopped: what it would become is not what is in it."""
-    if not (run / "finished.json").is_file():
+    if not is_finished(run):
         raise ConfigError(
             f"start.run {run} is not finished, so its newest checkpoint is not what it is to become: train it to its "
-            f"end, or say that it is meant as it is: start.unfinished=true."
+            f"end (once it is there, the same command writes that down), or say that it is meant as it is: "
+            f"start.unfinished=true."
         )
 
 

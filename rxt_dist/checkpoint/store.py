@@ -38,6 +38,7 @@ from rxt_dist.files import (
     write_atomic,
     write_json_atomic,
 )
+from rxt_dist.finished import COMMITTED
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -48,7 +49,6 @@ CHECKSUM = "state_checksum"
 # Manifests of format 1 have the sha256 of their files; they and those of format 2 have another checksum of the state,
 # which overlooked damage in patterns and is not looked at.
 _FORMAT, _OLDER_FORMATS = 3, (2, 1)
-_FINAL = re.compile(r"step-(\d{8,})")
 _UNFINISHED = re.compile(r"step-(\d{8,})\.tmp")
 # blake3 releases the interpreter lock; more threads than this only queue up at one disk.
 _HASH_THREADS = 4
@@ -232,7 +232,7 @@ class CheckpointStore:
 
     def list(self) -> _Listing:
         """Every checkpoint folder by ascending step, unfinished ones included; reads manifests, hashes nothing."""
-        found = [_describe(step, path, committed=True) for step, path in self._folders(_FINAL)]
+        found = [_describe(step, path, committed=True) for step, path in self._folders(COMMITTED)]
         found += [_describe(step, path, committed=False) for step, path in self._folders(_UNFINISHED)]
         return sorted(found, key=lambda info: (info.step, info.committed))
 
@@ -265,7 +265,7 @@ class CheckpointStore:
                 the one that is chosen was made while losses were suspect.
         """
         self.check_pointer(report)
-        for step, folder in reversed(self._folders(_FINAL)):
+        for step, folder in reversed(self._folders(COMMITTED)):
             checkpoint, problems = _examine(folder, full=True)
             self.note(step, sound=not problems)
             if checkpoint is not None and not problems:
@@ -310,7 +310,7 @@ class CheckpointStore:
             write_atomic(aside / file.name, file.read_bytes())
         for _, folder in self._folders(_UNFINISHED):
             os.rename(folder, aside / folder.name)
-        for step, folder in reversed(self._folders(_FINAL)):
+        for step, folder in reversed(self._folders(COMMITTED)):
             if step > after:
                 os.rename(folder, aside / folder.name)
         fsync_dir(aside)
@@ -330,7 +330,7 @@ class CheckpointStore:
     def steps(self) -> Sequence[int]:
         """Steps that have a committed checkpoint, in ascending order, by the names of folders: one look, and
         right while another process saves."""
-        return [step for step, _ in self._folders(_FINAL)]
+        return [step for step, _ in self._folders(COMMITTED)]
 
     def _folders(self, pattern: re.Pattern[str]) -> _Folders:
         """(step, folder) of every folder whose name matches, by ascending step."""
@@ -342,7 +342,7 @@ class CheckpointStore:
     def reasons(self) -> Mapping[int, str]:
         """Why checkpoints stay at the next pruning, by step; see `Retention.choose`."""
         sound = {}
-        for step, folder in self._folders(_FINAL):
+        for step, folder in self._folders(COMMITTED):
             checkpoint = self._if_sound(step, folder)
             if checkpoint is not None:
                 sound[step] = checkpoint.meta
@@ -365,7 +365,7 @@ class CheckpointStore:
         newest = [step for step, reason in reasons.items() if reason == "newest"]
         if len(newest) < self.retention.keep:
             return []
-        unnamed = [(step, folder) for step, folder in self._folders(_FINAL) if step not in reasons]
+        unnamed = [(step, folder) for step, folder in self._folders(COMMITTED) if step not in reasons]
         old = [(step, folder) for step, folder in unnamed if step < min(newest) and _is_readable(folder)]
         refused: list[OSError] = []
         for step, folder in old if remove else []:
@@ -486,7 +486,7 @@ def _read_manifest(folder: Path) -> Checkpoint:
         raise _ManifestError(f"format {body.get('format')}, but this version reads formats up to {_FORMAT}")
     if digest != _digest(body):
         raise _ManifestError("altered since it was written (its own sha256 differs)")
-    named = _FINAL.fullmatch(folder.name)
+    named = COMMITTED.fullmatch(folder.name)
     if named and int(named[1]) != body["step"]:
         raise _ManifestError(f"describes step {body['step']}, not the step in the folder's name")
     return Checkpoint(body["step"], folder, body["meta"], tuple(FileRecord(**file) for file in body["files"]), digest)

@@ -83,7 +83,7 @@ def _lines(runs: tuple[RunRecord, RunRecord], found: Comparison, equal: bool, to
     for step, a, b in found.checksums:
         lines.append(f"state at step {step}: " + ("equal" if a == b else f"DIFFERENT (checksums {a} and {b})"))
     if not found.checksums:
-        lines.append("state: no checkpoint of the same step")
+        lines.append("state: no checkpoints of the same step that can be compared")
     for title, differences in (("configuration", found.settings), ("environment", found.surroundings)):
         lines.append(f"{title}:" if differences else f"{title}: equal")
         lines += [f"  {key}: {_known(a)}, {_known(b)}" for key, a, b in differences]

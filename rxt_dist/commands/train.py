@@ -13,7 +13,13 @@ from rxt_dist.commands.arguments import Overrides, Profiled, RunFile, TimeLimite
 def train(
     run: RunFile,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, print the resolved config, and stop.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check the configuration for its cluster's ranks, print it resolved, and stop; data is not read.",
+        ),
+    ] = False,
     profile: Profiled = None,
     from_checkpoint: Annotated[
         str | None,
@@ -37,8 +43,9 @@ def train(
     config = load_run(run, with_time_limit(overrides, time_limit))
     ranks = read_ranks(os.environ)
     if dry_run:
-        # On a login node there is one rank; the cluster that the run is meant for counts.
-        world_size = ranks.world_size if ranks.world_size > 1 else config.cluster.ranks
+        # On a login node there is one rank; the cluster that the run is meant for counts, but not for plain torch.
+        alone = ranks.world_size == 1 and config.parallel.engine != "plain"
+        world_size = config.cluster.ranks if alone else ranks.world_size
         config = settle_topology(config, world_size)
         validate_run(config, world_size, None)
         typer.echo(resolved_yaml(config), nl=False)

@@ -4,7 +4,7 @@
     common: {model: ../model/demo.yaml}
     links:
       texts: {data: [build, corpus, --out, data/texts], makes: data/texts}
-      joint: {run: ../run/demo.yaml}
+      first: {run: ../run/demo.yaml}
       sft: {run: ../run/demo-sft.yaml, set: {optimizer: {lr: 1e-3}}}
 
 A link is a run, or a job of `rxt-dist data`. A run's file is read, then `common`, then `set` is laid over it. Its

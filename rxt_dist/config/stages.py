@@ -65,6 +65,10 @@ class StageConfig(Config, ABC):
         """How the turns of a row are gone through; a row of documents is one turn."""
         return Turns()
 
+    def masked_share(self) -> float | None:
+        """The share of ordinary tokens that the encoder sees as [MASK] and is to tell; None: it sees every token."""
+        return None
+
     def check(self, model: ModelConfig) -> None:
         """Refuse a model that this stage cannot train, or settings that learn nothing.
 
@@ -134,6 +138,10 @@ class JointConfig(StageConfig):
         """Memory attention is not part of this stage: without gradients, weight decay alone would move it."""
         return ("embedding", "decoder", "lm_head", "encoder", "mlm_head")
 
+    def masked_share(self) -> float:
+        """See `StageConfig.masked_share`."""
+        return self.mlm_probability
+
     def check(self, model: ModelConfig) -> None:
         """See `StageConfig.check`."""
         super().check(model)
@@ -154,6 +162,10 @@ class MlmConfig(StageConfig):
     def parts(self) -> tuple[PartName, ...]:
         """See `StageConfig.parts`."""
         return ("embedding", "encoder", "mlm_head")
+
+    def masked_share(self) -> float:
+        """See `StageConfig.masked_share`."""
+        return self.mlm_probability
 
 
 class DecoderWeights(Config):

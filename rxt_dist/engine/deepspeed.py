@@ -15,6 +15,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.zero.parameter_offload import ZeROOrderedDict
 from deepspeed.utils import groups as deepspeed_groups
 from deepspeed.utils import nvtx
 from torch import Tensor, nn
@@ -237,9 +238,14 @@ class DeepSpeedEngine:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """See `Engine.reading`. ZeRO-3 gathers and frees weights by hooks on each module, so a part may be called."""
+        """See `Engine.reading`. ZeRO-3 gathers and frees weights by hooks on each module, so a part may be called.
+
+        A weight that another module than its own uses, as the heads do, it meets in a forward pass for the first time,
+        and knows from then on; it looks out for them only in passes of its engine, which this is one of.
+        """
         self.engine.eval()
-        with torch.no_grad():
+        held = [module._parameters for module in self.wrapper.modules()]
+        with _looking_out([of for of in held if isinstance(of, ZeROOrderedDict)]), torch.no_grad():
             yield
 
     def fragments(self, *, owned: bool) -> Iterator[Fragment]:
@@ -451,3 +457,15 @@ def engine_config(config: RunConfig, device: torch.device) -> dict[str, Any]:
     if config.parallel.expert_parallel > 1:
         made["expert_parallel"] = autoep_config(config.parallel.expert_parallel)
     return made
+
+
+@contextmanager
+def _looking_out(held: Sequence[ZeROOrderedDict]) -> Iterator[None]:
+    """ZeRO-3 gathers a weight of these that is used while it is divided."""
+    for parameters in held:
+        parameters._in_forward = True
+    try:
+        yield
+    finally:
+        for parameters in held:
+            parameters._in_forward = False

@@ -65,7 +65,9 @@ def _layers(setting: Setting, parts: Collection[str]) -> list[Layer]:
         found += [_layer(setting, f"encoder.layers.{index}", width) for index in range(model.layers)]
     if "mlm_head" in parts:
         # Masked positions only: input, its product, its gelu, the gradient of the hidden states.
-        masked = round(tokens * getattr(setting.config.stage, "mlm_probability", 1.0))
+        share = setting.config.stage.masked_share()
+        assert share is not None, "a stage with a head for masked tokens says how many it masks"
+        masked = round(tokens * share)
         found.append(Layer("mlm_head", 4 * masked * model.dim * setting.element_bytes, 0))
     if "memory_attention" in parts:
         found += [Layer(f"memory_attention.layers.{index}", *write_bytes(setting)) for index in range(model.layers)]
@@ -89,8 +91,8 @@ def _learns(setting: Setting, *parts: str) -> bool:
 
 
 def memory_bytes(setting: Setting) -> int:
-    """The encoder's outputs, which joint training gives to the decoder: with noise they are its memory, and as they are
-    they live while it runs."""
+    """The encoder's outputs, where the decoder gets them without memory attention: with noise they are its memory, and
+    as they are they live while it runs."""
     parts = setting.config.stage.parts()
     return encoded_bytes(setting) if {"encoder", "decoder"} <= {*parts} and "memory_attention" not in parts else 0
 

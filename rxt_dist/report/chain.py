@@ -9,9 +9,10 @@ from typing import Any
 from rxt_dist.config.chain import Chain, DataJob, load_chain
 from rxt_dist.config.run import RunConfig
 from rxt_dist.errors import ConfigError
+from rxt_dist.finished import is_finished
 from rxt_dist.locks import held
 from rxt_dist.report.records import JsonLines
-from rxt_dist.train.chain_dir import ChainDirectory, is_finished
+from rxt_dist.train.chain_dir import ChainDirectory
 
 
 def link_states(chain: Chain) -> list[dict[str, Any]]:
@@ -40,7 +41,7 @@ def _run_state(name: str, run: RunConfig) -> dict[str, Any]:
     ends = [event for event in events if event.get("kind") == "exit"]
     if held(run.directory / ".lock"):
         state = "running"
-    elif is_finished(run):
+    elif is_finished(run.directory):
         state = "finished"
     else:
         state = "stopped" if events else "waiting"

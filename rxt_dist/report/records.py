@@ -18,6 +18,7 @@ import yaml
 
 from rxt_dist.errors import ConfigError
 from rxt_dist.files import access_errors
+from rxt_dist.finished import finished_step
 from rxt_dist.train.events import parse_line
 from rxt_dist.train.run_dir import leaves
 
@@ -115,7 +116,8 @@ class RunFiles:
     """What the folder of a run says of it; `refresh` looks again.
 
     training, evaluations: the two kinds of lines of metrics.jsonl. events: in the order in which they were written.
-    settings: config.resolved.yaml by dotted keys. finished: content of finished.json; None: the run is not.
+    settings: config.resolved.yaml by dotted keys. finished: the step up to which it says that it is; None: it
+    says none.
 
     Raises:
         ConfigError: it is no folder of a run.
@@ -135,7 +137,7 @@ class RunFiles:
         self.training, self.evaluations = Figures(), Figures()
         self.events: list[dict[str, Any]] = []
         self.settings: dict[str, Any] = {}
-        self.finished: Mapping[str, Any] | None = None
+        self.finished: int | None = None
         self.refresh()
 
     @property
@@ -163,7 +165,7 @@ class RunFiles:
         if not self.settings:
             with suppress(RecursionError):
                 self.settings = dict(leaves(_mapping(self.path / "config.resolved.yaml")))
-        self.finished = _mapping(self.path / "finished.json") or None
+        self.finished = finished_step(self.path)
 
 
 def number(value: Any) -> float:

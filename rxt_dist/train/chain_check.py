@@ -19,8 +19,9 @@ from rxt_dist.config.load import load_run, resolved_yaml, training_hash
 from rxt_dist.config.run import RunConfig
 from rxt_dist.config.validate import settle_topology, validate_run
 from rxt_dist.errors import ConfigError, DataError, UserError
+from rxt_dist.finished import is_finished
 from rxt_dist.stages.base import build_network
-from rxt_dist.train.chain_dir import ChainDirectory, is_finished
+from rxt_dist.train.chain_dir import ChainDirectory
 from rxt_dist.train.preflight import has_checkpoints, preflight
 from rxt_dist.train.run_dir import RunDirectory
 
@@ -53,7 +54,7 @@ def _check_run(chain: Chain, name: str, config: RunConfig, ranks: int, folder: C
     """Fingerprint of the tokenizer of its data, where that is there."""
     RunDirectory(config.directory).check(resolved_yaml(config), training_hash(config))
     _check_history(chain, name, config)
-    if is_finished(config):
+    if is_finished(config.directory):
         _require_unchanged(config)
         return None
     settled = settle_topology(config, ranks)
@@ -66,7 +67,7 @@ def _check_run(chain: Chain, name: str, config: RunConfig, ranks: int, folder: C
         return sha
     with torch.device("meta"):
         model = build_network(config)
-    to_come = {run.directory.resolve(): run for run in chain.runs.values() if not is_finished(run)}
+    to_come = {run.directory.resolve(): run for run in chain.runs.values() if not is_finished(run.directory)}
     for origin in config.start.origins:
         later = to_come.get(origin.run.resolve()) if origin.run is not None else None
         if later is not None:
@@ -115,7 +116,7 @@ def _check_history(chain: Chain, name: str, config: RunConfig) -> None:
         if run.directory not in [origin.run for origin in config.start.origins]:
             continue
         told = recorded.get(str(run.directory))
-        if not is_finished(run):
+        if not is_finished(run.directory):
             what = "is not finished (any more)"
         elif told not in (None, _meta(run).get("run_id")):
             what = f"is another training than the one whose weights it took (run {told})"

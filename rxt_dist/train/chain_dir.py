@@ -11,35 +11,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rxt_dist.config.chain import Chain, DataJob, Link
 from rxt_dist.config.load import resolved_yaml
-from rxt_dist.config.run import RunConfig
 from rxt_dist.errors import ConfigError
 from rxt_dist.files import write_atomic, write_json_atomic
+from rxt_dist.finished import is_finished
 from rxt_dist.locks import Lock, held, locked
 from rxt_dist.train.events import EventLog
-from rxt_dist.train.run_dir import RunDirectory
-
-_COMMITTED = re.compile(r"step-(\d{8,})")
-
-
-def newest_step(run: Path) -> int:
-    """Step of the newest committed checkpoint of a run; -1: there is none."""
-    with suppress(OSError):
-        names = (_COMMITTED.fullmatch(path.name) for path in (run / "checkpoints").iterdir())
-        return max((int(name[1]) for name in names if name), default=-1)
-    return -1
-
-
-def is_finished(run: RunConfig) -> bool:
-    """Whether a run is trained and evaluated up to its newest checkpoint."""
-    return RunDirectory(run.directory).finished_at(newest_step(run.directory))
 
 
 class ChainDirectory:
@@ -103,7 +86,7 @@ class ChainDirectory:
 
     def is_done(self, link: Link) -> bool:
         """Whether there is nothing left to do for a link."""
-        return self.job_is_done(link.name) if isinstance(link.work, DataJob) else is_finished(link.work)
+        return self.job_is_done(link.name) if isinstance(link.work, DataJob) else is_finished(link.work.directory)
 
     def job_is_done(self, link: str) -> bool:
         """Whether the data job of a link has ended well, and what it made is there or has served."""

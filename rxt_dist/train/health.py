@@ -56,29 +56,29 @@ class Health:
         self._deviations = config.health.deviations
         self._knobs = [config.optimizer.lr, config.optimizer.clip]
         self._losses: deque[float] = deque(maxlen=WINDOW)
-        self._segment: list[int] = []
+        self._regime: list[int] = []
         # Steps begun last, the newest last: (its number, where its rows begin).
         self._begun: deque[tuple[int, int]] = deque(maxlen=2)
         self.streak: Streak | None = None
         if state:
             self._losses.extend(state["losses"])
-            self._segment = list(state["segment"])
+            self._regime = list(state["segment"])
             self._begun.extend((step, row) for step, row in state["begun"])
             # Whoever turns the rate or the clip has seen to what went wrong.
             if state["streak"] and state["knobs"] == self._knobs:
                 self.streak = Streak(**state["streak"])
 
-    def begin(self, step: int, row: int, segment: Sequence[int]) -> None:
+    def begin(self, step: int, row: int, regime: Sequence[int]) -> None:
         """A step begins.
 
         Args:
             step, row: its number, and where its rows begin.
-            segment: what the level of losses hangs on (phase of the mixture, size of the batch): where it changes, the
+            regime: what the level of losses hangs on (phase of the mixture, size of the batch): where it changes, the
                 losses before say nothing about those that follow.
         """
-        if list(segment) != self._segment:
+        if list(regime) != self._regime:
             self._losses.clear()
-            self._segment = list(segment)
+            self._regime = list(regime)
         self._begun.append((step, row))
 
     @property
@@ -128,10 +128,10 @@ class Health:
         return ""
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: JSON values."""
+        """For a checkpoint: JSON values, by names that checkpoints of before have too."""
         return {
             "losses": list(self._losses),
-            "segment": self._segment,
+            "segment": self._regime,
             "begun": [list(begun) for begun in self._begun],
             "streak": vars(self.streak) if self.streak else None,
             "knobs": self._knobs,

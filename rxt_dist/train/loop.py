@@ -121,7 +121,7 @@ class _Life:
         """Make the updates of a step."""
         training = self.training
         position = _after(self.position, step)
-        self.health.begin(position.step, step.first, _segment(training, step))
+        self.health.begin(position.step, step.first, _regime(training, step))
         weights = training.stage.weights().tolist()
         for micros, result in _updates(training, step, batch, self._before_update):
             position = _advance(position, result)
@@ -260,7 +260,7 @@ def _batches(training: Training, position: Position) -> Prefetcher[Step, tuple[S
     return prefetch(read, steps(training.config.train, training.data.row_tokens, position.row))
 
 
-def _segment(training: Training, step: Step) -> list[int]:
+def _regime(training: Training, step: Step) -> list[int]:
     """What the level of losses hangs on: the phase of the mixture, and the rows of the batch."""
     return [int(np.searchsorted(np.cumsum(training.data.order.phase_rows), step.first, side="right")), step.rows]
 

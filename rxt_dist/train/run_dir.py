@@ -38,6 +38,7 @@ import rxt_dist
 from rxt_dist.config.load import RESUMABLE
 from rxt_dist.errors import ConfigError, SupersededError
 from rxt_dist.files import write_atomic, write_json_atomic
+from rxt_dist.finished import FINISHED, finished_step
 from rxt_dist.lives import Life
 from rxt_dist.locks import Lock, locked
 from rxt_dist.train.events import EventLog, iso_time, now, parse_line, read_lines
@@ -61,7 +62,7 @@ class RunDirectory:
         self.config = path / "config.resolved.yaml"
         self.environment = path / "environment.json"
         self.life = path / "life.json"
-        self.finished = path / "finished.json"
+        self.finished = path / FINISHED
         self.metrics = path / "metrics.jsonl"
         self.events = EventLog(path / "events.jsonl")
         self.jumps = path / "jumps.json"
@@ -196,7 +197,7 @@ class RunDirectory:
 
     def finished_at(self, step: int) -> bool:
         """Whether an earlier life trained and evaluated everything up to `step`."""
-        return _read_json(self.finished).get("step") == step
+        return finished_step(self.path) == step
 
     def last_step(self) -> int:
         """The last step that has a line; 0 before the first."""

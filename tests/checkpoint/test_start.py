@@ -70,7 +70,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with torch.no_grad():
             next(stage.model.parameters())[0, 0] = float(step)
         save_state(engine, frozen, store, step, {"run_id": "0123abcd"})
-    (config.directory / "finished.json").write_text("{}")
+    (config.directory / "finished.json").write_text('{"step": 2}')
     return config.directory
 
 
@@ -282,10 +282,11 @@ def test_integers_are_no_weights(exported: Path, tmp_path: Path) -> None:
 def test_a_run_that_is_not_finished_is_taken_only_if_that_is_said(other: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(other, copy)
-    (copy / "finished.json").unlink()
-    text = refusal(start_of(copy), config_of(tmp_path))
-    assert f"start.run {copy} is not finished" in text
-    assert "start.unfinished=true" in text
+    for said in ("", '{"step": 1}'):  # Nothing that can be read; and another checkpoint came after.
+        (copy / "finished.json").write_text(said)
+        text = refusal(start_of(copy), config_of(tmp_path))
+        assert f"start.run {copy} is not finished" in text
+        assert "start.unfinished=true" in text
     with torch.device("meta"):
         check_start(StartConfig(run=copy, parts=PARTS, unfinished=True), build_network(config_of(tmp_path)))
 

@@ -226,6 +226,7 @@ def test_a_dry_run_prints_what_would_be_trained(
 ) -> None:
     assert run(monkeypatch, "train", DEMO, "--dry-run", "optimizer.lr=1e-3") == 0
     assert "  lr: 0.001\n" in capsys.readouterr().out
+    assert run(monkeypatch, "train", DEMO, "--dry-run", "parallel.engine=plain", "parallel.zero=0") == 0, "one process"
 
 
 def test_config_shows_a_run_file_and_a_run_directory(

@@ -10,6 +10,7 @@ from typing import Any
 import extended  # noqa: F401  (adds the stages that only tests have)
 import pytest
 import torch
+import update_scenarios
 from harness import Ranks
 from resume_scenarios import SAVED_AT, load_and_go_on, save_and_go_on
 from scenarios import train
@@ -88,6 +89,24 @@ def test_a_topology_changes_nothing(kind: str, ranks: Ranks) -> None:
         allowed = TURNS_TOLERANCE if kind == "smat" else STATE_TOLERANCE
         assert max(off.values()) <= allowed, (topology, max(off, key=off.__getitem__))
         assert all(torch.equal(actual["frozen"][name], tensor) for name, tensor in expected["frozen"].items()), topology
+
+
+@pytest.mark.parametrize(
+    "topology",
+    [{"zero": 3, "expert_parallel": 2}, {"zero": 3, "expert_parallel": 1}, {"zero": 1, "expert_parallel": 2}],
+)
+def test_a_stage_looks_at_its_model_and_makes_several_updates(topology: dict[str, Any], ranks: Ranks) -> None:
+    """What it sees is what the first of its updates then has for a loss, and the second one follows from the first."""
+    plain = {"engine": "plain", "zero": 0}
+    wanted = ranks.run(update_scenarios.look_and_update, 1, topology=plain, steps=2)[0]
+    found = ranks.run(update_scenarios.look_and_update, 2, topology=topology, steps=2)[0]
+    for result in (wanted, found):
+        torch.testing.assert_close(result["seen"], result["updates"][::2, 0], rtol=TOLERANCE, atol=0)
+        assert (result["updates"][::2, 0] > result["updates"][1::2, 0]).all(), "no update was made"
+    for what in ("seen", "updates"):
+        torch.testing.assert_close(found[what], wanted[what], rtol=TOLERANCE, atol=0)
+    off = {name: relative(found["state"][name], tensor) for name, tensor in wanted["state"].items()}
+    assert max(off.values()) <= STATE_TOLERANCE, max(off, key=off.__getitem__)
 
 
 @pytest.mark.parametrize(("kind", "precision"), PRECISE)

@@ -8,21 +8,23 @@ here, noise is left out, and the cross-entropy, which writes into given buffers,
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
+import extended  # noqa: F401  (stages that only tests have)
 import pytest
 import torch
-from tiny import dialogue_batch, make_stage, model_config, packed_batch, run_config
+from tiny import batch_for, dialogue_batch, make_stage, model_config, packed_batch, run_config
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rxt_dist.config.stages import STAGES
 from rxt_dist.losses import StageOutput
 from rxt_dist.model import experts, heads
-from rxt_dist.model.attention import Documents
 from rxt_dist.model.cross_entropy import IGNORE, ClassifierSums
+from rxt_dist.stages import memory
 from rxt_dist.stages.base import Stage
 
 GPU = torch.device("cuda", 0)
@@ -70,10 +72,8 @@ class Called(TorchDispatchMode):
 def forward(precision: torch.dtype, *overrides: str) -> tuple[StageOutput, set[str]]:
     """A forward pass of the joint stage on a fake GPU, and the operators it called."""
     stage = make_stage(run_config(model=model_config(*overrides))).to(precision)
-    micro = stage.prepare(packed_batch(), None)
     mode = FakeTensorMode()
-    documents = Documents(faked(mode, micro.documents.cu_seqlens_N1), micro.documents.lengths)
-    return on_gpu(mode, stage, replace(moved(mode, micro), documents=documents))
+    return on_gpu(mode, stage, moved(mode, stage.prepare(packed_batch(), None)))
 
 
 def on_gpu(mode: FakeTensorMode, stage: Stage, micro: Any) -> tuple[StageOutput, set[str]]:
@@ -86,9 +86,13 @@ def on_gpu(mode: FakeTensorMode, stage: Stage, micro: Any) -> tuple[StageOutput,
         return stage(micro, load_ME), called.names
 
 
-def moved(mode: FakeTensorMode, batch: Any) -> Any:
-    """A dataclass with its tensors on the fake GPU."""
-    return replace(batch, **{k: faked(mode, value) for k, value in vars(batch).items() if isinstance(value, Tensor)})
+def moved(mode: FakeTensorMode, value: Any) -> Any:
+    """A dataclass with its tensors, and those of what it holds, on the fake GPU."""
+    if isinstance(value, Tensor):
+        return faked(mode, value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{name: moved(mode, held) for name, held in vars(value).items()})
+    return value
 
 
 def faked(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
@@ -98,8 +102,8 @@ def faked(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
 
 def _no_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, chunk: int) -> ClassifierSums:
     assert hidden.device == weight.device == bias.device == targets.device == GPU
-    counted = targets != IGNORE
-    losses = torch.zeros_like(targets, dtype=torch.float32)
+    counted = targets.flatten() != IGNORE
+    losses = torch.zeros_like(counted, dtype=torch.float32)
     return ClassifierSums(hidden.new_zeros((), dtype=torch.float32), counted.sum(), counted.sum(), losses, counted)
 
 
@@ -123,8 +127,18 @@ def test_nor_does_one_of_dialogues(recompute: bool, monkeypatch: pytest.MonkeyPa
     micro, mode = stage.prepare(dialogue_batch(), None), FakeTensorMode()
     memory = faked(mode, torch.zeros(2, 8, 6, 32))
     monkeypatch.setattr(stage, "first_memory", lambda *_: memory)
-    rows = moved(mode, micro.rows)
-    output, _ = on_gpu(mode, stage, replace(moved(mode, micro), rows=rows))
+    output, _ = on_gpu(mode, stage, moved(mode, micro))
+    assert {tensor.device for tensor in output} == {GPU}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in STAGES if kind not in ("joint", "smat")])
+@pytest.mark.slow
+def test_nor_does_one_of_any_other_stage(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(memory, "keyed_normal", lambda *key: torch.zeros(key[4], device=key[5]))
+    stage = make_stage(run_config(stage=kind)).to(torch.bfloat16)
+    mode = FakeTensorMode()
+    output, _ = on_gpu(mode, stage, moved(mode, stage.prepare(batch_for(stage.run), None)))
     assert {tensor.device for tensor in output} == {GPU}
 
 

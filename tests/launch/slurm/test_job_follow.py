@@ -98,6 +98,7 @@ def test_following_says_what_changes_and_ends_with_the_job(
     assert follow_run(run) == 137
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[3] for line in lines] == ["PENDING", "RUNNING", "COMPLETED"]
+    (run / "checkpoints/step-00000005").mkdir(parents=True)
     (run / "finished.json").write_text('{"step": 5}')
     assert follow_run(run) == 0
 

@@ -219,7 +219,8 @@ def test_resume_submits_the_same_script_and_forgives_the_stop(
     assert described is not None
     assert (described.submission, described.jobs) == (1, ["101", "102"])
     assert described.old_stop == file_identity(run / "STOP") != ""
-    (run / "finished.json").touch()
+    (run / "checkpoints/step-00000001").mkdir(parents=True)
+    (run / "finished.json").write_text('{"step": 1}')
     with pytest.raises(ConfigError, match="is finished"):
         resubmit(run)
 
@@ -314,6 +315,7 @@ def test_a_chain_follows_one_another_and_a_stage_the_one_before(
     cluster.submitted.clear()
     submitted(make_wish(after=(first, second)))
     assert cluster.submitted == [("--dependency=afterok:8:9", "--kill-on-invalid-dep=yes")], "a run takes from both"
+    (first / "checkpoints/step-00000001").mkdir(parents=True)
     (first / "finished.json").write_text('{"step": 1}')
     cluster.submitted.clear()
     submitted(make_wish(after=(first,)))
