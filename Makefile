@@ -5,7 +5,8 @@ SHELL := /bin/bash
 # Tests start a hundred processes that import the same files.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test quick tests quick-tests test-slurm test-slurm-slow slurm lint style types clean
+.PHONY: install demo test quick tests quick-tests test-slurm test-slurm-slow test-browser slurm browser lint style \
+	types clean
 
 install: .venv/installed
 
@@ -55,8 +56,15 @@ test-slurm: install slurm
 test-slurm-slow: install slurm
 	$(BIN)/python -m pytest -rs --durations=25 tests/slurm -m slow
 
+# A report in Chromium; where that is missing and cannot be installed, the tests say so and are skipped.
+test-browser: install browser
+	$(BIN)/python -m pytest -rs tests/report/test_browser.py
+
 slurm:
-	@command -v slurmctld >/dev/null || tests/slurm/install.sh
+	@command -v slurmctld >/dev/null || tests/install.sh SLURM slurm-wlm munge iproute2
+
+browser:
+	@command -v chromium >/dev/null || tests/install.sh Chromium chromium
 
 clean:
 	rm -rf .venv .demo runs

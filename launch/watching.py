@@ -171,11 +171,12 @@ class Watch:
 
     def _end_the_suspended(self, running: Sequence[Rank], now: float) -> None:
         """A process that SIGSTOP has stopped answers no signal, holds up all others, and notices no deadline."""
+        limit = 0.0 if self.received.at_once is not None else self.patience.suspended
         for rank in running:
             if not rank.is_suspended:
                 self._suspended_since.pop(rank.number, None)
-            elif now - self._suspended_since.setdefault(rank.number, now) >= self.patience.suspended:
-                self._kill([rank], f"was stopped by a signal (SIGSTOP) for {self.patience.suspended:g} s")
+            elif now - self._suspended_since.setdefault(rank.number, now) >= limit:
+                self._kill([rank], f"was stopped by a signal (SIGSTOP){f' for {limit:g} s' if limit else ''}")
 
     def _kill(self, ranks: Sequence[Rank], why: str) -> None:
         for rank in ranks:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,15 +105,10 @@ def prune(
 
     Example: rxt-dist checkpoint prune runs/demo --keep 2 --dry-run
     """
-    from rxt_dist.errors import ConfigError
-    from rxt_dist.locks import Lock, locked
+    from rxt_dist.files import access_errors
 
     store = _store(run_dir, lambda: _retention(run_dir, keep))
-    with locked(run_dir / ".lock") as lock:
-        if lock is Lock.UNSUPPORTED:
-            typer.echo(f"warning: the file system of {run_dir} knows no locks; see that nobody trains it.", err=True)
-        if lock is Lock.BUSY:
-            raise ConfigError(f"{run_dir} is being trained, and prunes its checkpoints itself. Stop it first.")
+    with access_errors(run_dir), _untrained(run_dir, dry_run):
         verified: set[int] = set()
         while unknown := store.reasons().keys() - verified:
             for step in unknown:
@@ -123,6 +119,27 @@ def prune(
             typer.echo(f"{path.name}  {'would go' if dry_run else 'removed'}")
     for step in store.steps():
         typer.echo(f"{store.folder(step).name}  {reasons.get(step, 'does not have to stay')}")
+
+
+@contextmanager
+def _untrained(run_dir: Path, dry_run: bool) -> Iterator[None]:
+    """Refuse a run that is being trained, and keep launches out meanwhile; a dry run writes nothing, no lock either."""
+    from rxt_dist.errors import ConfigError
+    from rxt_dist.locks import Lock, held, locked
+
+    path = run_dir / ".lock"
+    busy = ConfigError(f"{run_dir} is being trained, and prunes its checkpoints itself. Stop it first.")
+    if dry_run:
+        if held(path):
+            raise busy
+        yield
+        return
+    with locked(path) as lock:
+        if lock is Lock.BUSY:
+            raise busy
+        if lock is Lock.UNSUPPORTED:
+            typer.echo(f"warning: the file system of {run_dir} knows no locks; see that nobody trains it.", err=True)
+        yield
 
 
 def _store(run_dir: Path, retention: Callable[[], Retention] | None = None) -> CheckpointStore:

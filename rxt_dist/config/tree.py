@@ -258,7 +258,7 @@ def _override_value(text: str, place: str) -> Any:
 
 def _scalar(node: yaml.ScalarNode, place: str) -> Any:
     """The value of a scalar; whole numbers are ints however they are written (1e6, 1_000_000, 1.5e3)."""
-    if node.style is None and _NUMBER.fullmatch(node.value):
+    if node.style is None and node.tag in _PLAIN_TAGS and _NUMBER.fullmatch(node.value):
         number = node.value.replace("_", "")
         # Python refuses to read thousands of digits as an int; as a float they are infinite.
         return _whole(float(number)) if "." in number or "e" in number.lower() else _bounded(number)

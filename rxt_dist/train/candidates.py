@@ -90,7 +90,8 @@ class Candidates:
             raise CheckpointError(f"{' '.join(self._rejected)} Name another step.")
         raise CheckpointError(
             f"No checkpoint in {self._store.directory} is valid, and this run will not start again from nothing over "
-            f"them. {' '.join(self._rejected)} Restore the files, or remove the folder to start over."
+            f"them. {' '.join(self._rejected)} Restore the files; to begin anew remove "
+            f"{self._store.directory.parent}, or give the run another name."
         )
 
     def _reject(self, step: int, problems: Sequence[str]) -> None:

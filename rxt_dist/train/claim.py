@@ -54,7 +54,9 @@ class Claim:
                 )
             )
             self.group.together(lambda: positions.append(position_of(checkpoint, self.data)))
-        position = replace(positions[-1], jumps=joined_windows(positions[-1].jumps, self.past.windows))
+        # Who names a checkpoint takes back what was decided after it.
+        windows = () if self.is_named else self.past.windows
+        position = replace(positions[-1], jumps=joined_windows(positions[-1].jumps, windows))
         beginning = choose_beginning(self.config, checkpoint, self.group)
         return replace(self, checkpoint=checkpoint, position=position, beginning=beginning)
 
@@ -133,7 +135,15 @@ def claim_run(
     past = read_past(group, store, directory.jumps)
     candidates = Candidates(group, store, past.up_to, from_step)
     claim = Claim(config, group, data, directory, store, candidates, past)
-    return claim.at(candidates.first()).settled()
+    first = candidates.first()
+    if first is None:
+        group.together(lambda: None if group.rank else _require_nothing_saved(directory, store))
+    return claim.at(first).settled()
+
+
+def _require_nothing_saved(directory: RunDirectory, store: CheckpointStore) -> None:
+    with lasting_errors(directory.path):
+        directory.require_nothing_saved(store.aside())
 
 
 def _store(config: RunConfig, directory: RunDirectory) -> CheckpointStore:

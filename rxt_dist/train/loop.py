@@ -188,7 +188,9 @@ class _Life:
         if training.crosses(before, position, config.eval.every_tokens) and not step.last:
             self.saver.note_evaluation(position.step, run_evaluation(training, position))
         self._owed |= self.saver.due(before, position)
-        saves = step.last or ((self._owed or stopping) and not self.health.skipping)
+        # While nothing is learnt nothing is committed either: it would push out what there was before.
+        learnt = not self.health.skipping and not is_jumped(step.first, step.end, before.jumps)
+        saves = step.last or ((self._owed or stopping) and learnt)
         every = config.health.replica_steps
         if every and (saves or position.step % every == 0):
             self._require_equal_copies()

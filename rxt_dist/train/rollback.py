@@ -80,6 +80,26 @@ def write_jumps(path: Path, jumps: Sequence[Jump]) -> None:
     write_json_atomic(path, {"jumps": described, "digest": _digest(described)})
 
 
+def keep_jumps(path: Path, windows: Sequence[Window]) -> list[Window]:
+    """Take back every rollback but those with these windows; returns the windows of the others."""
+    known = read_jumps(path)
+    kept = [jump for jump in known if jump.window in windows]
+    if len(kept) < len(known):
+        write_jumps(path, kept)
+    return sorted({jump.window for jump in known} - set(windows))
+
+
+def spans(windows: Sequence[Window]) -> str:
+    """Windows for a person, those that touch as one."""
+    joined: list[list[int]] = []
+    for first, end in joined_windows(windows):
+        if joined and first <= joined[-1][1]:
+            joined[-1][1] = max(end, joined[-1][1])
+        else:
+            joined.append([first, end])
+    return ", ".join(f"{first:,} to {end - 1:,}" for first, end in joined)
+
+
 def _digest(described: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
@@ -132,7 +152,15 @@ def _decide(training: Training, jump: Jump, to_step: int | None, back_to: int) -
             write_jumps(directory.jumps, jumps)
     # Without a checkpoint to go back to, those from before it all went wrong stay where they are, for a person.
     aside = set_aside_after(training.store, back_to if to_step is None else to_step, directory.metrics)
-    return {"tries": tries, "windows": [known.window for known in jumps], "aside": aside and aside.name}
+    alike = [known for known in jumps if (known.lr, known.clip) == (jump.lr, jump.clip)]
+    before = min((known.to_step for known in alike), default=None)
+    return {
+        "tries": tries,
+        "windows": [known.window for known in jumps],
+        "aside": aside and aside.name,
+        "in vain": [known.window for known in alike],
+        "before": before if before in training.store.steps() else None,
+    }
 
 
 def _record(training: Training, jump: Jump, began: float) -> None:
@@ -163,6 +191,11 @@ def _advice(
     if checkpoint is not None:
         name = checkpoint.path.name
         goes_on = f"It goes on from {name}, the newest checkpoint from before it; `--from step-N` names an earlier one"
+        if decided["in vain"]:
+            rows = spans(decided["in vain"])
+            goes_on += f". Rows {rows} stay passed over, which did not help"
+            if decided["before"] is not None:
+                goes_on += f"; `--from step-{decided['before']}` trains on them again"
     elif passed_over:
         goes_on = f"No checkpoint from before it could be gone back to: {' '.join(passed_over)}"
     else:

@@ -40,6 +40,7 @@ from rxt_dist.train.profile import Recording, profiling, require_steps
 from rxt_dist.train.progress import Progress
 from rxt_dist.train.reporter import Reporter
 from rxt_dist.train.resume import set_aside_after, set_weights
+from rxt_dist.train.rollback import keep_jumps, spans
 from rxt_dist.train.run_dir import RunDirectory
 from rxt_dist.train.signals import StopRequest
 from rxt_dist.train.training import Training
@@ -106,7 +107,10 @@ def _begin(config: RunConfig, group: Collectives, claim: Claim, stop: StopReques
             for event in directory.events.read():
                 stop.limit.hear(event)
             directory.events.listen(stop.limit.hear)
-        aside = set_aside_after(claim.store, claim.position.step, directory.metrics) if claim.is_named else None
+        aside, again = None, []
+        if claim.is_named:
+            aside = set_aside_after(claim.store, claim.position.step, directory.metrics, directory.jumps)
+            again = keep_jumps(directory.jumps, claim.position.jumps)
         launched = iso_time(life.launched)
         directory.events.append(
             "start", life=life.token, ranks=group.world_size, launched=launched, attempt=life.attempt
@@ -114,6 +118,9 @@ def _begin(config: RunConfig, group: Collectives, claim: Claim, stop: StopReques
         if aside is not None:
             claim.candidates.remarks.append(f"what was later than {claim.position.step} is kept in {aside}")
             directory.events.append("set_aside", **_set_aside(claim, aside))
+        if again:
+            claim.candidates.remarks.append(f"rows that were passed over are trained on again: {spans(again)}")
+            directory.events.append("again", rows=again)
 
 
 def _told(directory: RunDirectory, life: Life, rank: int, stop: StopRequest, lived: Callable[[], ExitCode]) -> ExitCode:

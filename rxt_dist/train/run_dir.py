@@ -36,7 +36,7 @@ import yaml
 
 import rxt_dist
 from rxt_dist.config.load import RESUMABLE
-from rxt_dist.errors import ConfigError, SupersededError
+from rxt_dist.errors import CheckpointError, ConfigError, SupersededError
 from rxt_dist.files import write_atomic, write_json_atomic
 from rxt_dist.finished import FINISHED, finished_step
 from rxt_dist.lives import Life
@@ -143,6 +143,26 @@ class RunDirectory:
             if os.path.lexists(folder) and not folder.is_dir():
                 what = "a link to nothing" if folder.is_symlink() else "a file"
                 raise ConfigError(f"{folder} is {what}, but must be a folder of this run. Is its disk mounted?")
+
+    def require_nothing_saved(self, aside: Sequence[Path]) -> None:
+        """Refuse to begin from nothing where a checkpoint was committed that is neither there nor set aside: an empty
+        folder may be the place of a disk that is not mounted.
+
+        Args:
+            aside: folders with checkpoints that were set aside.
+
+        Raises:
+            CheckpointError: naming the step.
+        """
+        saved = [event.get("step") for event in self.events.read() if event["kind"] == "save"]
+        step = saved[-1] if saved else finished_step(self.path)
+        if not isinstance(step, int) or any((folder / f"step-{step:08d}").is_dir() for folder in aside):
+            return
+        raise CheckpointError(
+            f"{self.checkpoints} holds no checkpoint, but {self.path} tells of one at step {step}, and this run will "
+            f"not begin again over its own history. Is its disk mounted? Bring the checkpoints back; to begin anew "
+            f"remove {self.path}, or give the run another name."
+        )
 
     def begin(self, resolved_yaml: str, training_hash: str, life: Life, ranks: int) -> None:
         """Write what this life is, when nothing but damaged checkpoints can refuse it any more; the lock is held.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -138,7 +139,22 @@ def test_prune_removes_what_does_not_have_to_stay(run_dir: Path) -> None:
 
 def test_prune_leaves_a_run_alone_that_is_being_trained(run_dir: Path) -> None:
     (run_dir / "config.resolved.yaml").write_text("checkpoint: {every_tokens: 1000, keep: 3}")
-    with locked(run_dir / ".lock"), pytest.raises(ConfigError, match="is being trained"):
+    for more in ((), ("--dry-run",)):
+        with locked(run_dir / ".lock"), pytest.raises(ConfigError, match="is being trained"):
+            invoke("prune", run_dir, *more)
+
+
+def test_prune_of_what_cannot_be_written(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dry run needs no lock, and otherwise it is a sentence."""
+    (run_dir / "config.resolved.yaml").write_text("checkpoint: {every_tokens: 1000, keep: 3}")
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("rxt_dist.locks.locked", refuse)
+    assert invoke("prune", run_dir, "--dry-run")[0] == 0
+    assert not (run_dir / ".lock").exists()
+    with pytest.raises(ConfigError, match=r"\.lock cannot be read or written"):
         invoke("prune", run_dir)
 
 

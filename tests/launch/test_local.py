@@ -132,6 +132,32 @@ def test_a_stop_may_take_as_long_as_the_phases_of_a_run() -> None:
     assert Patience.of(DeadlinesConfig(save=0)).answer == math.inf
 
 
+def test_ctrl_c_does_not_wait_for_a_rank_that_is_suspended(tmp_path: Path) -> None:
+    """The other one ends when that is gone, like one that waits for it in an exchange."""
+    code = """
+import fcntl, os, pathlib, signal, sys, time
+folder, rank = pathlib.Path(sys.argv[1]), int(os.environ["RANK"])
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+while rank == 0 and not (folder / "ready1").exists():
+    time.sleep(0.01)
+file = open(folder / "held", "w")
+if rank == 1:
+    fcntl.flock(file, fcntl.LOCK_EX)
+(folder / f"ready{rank}").touch()
+if rank == 1:
+    os.kill(os.getpid(), signal.SIGSTOP)
+fcntl.flock(file, fcntl.LOCK_EX)
+sys.exit(1)
+"""
+    launcher = start(0, script(code, tmp_path), grace=60.0, suspended=60.0)
+    wait_for(tmp_path / "ready0", tmp_path / "ready1")
+    launcher.send_signal(signal.SIGINT)
+    said = launcher.communicate(timeout=30)[1]
+    assert launcher.returncode == 130
+    assert "was stopped by a signal (SIGSTOP)" in said
+    assert "rank 0" not in said
+
+
 def test_a_rank_that_is_suspended_is_killed_and_named(capfd: pytest.CaptureFixture[str]) -> None:
     code = """
 import os, signal, time

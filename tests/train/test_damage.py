@@ -102,4 +102,4 @@ def test_a_flipped_bit(half: tuple[TinyRun, int], tmp_path: Path, pattern: str) 
         assert checksum(tiny) == wanted
     else:
         assert refusal.exit_code in MEND
-        assert struck.name in str(refusal) or str(struck.parent) in str(refusal)
+        assert struck.name in str(refusal)

@@ -119,6 +119,24 @@ def test_a_finished_run_without_a_sound_checkpoint_is_left_as_it_is(tiny: TinyRu
     assert content(tiny.directory) == before
 
 
+@pytest.mark.parametrize("witness", ["events.jsonl", "finished.json"])
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tiny: TinyRun, witness: str, tmp_path: Path) -> None:
+    """An empty folder may be where a disk belongs that is not mounted."""
+    assert trained(tiny) == ExitCode.DONE
+    checkpoints = tiny.directory / "checkpoints"
+    checkpoints.rename(tmp_path / "away")
+    checkpoints.mkdir()
+    for other in {"events.jsonl", "finished.json"} - {witness}:
+        (tiny.directory / other).unlink()
+    before = content(tiny.directory)
+    with pytest.raises(CheckpointError, match=f"tells of one at step {STEPS}, and this run will not begin again"):
+        trained(tiny, life="two")
+    assert content(tiny.directory) == before
+    checkpoints.rmdir()
+    (tmp_path / "away").rename(checkpoints)
+    assert trained(tiny, life="three") == ExitCode.DONE
+
+
 @pytest.mark.slow
 def test_torn_events_and_metrics_do_not_stop_a_run(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped(tiny, 5, monkeypatch)

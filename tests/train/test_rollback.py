@@ -23,7 +23,7 @@ from rxt_dist.errors import CheckpointError, ConfigError, DivergedError, ExitCod
 from rxt_dist.ranks import Ranks
 from rxt_dist.stages.joint import JointStage
 from rxt_dist.train import rollback, saving
-from rxt_dist.train.rollback import Jump, is_jumped, joined_windows, read_jumps, write_jumps
+from rxt_dist.train.rollback import Jump, is_jumped, joined_windows, read_jumps, spans, write_jumps
 from rxt_dist.train.run import train
 from rxt_dist.train.signals import StopRequest
 
@@ -153,12 +153,43 @@ def test_a_rate_that_is_too_high_ends_the_run_and_a_lower_one_goes_on(tiny):
     for _ in range(2):
         with pytest.raises(DivergedError, match="Start the run again with a lower") as caught:
             run(tiny, "optimizer.lr=1e30", "train.max_skipped_steps=2")
-        # Saved while steps were passed over, so with the weights of 15.
-        assert "goes on from step-00000020" in str(caught.value)
-        assert (before, committed(tiny)) == ([15], [15, 20])
+        # Nothing is saved while steps are passed over: it would push out what was before.
+        assert "goes on from step-00000015" in str(caught.value)
+        assert (before, committed(tiny)) == ([15], [15])
+        assert f"Rows {15 * ROWS} to {21 * ROWS - 1} stay passed over" in str(caught.value)
+        assert "`--from step-15` trains on them again" in str(caught.value)
     assert len(tiny.events("rollback")) == 2
     assert run(tiny, "optimizer.lr=1e-4") == ExitCode.DONE
     assert all(line["ar_loss"] is not None for line in tiny.lines() if "ar_loss" in line)
+
+
+@pytest.mark.slow
+def test_rows_that_a_wrong_rate_passed_over_are_trained_on_from_a_named_step(tiny, tmp_path):
+    """It was not the data: as if the wrong rate had never been tried."""
+    whole = TinyRun(tmp_path / "whole", tiny.shards, STEPS)
+    whole.folder.mkdir()
+    for one in (tiny, whole):
+        assert run(one) == ExitCode.DONE
+        for folder in sorted((one.directory / "checkpoints").glob("step-*"))[-2:]:
+            shutil.rmtree(folder)
+        for name in ("finished.json", "events.jsonl"):
+            (one.directory / name).unlink(missing_ok=True)
+    with pytest.raises(DivergedError):
+        run(tiny, "optimizer.lr=1e30", "train.max_skipped_steps=2")
+    jumps = (tiny.directory / "jumps.json").read_bytes()
+    assert run(tiny, "optimizer.lr=1e-4", "checkpoint.every_tokens=1000000000") == ExitCode.DONE
+    assert tiny.events("jump")
+    jumped = len(tiny.events("jump"))
+    config = load_run(tiny.file, [*OFTEN, "optimizer.lr=1e-4"])
+    assert train(config, Ranks(0, 1, 0), StopRequest(tiny.directory / "STOP"), from_step=15) == ExitCode.DONE
+    assert len(tiny.events("jump")) == jumped
+    (again,) = tiny.events("again")
+    assert again["rows"] == [[15 * ROWS, 18 * ROWS], [18 * ROWS, 21 * ROWS]]
+    assert read_jumps(tiny.directory / "jumps.json") == []
+    (aside,) = (tiny.directory / "checkpoints").glob("set-aside-*/jumps.json")
+    assert aside.read_bytes() == jumps
+    assert run(whole, "optimizer.lr=1e-4") == ExitCode.DONE
+    assert tiny.curve() == whole.curve()
 
 
 @pytest.mark.slow
@@ -296,6 +327,7 @@ def test_copies_that_differ_end_the_run_before_anything_is_committed(tiny, monke
 
 
 def test_windows_are_joined_and_touched():
+    assert spans([(8, 16), (0, 4), (16, 2000)]) == "0 to 3, 8 to 1,999"
     assert joined_windows([(8, 16)], [[0, 4], [8, 16]]) == ((0, 4), (8, 16))
     assert is_jumped(0, 8, [(7, 9)])
     assert not is_jumped(0, 8, [(8, 16)])
