@@ -4,7 +4,8 @@
 
 With one rank the run is one process of plain torch, started warm; with two it is `launch local` with ZeRO-3 and expert
 parallelism. At its end weights, moments and curve must be those of the undisturbed run, bit by bit. The table says per
-kind of fault how often it struck, how many steps were done again, and how long it took until there was a new one.
+kind of fault how often it struck, how many steps were done again, and how long it took until there was a new one; and
+where the wall time of all its lives went (goodput).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from faults.kinds import STOPPED_ONLY, TORN, Kind, drawn  # noqa: E402
 from training_run import Running, TinyRun, build_shards, start  # noqa: E402
 
 from rxt_dist.checkpoint.store import CHECKSUM, CheckpointStore  # noqa: E402
+from rxt_dist.report.goodput import goodput  # noqa: E402
 
 _POLL_SECONDS = 0.005
 _PATIENCE_SECONDS = 120.0
@@ -246,6 +248,9 @@ def table(soak: Soak, struck: int, seconds: float, alone: float, equal: bool) ->
         f"\n{struck} faults, {soak.tiny.steps} steps, {soak.number} rank(s): {seconds:.0f} s, alone {alone:.0f} s."
         f" Weights, moments and curve at the end are {end}."
     )
+    shares = goodput(soak.tiny.directory, time.time()).share
+    told = ", ".join(f"{part} {100 * share:.1f} %" for part, share in shares.items() if share >= 0.0005)
+    lines.append(f"\nWall time of the run, as `rxt-dist report` has it: {told}.")
     return "\n".join(lines)
 
 
