@@ -37,34 +37,34 @@ def test_there_are_faults_for_every_room_that_decides_numbers() -> None:
 
 def a_tree(folder: Path, test: str) -> Path:
     folder.mkdir()
-    (folder / "code.py").write_text("ANSWER = 42\n")
-    (folder / "test_code.py").write_text(test)
+    (folder / "answer.py").write_text("ANSWER = 42\n")
+    (folder / "test_answer.py").write_text(test)
     return folder
 
 
 @pytest.mark.slow
 def test_a_fault_is_found_survives_or_proves_nothing(tmp_path: Path) -> None:
     """And the tree is as before, whatever came of it."""
-    found = a_tree(tmp_path / "found", "from code import ANSWER\ndef test_it():\n    assert ANSWER == 42\n")
-    wrong = Fault("wrong answer", "code.py", "42", "43", ("test_code.py",))
+    found = a_tree(tmp_path / "found", "from answer import ANSWER\ndef test_it():\n    assert ANSWER == 42\n")
+    wrong = Fault("wrong answer", "answer.py", "42", "43", ("test_answer.py",))
     verdict = try_fault(found, wrong)
     assert verdict.found
     assert "test_it" in verdict.by
-    assert (found / "code.py").read_text() == "ANSWER = 42\n"
-    broken = try_fault(found, Fault("no code", "code.py", "42", "(", ("test_code.py",)))
+    assert (found / "answer.py").read_text() == "ANSWER = 42\n"
+    broken = try_fault(found, Fault("no code", "answer.py", "42", "(", ("test_answer.py",)))
     assert not broken.found
     assert "proves nothing" in broken.by
     with pytest.raises(ValueError, match="stands 0 times"):
-        try_fault(found, Fault("stale", "code.py", "41", "43", ("test_code.py",)))
+        try_fault(found, Fault("stale", "answer.py", "41", "43", ("test_answer.py",)))
 
 
 @pytest.mark.parametrize(("own", "found"), [(plant.ENDLESS, True), (plant.PASSED, False)])
 def test_a_hanging_program_is_found_by_its_own_tests_and_proves_nothing_to_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: int, found: bool
 ) -> None:
-    codes = {("test_code.py",): own, plant.EVERYTHING: plant.ENDLESS}
+    codes = {("test_answer.py",): own, plant.EVERYTHING: plant.ENDLESS}
     monkeypatch.setattr(plant, "run_tests", lambda tree, tests: (codes[tests], "no end"))
-    verdict = try_fault(a_tree(tmp_path / "tree", ""), Fault("hang", "code.py", "42", "43", ("test_code.py",)))
+    verdict = try_fault(a_tree(tmp_path / "tree", ""), Fault("hang", "answer.py", "42", "43", ("test_answer.py",)))
     assert verdict.found is found
     assert ("proves nothing" in verdict.by) is not found
 
@@ -73,8 +73,8 @@ def test_a_hanging_program_is_found_by_its_own_tests_and_proves_nothing_to_other
 def test_what_its_own_tests_miss_is_tried_against_all(tmp_path: Path) -> None:
     tree = a_tree(tmp_path / "tree", "def test_nothing():\n    pass\n")
     (tree / "tests").mkdir()
-    (tree / "tests/test_all.py").write_text("from code import ANSWER\ndef test_all():\n    assert ANSWER\n")
-    assert not try_fault(tree, Fault("unseen", "code.py", "42", "43", ("test_code.py",))).found
-    verdict = try_fault(tree, Fault("seen by another", "code.py", "42", "0", ("test_code.py",)))
+    (tree / "tests/test_all.py").write_text("from answer import ANSWER\ndef test_all():\n    assert ANSWER\n")
+    assert not try_fault(tree, Fault("unseen", "answer.py", "42", "43", ("test_answer.py",))).found
+    verdict = try_fault(tree, Fault("seen by another", "answer.py", "42", "0", ("test_answer.py",)))
     assert verdict.found
     assert "test_all" in verdict.by
