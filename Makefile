@@ -64,7 +64,8 @@ slurm:
 	@command -v slurmctld >/dev/null || tests/install.sh SLURM slurm-wlm munge iproute2
 
 browser:
-	@command -v chromium >/dev/null || tests/install.sh Chromium chromium
+	@command -v chromium chromium-browser google-chrome google-chrome-stable chrome >/dev/null || \
+		 tests/install.sh Chromium chromium
 
 clean:
 	rm -rf .venv .demo runs

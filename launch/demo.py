@@ -86,7 +86,7 @@ def _report(runs: list[Path], seconds: float) -> None:
     steps = sum(_last(run / "metrics.jsonl")["step"] for run in runs)
     print(
         f"""
-The demo took {seconds:.0f} s: {steps:,} steps of four runs, {kinds.count("save")} checkpoints, \
+The demo took {seconds:.0f} s: {steps:,} steps of {len(runs)} runs, {kinds.count("save")} checkpoints, \
 {kinds.count("stop")} stop, {kinds.count("resume")} resume.
 
 The runs are in {runs[0].parent}/demo-*/ (metrics.jsonl, events.jsonl, config.resolved.yaml, checkpoints/), the data and

@@ -20,7 +20,7 @@ def finished_step(run: Path) -> int | None:
     with suppress(OSError, ValueError, RecursionError):
         said = json.loads((run / FINISHED).read_bytes())
         step = said.get("step") if isinstance(said, dict) else None
-        return step if isinstance(step, int) else None
+        return step if type(step) is int and step > 0 else None
     return None
 
 

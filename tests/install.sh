@@ -4,7 +4,7 @@
 name=$1
 shift
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-    echo "$name is missing here; on Debian and Ubuntu root installs it: apt-get install $*"
+    echo "$name is missing here; on Debian root installs it: apt-get install $*"
     exit 0
 fi
 export DEBIAN_FRONTEND=noninteractive

@@ -31,9 +31,20 @@ def test_it_is_not_where_training_went_on(tmp_path: Path) -> None:
     assert not is_finished(run)
 
 
-@pytest.mark.parametrize(
-    "said", [None, b"", b"{", b"[]", b"\xff", b'{"step": null}', b'{"step": "12"}', b"[" * 100_000]
+NO_STEPS = (
+    b"",
+    b"{",
+    b"[]",
+    b"\xff",
+    b'{"step": null}',
+    b'{"step": "12"}',
+    b'{"step": true}',
+    b'{"step": -1}',
+    b"[" * 99999,
 )
+
+
+@pytest.mark.parametrize("said", [None, *NO_STEPS])
 def test_what_cannot_be_read_says_nothing(tmp_path: Path, said: bytes | None) -> None:
     run = run_with(tmp_path, "step-00000012", said=said)
     assert finished_step(run) is None

@@ -265,7 +265,7 @@ def test_only_engine_and_checkpoint_call_collectives() -> None:
 
 
 def test_only_the_registry_names_a_stage() -> None:
-    """What others know of a stage is its contract. Kinds that are no words of the field too."""
+    """What others know of a stage is its contract. Of the kinds those are looked for that name nothing else."""
     kinds = {"joint", "sft", "decoder-sft", "smat"}
     own = [ROOT / "rxt_dist/config/stages.py", *sources("rxt_dist/stages")]
     found = {path: kinds & _texts(path) for path in sources("rxt_dist", "data_prep", "launch") if path not in own}

@@ -234,7 +234,8 @@ def _tokenizer(wanted: Wanted, config: RunConfig) -> Text:
     if (config.data.path / DATASET_FILE).is_file():
         made_with = load_any_manifest(config.data.path).tokenizer_sha256
         if made_with != text.fingerprint:
-            mend = "Leave out --tokenizer." if wanted.tokenizer else "`rxt-dist data verify --repair` brings it back."
+            repair = f"Try `rxt-dist data verify {config.data.path} --repair`."
+            mend = "Leave out --tokenizer." if wanted.tokenizer else repair
             raise DataError(
                 f"{path} is not the tokenizer that the run's data was made with ({config.data.path / TOKENIZER_FILE}): "
                 f"every id would mean something else. {mend}"

@@ -153,7 +153,7 @@ def _require_finished(run: Path) -> None:
     if not is_finished(run):
         raise ConfigError(
             f"start.run {run} is not finished, so its newest checkpoint is not what it is to become: train it to its "
-            f"end (once it is there, the same command writes that down), or say that it is meant as it is: "
+            f"end (one that an older version trained: run its command once more), or say that it is meant as it is: "
             f"start.unfinished=true."
         )
 

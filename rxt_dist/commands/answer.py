@@ -131,7 +131,7 @@ def evaluate(
     """Losses and accuracies on held-out data, with the true memory, none, and another one's.
 
     Dialogues are read turn by turn, and each turn is written into the memory. Rows are evaluated as the run's stage
-    does it while training; those of an export as the first stage does. With --recall the model answers by itself
+    does it while training; those of an export as the default stage does. With --recall the model answers by itself
     (greedily), what it said is written, and an answer counts if it holds what was told.
 
     Example: rxt-dist evaluate runs/mine data/chats

@@ -123,7 +123,8 @@ def prune(
 
 @contextmanager
 def _untrained(run_dir: Path, dry_run: bool) -> Iterator[None]:
-    """Refuse a run that is being trained, and keep launches out meanwhile; a dry run writes nothing, no lock either."""
+    """Refuse a run that is being trained, and keep launches out meanwhile; a dry run only looks, as it writes nothing,
+    no lock either."""
     from rxt_dist.errors import ConfigError
     from rxt_dist.locks import Lock, held, locked
 

@@ -26,7 +26,8 @@ def train(
         typer.Option(
             "--from",
             metavar="step-N",
-            help="Begin at this checkpoint of the run; later ones are set aside, none is deleted.",
+            help="Begin at this checkpoint of the run; later ones are set aside, none is deleted. Rows that were "
+            "passed over by a later decision are trained on again.",
         ),
     ] = None,
     time_limit: TimeLimited = None,

@@ -268,8 +268,9 @@ def _scalar(node: yaml.ScalarNode, place: str) -> Any:
         value = _Loader("").construct_object(node)
     except (ValueError, LookupError, AttributeError, OverflowError):  # all of them the library's own slips
         kind = node.tag.removeprefix(_TAG)
+        shown = _cut(node.tag if kind == node.tag else f"!!{kind}")
         raise ConfigError(
-            f"{place}: '{_cut(node.value)}' is read as {'a date' if kind == 'timestamp' else f'!!{_cut(kind)}'} and is "
+            f"{place}: '{_cut(node.value)}' is read as {'a date' if kind == 'timestamp' else shown} and is "
             f"none: correct it, or put it in quotes if it is a text."
         ) from None
     if node.tag == _TAG + "timestamp":

@@ -461,7 +461,7 @@ def engine_config(config: RunConfig, device: torch.device) -> dict[str, Any]:
 
 @contextmanager
 def _looking_out(held: Sequence[ZeROOrderedDict]) -> Iterator[None]:
-    """ZeRO-3 gathers a weight of these that is used while it is divided."""
+    """ZeRO-3 gathers a weight of these that is used while it is divided. A pass of the engine ends that as well."""
     for parameters in held:
         parameters._in_forward = True
     try:

@@ -114,7 +114,8 @@ class Engine(Protocol):
     def reading(self) -> AbstractContextManager[None]:
         """While the block lasts the stage's model, or a part of it, may be called without gradients.
 
-        All ranks call the same parts equally often, since they exchange tokens and weights in every call.
+        All ranks call the same parts equally often, since they exchange tokens and weights in every call. Neither
+        `train_step` nor `evaluate` may stand within it.
         """
         ...
 

@@ -34,15 +34,15 @@ class Position:
     jumps: tuple[tuple[int, int], ...] = ()
 
 
-def set_aside_after(store: CheckpointStore, step: int, *beside: Path) -> Path | None:
-    """Set aside every checkpoint later than `step`, with copies of files (metrics, say); rank 0, which holds the run.
+def set_aside_after(store: CheckpointStore, step: int, metrics: Path) -> Path | None:
+    """Set aside every checkpoint later than `step`, with a copy of the metrics; rank 0, which holds the run.
 
     Returns where they are; None where nothing is later.
     """
     if not any(other > step for other in store.steps()):
         return None
     with lasting_errors(store.directory):
-        return store.set_aside(step, beside=[file for file in beside if file.exists()])
+        return store.set_aside(step, beside=[metrics] if metrics.exists() else [])
 
 
 def position_of(checkpoint: Checkpoint, data: DataSource) -> Position:

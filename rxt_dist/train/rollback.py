@@ -21,7 +21,7 @@ from rxt_dist.checkpoint.state import load_state
 from rxt_dist.checkpoint.store import Checkpoint, CheckpointStore
 from rxt_dist.engine.collectives import Collectives
 from rxt_dist.errors import CheckpointError, DivergedError
-from rxt_dist.files import lasting_errors, write_json_atomic
+from rxt_dist.files import lasting_errors, write_atomic, write_json_atomic
 from rxt_dist.train.candidates import newest_sound
 from rxt_dist.train.health import Health
 from rxt_dist.train.resume import Position, position_of, set_aside_after
@@ -81,10 +81,12 @@ def write_jumps(path: Path, jumps: Sequence[Jump]) -> None:
 
 
 def keep_jumps(path: Path, windows: Sequence[Window]) -> list[Window]:
-    """Take back every rollback but those with these windows; returns the windows of the others."""
+    """Take back every rollback but those with these windows; returns the windows of the others, which a copy keeps."""
     known = read_jumps(path)
     kept = [jump for jump in known if jump.window in windows]
     if len(kept) < len(known):
+        until = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        write_atomic(path.with_name(f"jumps-until-{until}.json"), path.read_bytes())
         write_jumps(path, kept)
     return sorted({jump.window for jump in known} - set(windows))
 
@@ -152,15 +154,28 @@ def _decide(training: Training, jump: Jump, to_step: int | None, back_to: int) -
             write_jumps(directory.jumps, jumps)
     # Without a checkpoint to go back to, those from before it all went wrong stay where they are, for a person.
     aside = set_aside_after(training.store, back_to if to_step is None else to_step, directory.metrics)
-    alike = [known for known in jumps if (known.lr, known.clip) == (jump.lr, jump.clip)]
-    before = min((known.to_step for known in alike), default=None)
+    vain = _in_vain(jump, jumps)
+    before = min((known.to_step for known in vain), default=None)
     return {
         "tries": tries,
         "windows": [known.window for known in jumps],
         "aside": aside and aside.name,
-        "in vain": [known.window for known in alike],
+        "in vain": [known.window for known in vain],
         "before": before if before in training.store.steps() else None,
     }
+
+
+def _in_vain(jump: Jump, jumps: Sequence[Jump]) -> list[Jump]:
+    """Rollbacks of the same trouble: with the same rate, one after another up to where this one begins. What was passed
+    over long before has helped."""
+    found: list[Jump] = []
+    first = jump.first
+    for known in reversed(jumps):
+        if (known.lr, known.clip) != (jump.lr, jump.clip) or known.end < first or known == jump:
+            break
+        found.append(known)
+        first = min(first, known.first)
+    return found
 
 
 def _record(training: Training, jump: Jump, began: float) -> None:
@@ -195,7 +210,9 @@ def _advice(
             rows = spans(decided["in vain"])
             goes_on += f". Rows {rows} stay passed over, which did not help"
             if decided["before"] is not None:
-                goes_on += f"; `--from step-{decided['before']}` trains on them again"
+                goes_on += (
+                    f"; `--from step-{decided['before']}` trains on them, and on all that was passed over later, again"
+                )
     elif passed_over:
         goes_on = f"No checkpoint from before it could be gone back to: {' '.join(passed_over)}"
     else:

@@ -109,7 +109,7 @@ def _begin(config: RunConfig, group: Collectives, claim: Claim, stop: StopReques
             directory.events.listen(stop.limit.hear)
         aside, again = None, []
         if claim.is_named:
-            aside = set_aside_after(claim.store, claim.position.step, directory.metrics, directory.jumps)
+            aside = set_aside_after(claim.store, claim.position.step, directory.metrics)
             again = keep_jumps(directory.jumps, claim.position.jumps)
         launched = iso_time(life.launched)
         directory.events.append(

@@ -154,9 +154,10 @@ class RunDirectory:
         Raises:
             CheckpointError: naming the step.
         """
-        saved = [event.get("step") for event in self.events.read() if event["kind"] == "save"]
-        step = saved[-1] if saved else finished_step(self.path)
-        if not isinstance(step, int) or any((folder / f"step-{step:08d}").is_dir() for folder in aside):
+        named = {"save": "step", "resume": "step", "rollback": "to_step"}
+        told = [event.get(named[event["kind"]]) for event in self.events.read() if event["kind"] in named]
+        step = told[-1] if told else finished_step(self.path)
+        if not isinstance(step, int) or step < 1 or any((folder / f"step-{step:08d}").is_dir() for folder in aside):
             return
         raise CheckpointError(
             f"{self.checkpoints} holds no checkpoint, but {self.path} tells of one at step {step}, and this run will "

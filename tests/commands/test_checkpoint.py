@@ -151,9 +151,10 @@ def test_prune_of_what_cannot_be_written(run_dir: Path, monkeypatch: pytest.Monk
     def refuse(path: Path, *_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-    monkeypatch.setattr("rxt_dist.locks.locked", refuse)
     assert invoke("prune", run_dir, "--dry-run")[0] == 0
     assert not (run_dir / ".lock").exists()
+    monkeypatch.setattr("rxt_dist.locks.locked", refuse)
+    assert invoke("prune", run_dir, "--dry-run")[0] == 0
     with pytest.raises(ConfigError, match=r"\.lock cannot be read or written"):
         invoke("prune", run_dir)
 

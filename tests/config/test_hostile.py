@@ -29,7 +29,7 @@ VALUES = (
     ("name", '"\\uD800"', "holds a character that stands for none"),
     ("name", "=", "is read as !!value and is none"),
     ("name", "!!binary aGk=", "is read as !!binary and is none"),
-    ("optimizer.lr", "!foo 3", "'3' is read as !!!foo and is none"),
+    ("optimizer.lr", "!foo 3", "'3' is read as !foo and is none"),
     ("optimizer.lr", "0x_", "'0x_' is read as !!int and is none"),
     ("optimizer.lr", "!!int abc", "'abc' is read as !!int and is none"),
     ("optimizer.lr", "!!float abc", "'abc' is read as !!float and is none"),

@@ -117,6 +117,7 @@ def memory(context: RankContext, topology: dict[str, Any], experts: int, saved: 
         "steps": peaks[1],
         "save": _resident("VmHWM") - resting,
         "largest": 4 * largest,
+        "program": program,
         "planned": planned.total + program - PROGRAM_BYTES,
         "copied masters": _copied_masters(engine),
         "gathered ahead": ahead,

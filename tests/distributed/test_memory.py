@@ -98,6 +98,7 @@ def test_memory_of_a_rank_is_as_planned(zero: int, expert_parallel: int, count: 
     for found in of_ranks:
         assert 0.9 * found["planned"] <= found["steps"] <= most * found["planned"], found
         assert found["set-up"] <= found["steps"], found
+        assert found["program"] < 0.46e9, "0.30 GB with the CPU build of torch, 0.43 with CUDA's"
         assert found["copied masters"] == 0
         assert found["gathered ahead"] == []
         if saved:  # Four threads write, each a block at a time.

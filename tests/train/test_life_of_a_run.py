@@ -18,6 +18,7 @@ from rxt_dist.lives import Life, file_identity
 from rxt_dist.ranks import Ranks
 from rxt_dist.train import run as module
 from rxt_dist.train.run import train
+from rxt_dist.train.run_dir import RunDirectory
 from rxt_dist.train.signals import StopRequest
 from rxt_dist.train.time_limit import TimeLimit
 
@@ -135,6 +136,20 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(tiny: TinyRun, wi
     checkpoints.rmdir()
     (tmp_path / "away").rename(checkpoints)
     assert trained(tiny, life="three") == ExitCode.DONE
+
+
+def test_what_was_saved_last_is_there_or_set_aside(tmp_path: Path) -> None:
+    """Going back counts as well: an earlier checkpoint is the newest then."""
+    run = RunDirectory(tmp_path)
+    run.require_nothing_saved([])
+    aside = tmp_path / "checkpoints/set-aside-1"
+    (aside / "step-00000020").mkdir(parents=True)
+    for kind, fields in (("save", {"step": 15}), ("save", {"step": 20})):
+        run.events.append(kind, **fields)
+    run.require_nothing_saved([aside])
+    run.events.append("rollback", step=24, to_step=15)
+    with pytest.raises(CheckpointError, match="tells of one at step 15"):
+        run.require_nothing_saved([aside])
 
 
 @pytest.mark.slow

@@ -157,7 +157,7 @@ def test_a_rate_that_is_too_high_ends_the_run_and_a_lower_one_goes_on(tiny):
         assert "goes on from step-00000015" in str(caught.value)
         assert (before, committed(tiny)) == ([15], [15])
         assert f"Rows {15 * ROWS} to {21 * ROWS - 1} stay passed over" in str(caught.value)
-        assert "`--from step-15` trains on them again" in str(caught.value)
+        assert "`--from step-15` trains on them, and on all that was passed over later, again" in str(caught.value)
     assert len(tiny.events("rollback")) == 2
     assert run(tiny, "optimizer.lr=1e-4") == ExitCode.DONE
     assert all(line["ar_loss"] is not None for line in tiny.lines() if "ar_loss" in line)
@@ -177,8 +177,6 @@ def test_rows_that_a_wrong_rate_passed_over_are_trained_on_from_a_named_step(tin
     with pytest.raises(DivergedError):
         run(tiny, "optimizer.lr=1e30", "train.max_skipped_steps=2")
     jumps = (tiny.directory / "jumps.json").read_bytes()
-    assert run(tiny, "optimizer.lr=1e-4", "checkpoint.every_tokens=1000000000") == ExitCode.DONE
-    assert tiny.events("jump")
     jumped = len(tiny.events("jump"))
     config = load_run(tiny.file, [*OFTEN, "optimizer.lr=1e-4"])
     assert train(config, Ranks(0, 1, 0), StopRequest(tiny.directory / "STOP"), from_step=15) == ExitCode.DONE
@@ -186,8 +184,8 @@ def test_rows_that_a_wrong_rate_passed_over_are_trained_on_from_a_named_step(tin
     (again,) = tiny.events("again")
     assert again["rows"] == [[15 * ROWS, 18 * ROWS], [18 * ROWS, 21 * ROWS]]
     assert read_jumps(tiny.directory / "jumps.json") == []
-    (aside,) = (tiny.directory / "checkpoints").glob("set-aside-*/jumps.json")
-    assert aside.read_bytes() == jumps
+    (copy,) = tiny.directory.glob("jumps-until-*.json")
+    assert copy.read_bytes() == jumps
     assert run(whole, "optimizer.lr=1e-4") == ExitCode.DONE
     assert tiny.curve() == whole.curve()
 
@@ -324,6 +322,17 @@ def test_copies_that_differ_end_the_run_before_anything_is_committed(tiny, monke
     assert committed(tiny) == []
     assert tiny.events("replica")[0]["rank"] == 0
     assert ReplicaError.exit_code == 1
+
+
+def test_what_was_passed_over_long_before_was_not_in_vain():
+    def jump(first: int, end: int, to_step: int, lr: float = 1e-3) -> Jump:
+        return Jump(first, end, to_step, to_step + 3, lr, 1.0, "why")
+
+    first, second, third = jump(8, 16, 1), jump(800, 816, 100), jump(810, 832, 100)
+    assert rollback._in_vain(jump(832, 840, 100), [first, second, third]) == [third, second]
+    assert rollback._in_vain(jump(900, 916, 112), [first, second]) == []
+    assert rollback._in_vain(jump(816, 832, 100, lr=1e-4), [first, second]) == []
+    assert rollback._in_vain(second, [first, second]) == []
 
 
 def test_windows_are_joined_and_touched():
