@@ -7,6 +7,7 @@
     metrics.jsonl           one line per log step; the truth
     events.jsonl            starts, resumes, skips, saves, stops, exits
     jumps.json              rows that are passed over since training went astray on them
+    jumps-until-TIME.json   the same before some were taken back (`--from`)
     logs/                   one file per rank, launcher.log, and the stacks of ranks that hung
     profile/                traces and tables of `--profile`
     checkpoints/            see rxt_dist/checkpoint/store.py

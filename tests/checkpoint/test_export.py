@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -174,6 +176,22 @@ def test_an_export_that_was_altered_is_found(saved: tuple[Path, Weights], tmp_pa
     (tmp_path / "out/export.json").write_text('{"files": [{"na')
     with pytest.raises(CheckpointError, match="damaged"):
         verify_export(tmp_path / "out")
+
+
+def test_another_tokenizer_than_that_of_the_data(
+    saved: tuple[Path, Weights], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named it can be left out; that of the dataset itself was changed, and can be mended."""
+    run, _ = saved
+    monkeypatch.setattr(export, "DATASET_FILE", "tokenizer.json")  # There is one; what it says is of other data.
+    monkeypatch.setattr(export, "load_any_manifest", lambda _: SimpleNamespace(tokenizer_sha256="0" * 64))
+    for options, mend in (
+        ({"tokenizer": run / "tokenizer.json"}, "Leave out --tokenizer"),
+        ({}, f"rxt-dist data verify {re.escape(str(run))} --repair"),
+    ):
+        with pytest.raises(DataError, match=f"every id would mean something else.*{mend}"):
+            export_run(wanted(run, tmp_path / "out", **options), print)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tokenizer_that_is_missing_or_another_models(saved: tuple[Path, Weights], tmp_path: Path) -> None:

@@ -316,6 +316,9 @@ def test_a_chain_follows_one_another_and_a_stage_the_one_before(
     submitted(make_wish(after=(first, second)))
     assert cluster.submitted == [("--dependency=afterok:8:9", "--kill-on-invalid-dep=yes")], "a run takes from both"
     (first / "checkpoints/step-00000001").mkdir(parents=True)
+    cluster.submitted.clear()
+    submitted(make_wish(after=(first,)))
+    assert cluster.submitted == [("--dependency=afterok:8", "--kill-on-invalid-dep=yes")], "it has only begun"
     (first / "finished.json").write_text('{"step": 1}')
     cluster.submitted.clear()
     submitted(make_wish(after=(first,)))
