@@ -1,5 +1,5 @@
 """`python -m rxt_dist`: the way in which launchers start ranks."""
 
-from rxt_dist.cli import main
+from rxt_dist.cli import program
 
-main()
+program()

@@ -16,6 +16,7 @@ import typer
 
 from rxt_dist import __version__
 from rxt_dist.errors import ConfigError, ExitCode, UserError
+from rxt_dist.leaving import run_program
 from rxt_dist.lives import leave_words
 
 # Each is the function of a verb or a group of verbs.
@@ -82,6 +83,11 @@ def _refuse(error: UserError) -> NoReturn:
     elif not common or os.environ.get("RANK", "0") == "0":
         print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
+
+
+def program() -> None:
+    """`main` as the whole of a process."""
+    run_program(main)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from rxt_dist.engine.rendezvous import join_ranks
+from rxt_dist.leaving import run_program
 
 # How a line begins that is an answer.
 ANSWER = "rxt-node "
@@ -138,4 +139,4 @@ def _available_memory() -> int | None:
 
 
 if __name__ == "__main__":
-    sys.exit(not check(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])))
+    run_program(lambda: sys.exit(not check(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))))

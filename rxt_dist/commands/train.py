@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 from typing import Annotated
 
 import typer
 
 from rxt_dist.commands.arguments import Overrides, Profiled, RunFile, TimeLimited, with_time_limit
+
+_STDERR = 2
 
 
 def train(
@@ -54,6 +57,8 @@ def train(
     config = settle_topology(config, ranks.world_size)
     validate_run(config, ranks.world_size, None)
     export_ranks(ranks, os.environ)
+    # What ends this process from within native code leaves the stacks of its threads where its output goes.
+    faulthandler.enable(_STDERR)
     from rxt_dist.train.signals import StopRequest
     from rxt_dist.train.time_limit import TimeLimit
 

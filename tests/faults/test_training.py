@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -171,9 +172,10 @@ def test_a_batch_ramp_goes_on_bit_equal_after_a_stop(tmp_path, shards):
 
 
 @pytest.mark.distributed
-def test_a_killed_rank_ends_the_others_and_the_launcher_starts_all_again(tmp_path, shards):
+def test_a_killed_rank_ends_the_others_and_the_launcher_starts_all_again(tmp_path, shards, monkeypatch):
     """Two ranks, ZeRO-3, expert parallelism 2; rank 1 is killed after the first checkpoint."""
     tiny = TinyRun(tmp_path, shards, steps=11)
+    taken_down = note_who_is_taken_down(tmp_path, monkeypatch)
     process = start(tiny.launch_command("--resume-attempts", "1"))
     wait_for_step(tiny, 7, process)
     ranks = psutil.Process(process.pid).children()
@@ -185,3 +187,33 @@ def test_a_killed_rank_ends_the_others_and_the_launcher_starts_all_again(tmp_pat
     assert [event["step"] for event in tiny.events("resume")] == [5]
     assert len(tiny.curve()) == tiny.steps
     assert tiny.events("finish")
+    # The launcher alone, as a rank's native threads must not outlive its interpreter.
+    assert taken_down.read_text() == "None\n"
+
+
+def note_who_is_taken_down(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file into which every process writes its rank when Python takes its modules down."""
+    notes, modules = folder / "taken-down", folder / "modules"
+    modules.mkdir()
+    (modules / "sitecustomize.py").write_text(
+        "import os\n"
+        f"FILE = {str(notes)!r}, os.O_CREAT | os.O_APPEND | os.O_WRONLY\n"
+        "class Witness:\n"
+        "    def __del__(self, rank=os.environ.get('RANK'), file=FILE, open=os.open, write=os.write):\n"
+        "        write(open(*file), f'{rank}\\n'.encode())\n"
+        "witness = Witness()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(modules), prepend=os.pathsep)
+    return notes
+
+
+def test_a_crash_in_native_code_leaves_the_stacks(tmp_path, shards):
+    tiny = TinyRun(tmp_path, shards)
+    process = start(tiny.train_command())
+    wait_for_step(tiny, 1, process)
+    process.send_signal(signal.SIGABRT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in output
+    assert "in run_loop" in output
+    assert "Thread 0x" in output, "those of other threads too"

@@ -49,7 +49,8 @@ def on_this_machine(*arguments: str) -> None:
     """`rxt-dist` without the rack."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     command = [sys.executable, "-m", "rxt_dist", *arguments]
-    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=240)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
 
 
 class Launched:
