@@ -9,6 +9,7 @@ import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from launch.watching import RankEnd
@@ -21,6 +22,9 @@ _LOST = re.compile(
     r"closed by peer|reset by peer|Broken pipe|Connection refused|rank \d+ failed:|Dist(Backend|Network|Store)Error"
     r"|NCCL (error|communicator)|Timed out waiting"
 )
+# A crash in native code, as faulthandler tells of it: its first line, and the others.
+_FATAL = "Fatal Python error: "
+_STACKS = re.compile(r"$|Current thread|Thread 0x|  |\.\.\.|Extension modules:")
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,21 @@ def _tail(end: RankEnd, logs: Path | None) -> str:
         return ""
     lines = text.rstrip().split("\n")
     where = f" of {log}" if log and log.exists() else ""
-    return f"; the last lines{where}:\n" + "\n".join(f"  {line}" for line in lines[-TAIL_LINES:])
+    shown = _crash(lines) or lines[-TAIL_LINES:]
+    return f"; the last lines{where}:\n" + "\n".join(f"  {line}" for line in shown)
+
+
+def _crash(lines: Sequence[str]) -> list[str]:
+    """What a library said before it crashed, and where the thread that called it stood, innermost first; none where it
+    was a thread of its own. Empty where the stacks of a crash are not the last that was written."""
+    began = max((number for number, line in enumerate(lines) if line.startswith(_FATAL)), default=len(lines))
+    stacks = lines[began + 1 :]
+    if not stacks or not all(_STACKS.match(line) for line in stacks):
+        return []
+    said = lines[max(0, began - TAIL_LINES // 2) : began + 1]
+    current = next((number for number, line in enumerate(stacks) if line.startswith("Current thread")), len(stacks))
+    frames = takewhile(lambda line: line.strip(), stacks[current:])
+    return [*said, *frames][:TAIL_LINES]
 
 
 def _meaning(number: int) -> str:

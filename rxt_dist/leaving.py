@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import sys
 from collections.abc import Callable
@@ -12,11 +13,11 @@ _threads_remain = False
 
 
 def native_threads_remain() -> None:
-    """Say that this process has threads, not of Python's, that end only with it: those of gloo's groups, of the store.
+    """Say that libraries have threads in this process which may outlast its program.
 
-    While Python takes its modules down, a second in which torch's are the most, such a thread that wants the
-    interpreter, or meets an object that is gone, ends the process by SIGABRT (pytorch/pytorch#38228, #179291): a run
-    that had finished would be one that crashed.
+    Those of autograd do, and those of gloo's groups and of the store as long as an engine refers to them. Python needs
+    up to a second to take torch's modules down; such a thread that wants the interpreter meanwhile ends the process by
+    SIGABRT (pytorch/pytorch#190489), and a run that had finished would be one that crashed.
     """
     global _threads_remain
     _threads_remain = True
@@ -25,17 +26,15 @@ def native_threads_remain() -> None:
 def run_program(main: Callable[[], None]) -> None:
     """Call the `main` of a program, which ends by `sys.exit`.
 
-    Where native threads remain, the process then ends without taking Python down: after all other exit handlers, with
-    its output written, and with its own exit code.
+    Where native threads remain, the process then ends without taking Python down: with its own exit code, after the
+    exit handlers that were registered in `main`, and with its output written.
     """
     code: int | None = None
 
     def cut_short() -> None:
         if _threads_remain and code is not None:
-            for stream in (sys.stdout, sys.stderr):
-                with suppress(OSError, ValueError):  # Closed, or nobody reads it.
-                    stream.flush()
-            os._exit(code)
+            _flush()
+            os._exit(code & 0xFF)
 
     # Handlers are called last first, so those that come later are called before it.
     atexit.register(cut_short)
@@ -48,3 +47,17 @@ def run_program(main: Callable[[], None]) -> None:
     except Exception:
         code = 1
         raise
+
+
+def _flush() -> None:
+    """Write what Python and C libraries hold back; whatever is wrong with that is not what ends this process."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:  # Closed before the process began.
+                stream.flush()
+        except BrokenPipeError:  # Nobody reads it any more.
+            pass
+        except Exception as error:
+            with suppress(OSError):
+                os.write(2, f"warning: the last lines of the output are lost: {error}\n".encode())
+    ctypes.CDLL(None).fflush(None)

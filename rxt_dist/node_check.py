@@ -7,6 +7,7 @@ seconds.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from rxt_dist.engine.rendezvous import join_ranks
-from rxt_dist.leaving import run_program
+from rxt_dist.leaving import native_threads_remain, run_program
 
 # How a line begins that is an answer.
 ANSWER = "rxt-node "
@@ -139,4 +140,6 @@ def _available_memory() -> int | None:
 
 
 if __name__ == "__main__":
+    native_threads_remain()
+    faulthandler.enable()
     run_program(lambda: sys.exit(not check(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))))

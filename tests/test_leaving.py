@@ -71,14 +71,27 @@ def test_a_thread_that_wants_the_interpreter_at_the_end_does_not_kill_the_proces
     assert ended(joins, "sys.exit(0)")[:2] == (0, "main. handler. ")
 
 
-def test_whoever_stops_reading_changes_no_exit_code(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("output", "code", "said"),
+    [
+        ("| true; exit ${PIPESTATUS[0]}", 75, ""),
+        (">&-", 75, ""),
+        ("> /dev/full", 75, "warning: the last lines of the output are lost: [Errno 28] No space left on device\n"),
+    ],
+)
+def test_output_that_cannot_be_written_changes_no_exit_code(output: str, code: int, said: str, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
-    program.write_text(PROGRAM.format(joins=JOINS, ends="sys.exit(75)"))
-    done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} {program} | true; echo ${{PIPESTATUS[0]}}"],
-        capture_output=True,
-        text=True,
-        env=BUFFERED,
-        timeout=60,
-    )
-    assert done.stdout == "75\n", done.stderr
+    program.write_text(PROGRAM.format(joins=JOINS, ends="sys.exit(75)").replace("sys.__stdout__", "sys.stderr"))
+    command = ["bash", "-c", f"{sys.executable} {program} {output}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=BUFFERED, timeout=60)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_what_a_library_of_c_holds_back_is_written() -> None:
+    joins = f"import ctypes; atexit.register(ctypes.CDLL(None).printf, b'of C. '); {JOINS}"
+    assert ended(joins, "sys.exit(0)")[:2] == (0, "main. handler. of C. ")
+
+
+def test_a_signal_ends_a_process_as_ever() -> None:
+    assert ended(JOINS, "import os, signal; os.kill(os.getpid(), signal.SIGTERM)")[0] == -15
+    assert ended(JOINS, "raise KeyboardInterrupt")[0] == -2

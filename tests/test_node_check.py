@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from taken_down import note_who_is_taken_down
 
 from launch.slurm import life
 from rxt_dist import node_check
@@ -79,7 +80,8 @@ def test_a_product_that_comes_out_wrong(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_two_nodes_compute_together_and_answer_line_by_line(tmp_path: Path) -> None:
+def test_two_nodes_compute_together_and_answer_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken_down = note_who_is_taken_down(tmp_path, monkeypatch)
     port = str(free_port())
     common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     common["GLOO_SOCKET_IFNAME"] = "lo"
@@ -92,6 +94,7 @@ def test_two_nodes_compute_together_and_answer_line_by_line(tmp_path: Path) -> N
     ]
     outputs = [node.communicate(timeout=60)[0].decode() for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0]
+    assert not taken_down.exists()
     assert life.ANSWER == ANSWER
     for rank, output in enumerate(outputs):
         lines = [line.removeprefix(ANSWER) for line in output.splitlines() if line.startswith(ANSWER)]

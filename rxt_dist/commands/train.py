@@ -39,6 +39,7 @@ def train(
     from rxt_dist.config.load import load_run, resolved_yaml
     from rxt_dist.config.validate import settle_topology, validate_run
     from rxt_dist.lasting import lasting_imports
+    from rxt_dist.leaving import native_threads_remain
     from rxt_dist.lives import Life, old_file
     from rxt_dist.ranks import export_ranks, read_ranks
 
@@ -57,6 +58,7 @@ def train(
     config = settle_topology(config, ranks.world_size)
     validate_run(config, ranks.world_size, None)
     export_ranks(ranks, os.environ)
+    native_threads_remain()
     # What ends this process from within native code leaves the stacks of its threads where its output goes.
     faulthandler.enable(_STDERR)
     from rxt_dist.train.signals import StopRequest

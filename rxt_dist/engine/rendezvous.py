@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 
 from rxt_dist.errors import UnavailableError
-from rxt_dist.leaving import native_threads_remain
 
 # How long ranks wait for each other at the start: on a cluster a job's last node may begin minutes after the first.
 START_TIMEOUT = timedelta(minutes=10)
@@ -36,7 +35,6 @@ def join_ranks(device: torch.device, timeout: timedelta) -> None:
     """
     cuda = device.type == "cuda"
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    native_threads_remain()
     dist.init_process_group(
         "nccl" if cuda else "gloo",
         store=_connect(rank, serve=rank == 0),

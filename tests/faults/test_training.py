@@ -8,11 +8,11 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import pytest
 from damage import flip_a_bit
+from taken_down import note_who_is_taken_down
 from training_run import Running, TinyRun, build_shards, run, start
 
 pytestmark = pytest.mark.faults
@@ -187,24 +187,8 @@ def test_a_killed_rank_ends_the_others_and_the_launcher_starts_all_again(tmp_pat
     assert [event["step"] for event in tiny.events("resume")] == [5]
     assert len(tiny.curve()) == tiny.steps
     assert tiny.events("finish")
-    # The launcher alone, as a rank's native threads must not outlive its interpreter.
+    # The launcher alone; ranks end before that.
     assert taken_down.read_text() == "None\n"
-
-
-def note_who_is_taken_down(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file into which every process writes its rank when Python takes its modules down."""
-    notes, modules = folder / "taken-down", folder / "modules"
-    modules.mkdir()
-    (modules / "sitecustomize.py").write_text(
-        "import os\n"
-        f"FILE = {str(notes)!r}, os.O_CREAT | os.O_APPEND | os.O_WRONLY\n"
-        "class Witness:\n"
-        "    def __del__(self, rank=os.environ.get('RANK'), file=FILE, open=os.open, write=os.write):\n"
-        "        write(open(*file), f'{rank}\\n'.encode())\n"
-        "witness = Witness()\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(modules), prepend=os.pathsep)
-    return notes
 
 
 def test_a_crash_in_native_code_leaves_the_stacks(tmp_path, shards):

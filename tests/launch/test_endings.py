@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from scripted_ranks import TAKING, events, launched, script
 
+from launch import endings
+
 
 def test_a_killed_rank_is_said_once_with_its_last_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The other rank loses its connection, first or last: of that nothing is shown."""
@@ -96,3 +98,47 @@ def test_what_a_rank_prints_while_it_imports_is_shown_if_it_ends_there(capfd: py
     out, err = capfd.readouterr()
     assert out == "loading\n"
     assert "rank 1 ended with exit code 1; the last lines:\n  loading\n  no such module" in err
+
+
+# What stands in a rank's output when native code ends it: what the library said, then stacks.
+CRASH = """
+import ctypes, faulthandler, os, sys, threading, time
+if os.environ["RANK"] == "0":
+    time.sleep(60)
+faulthandler.enable(2)
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+for line in range(30):
+    os.write(2, f"line {line}\\n".encode())
+os.write(2, b"terminate called after an error of the network\\n")
+def deep(frames):
+    HOW if frames == 0 else deep(frames - 1)
+deep(40)
+"""
+# A function of C as the whole of a thread that Python does not know.
+IN_A_THREAD = (
+    "(ctypes.CDLL(None).pthread_create(ctypes.byref(ctypes.c_ulong()), None,"
+    " ctypes.cast(ctypes.CDLL(None).abort, ctypes.c_void_p), None), time.sleep(60))"
+)
+
+
+def test_of_a_crash_in_native_code_its_words_and_its_place_are_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    assert launched(script(CRASH.replace("HOW", "os.abort()")), 2) == 134
+    err = capfd.readouterr().err
+    assert "rank 1 was killed by signal 6 (SIGABRT); the last lines:" in err
+    shown = [line.strip() for line in err[err.index("the last lines:") :].splitlines()[1:16]]
+    assert shown[5:8] == ["line 29", "terminate called after an error of the network", "Fatal Python error: Aborted"]
+    assert shown[8].startswith("Current thread")
+    assert all(line.endswith("in deep") for line in shown[9:15])
+
+
+def test_a_thread_of_a_library_that_crashes_has_no_place_of_ours(capfd: pytest.CaptureFixture[str]) -> None:
+    assert launched(script(CRASH.replace("HOW", IN_A_THREAD)), 2) == 134
+    err = capfd.readouterr().err
+    assert "error of the network" in err
+    assert "in deep" not in err
+
+
+def test_a_crash_of_an_earlier_life_is_not_shown() -> None:
+    earlier = ["Fatal Python error: Aborted", "", "Current thread 0x1 (most recent call first):", '  File "a.py"', ""]
+    assert endings._crash([*earlier, "this life"]) == []
+    assert endings._crash(["words", *earlier]) == ["words", *earlier[:1], *earlier[2:4]]
