@@ -136,6 +136,7 @@ def test_a_thread_of_a_library_that_crashes_has_no_place_of_ours(capfd: pytest.C
     err = capfd.readouterr().err
     assert "error of the network" in err
     assert "in deep" not in err
+    assert "Thread 0x" not in err, "nor that of another thread"
 
 
 def test_a_crash_of_an_earlier_life_is_not_shown() -> None:
