@@ -58,6 +58,7 @@ def _flush() -> None:
         except BrokenPipeError:  # Nobody reads it any more.
             pass
         except Exception as error:
-            with suppress(OSError):
-                os.write(2, f"warning: the last lines of the output are lost: {error}\n".encode())
+            # Not by its number, which may be a file's by now where the terminal is closed.
+            with suppress(Exception):
+                print(f"warning: the last lines of the output are lost: {error}", file=sys.stderr, flush=True)
     ctypes.CDLL(None).fflush(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import namedtuple
@@ -100,3 +101,22 @@ def test_two_nodes_compute_together_and_answer_line_by_line(tmp_path: Path, monk
         lines = [line.removeprefix(ANSWER) for line in output.splitlines() if line.startswith(ANSWER)]
         answers = [(answer["host"], answer["together"]) for answer in map(json.loads, lines)]
         assert answers == [(f"gpu{rank}", False), (f"gpu{rank}", True)]
+
+
+@pytest.mark.slow
+def test_a_crash_in_native_code_leaves_the_stacks(tmp_path: Path) -> None:
+    """Here while it waits for another node."""
+    meeting = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-m", "rxt_dist.node_check", "gpu0", "1", str(tmp_path)]
+    environment = {**os.environ, **meeting, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    node = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert node.stdout is not None
+        assert node.stdout.readline().startswith(ANSWER)
+        node.send_signal(signal.SIGABRT)
+        said = node.communicate(timeout=30)[1]
+    finally:
+        node.kill()
+    assert node.returncode == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in said
+    assert "node_check.py" in said

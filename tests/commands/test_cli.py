@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -317,3 +319,10 @@ def test_plan_prints_tables_and_json(
         assert f"{result['cost']['gpu_hours_estimate']:,.0f} GPU-hours" in " ".join(printed.split())
     assert list(parameters) == ["decoder", "encoder", "mlm_head", "memory_attention", "system"]
     assert all(set(count) == {"total", "active"} for count in parameters.values())
+
+
+def test_the_command_ends_as_the_module_does() -> None:
+    """Ranks are started by either; what is installed may be older than the file."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, name = project["scripts"]["rxt-dist"].partition(":")
+    assert getattr(importlib.import_module(module), name) is cli.program
